@@ -1,0 +1,109 @@
+"""Where the clips of a video start: pure functions of its duration. Times in seconds.
+
+A clip of T frames at r frames a second shows the frames at start_s + i/r, i = 0..T-1. It is a clip
+only if each of these moments lies inside the video; nothing is padded or repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from reducio_latents.errors import ConfigError
+
+if TYPE_CHECKING:
+    from reducio_latents.config import ClipSpec
+
+TIME_TOLERANCE_S = 1e-3
+"""Presentation times are rounded to a container's time base, often 1 ms; differences below this
+are rounding, not another frame."""
+
+# A policy maps (number of possible starts on the 1/rate grid, frames a clip, argument, rng) to the
+# chosen starts, counted in steps of 1/rate.
+Policy = Callable[[int, int, float, random.Random], list[int]]
+
+
+def _all(possible: int, length: int, _: float, __: random.Random) -> list[int]:
+    return list(range(0, possible, length))
+
+
+def _centre(possible: int, length: int, _: float, __: random.Random) -> list[int]:
+    return [(possible - 1) // 2] if possible else []
+
+
+def _stride(possible: int, length: int, steps: float, _: random.Random) -> list[int]:
+    return list(range(0, possible, round(steps)))
+
+
+def _uniform(possible: int, length: int, count: float, _: random.Random) -> list[int]:
+    n = min(int(count), possible)
+    if n <= 1:
+        return [(possible - 1) // 2] * n
+    return sorted({round(i * (possible - 1) / (n - 1)) for i in range(n)})
+
+
+def _random(possible: int, length: int, count: float, rng: random.Random) -> list[int]:
+    return sorted(rng.sample(range(possible), min(int(count), possible)))
+
+
+POLICIES: dict[str, Policy] = {
+    "all": _all,
+    "stride": _stride,
+    "centre": _centre,
+    "uniform": _uniform,
+    "random": _random,
+}
+"""all: one after another from the start. stride:S: one every S seconds, overlapping where S is
+shorter than a clip. centre: the one in the middle. uniform:N: N spread evenly from the first to
+the last possible start. random:N: N different starts, seeded."""
+_NEEDS_ARGUMENT = {"stride", "uniform", "random"}
+
+
+def parse_policy(text: str) -> tuple[str, float]:
+    """Split `name` or `name:number`; raise ConfigError for anything else."""
+    name, colon, number = text.partition(":")
+    if name not in POLICIES or bool(colon) != (name in _NEEDS_ARGUMENT):
+        raise ConfigError(
+            f"clip.policy is {text!r}; choose one of all, stride:SECONDS, centre, uniform:N, random:N."
+        )
+    if not colon:
+        return name, 0.0
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    whole = name == "stride" or value == int(value) if math.isfinite(value) else False
+    if not (whole and value > 0):
+        wanted = "seconds above 0" if name == "stride" else "a whole number above 0"
+        raise ConfigError(f"clip.policy is {text!r}; {name} takes {wanted}, as {name}:2.")
+    return name, value
+
+
+def possible_starts(duration_s: float, frames: int, rate_fps: float) -> int:
+    """Return how many starts k/rate, k = 0, 1, ..., leave room for a whole clip.
+
+    duration_s=1.25, frames=16, rate=16: the last frame of a clip from k is shown at (k + 15)/16,
+    which lies inside the video for k = 0..4.
+
+    >>> possible_starts(1.25, 16, 16.0)
+    5
+    """
+    last_step = math.ceil((duration_s - TIME_TOLERANCE_S) * rate_fps) - 1
+    return max(0, last_step - (frames - 1) + 1)
+
+
+def clip_starts(duration_s: float, spec: ClipSpec, video: str = "") -> list[float]:
+    """Return the start of every clip of a video of `duration_s`, in order, in seconds.
+
+    `video` names the video for the `random` policy, so that its clips depend on nothing else.
+    """
+    name, number = parse_policy(spec.policy)
+    if name == "stride":
+        number = max(1.0, number * spec.rate_fps)
+    possible = possible_starts(duration_s, spec.frames, spec.rate_fps)
+    digest = hashlib.sha256(f"{spec.seed}\0{video}".encode()).digest()
+    rng = random.Random(int.from_bytes(digest[:8], "big"))
+    return [step / spec.rate_fps for step in POLICIES[name](possible, spec.frames, number, rng)]

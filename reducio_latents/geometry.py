@@ -1,0 +1,161 @@
+"""Sizes: clips in pixels, latents, buckets, and how a frame is fitted to a bucket. Integers only.
+
+Shape letters, the same in every module. Upper case counts pixels, lower case counts latents.
+  B batch   C colour channels   T frames   H height   W width
+            D latent channels   t          h          w
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from reducio_latents.errors import GeometryError
+
+
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """A size to which clips are resized and cropped; its name is `TxHxW`."""
+
+    frames: int
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if min(self.frames, self.height, self.width) < 1:
+            raise GeometryError(f"bucket {self.name} has a side below 1; give TxHxW in pixels.")
+
+    @property
+    def name(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """Read `16x256x256`.
+
+        >>> Bucket.parse("16x256x448")
+        Bucket(frames=16, height=256, width=448)
+        """
+        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", name)
+        if match is None:
+            raise GeometryError(f"{name!r} is not a bucket; write frames x height x width, as 16x256x256.")
+        return cls(*map(int, match.groups()))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentGeometry:
+    """How a VAE maps a clip of pixels to a grid of latents."""
+
+    channels: int
+    """Latent channels, D."""
+    temporal_stride: int
+    """Frames per latent step."""
+    spatial_stride: int
+    """Pixels per latent cell, the same along H and W."""
+    causal: bool = False
+    """Whether the first frame has a latent step of its own: T = 1 + temporal_stride * (t - 1)."""
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Return (D, t, h, w) for a clip of (T, H, W).
+
+        >>> vae = LatentGeometry(channels=16, temporal_stride=4, spatial_stride=32)
+        >>> vae.latent_shape(16, 256, 448)
+        (16, 4, 8, 14)
+        """
+        if self.causal:
+            steps = 1 + _exact_causal(frames, self.temporal_stride)
+        else:
+            steps = _exact("frames", frames, self.temporal_stride)
+        return (
+            self.channels,
+            steps,
+            _exact("height", height, self.spatial_stride),
+            _exact("width", width, self.spatial_stride),
+        )
+
+
+def _exact(name: str, size: int, stride: int) -> int:
+    """Return size / stride, or name a size that would have divided."""
+    if size < stride or size % stride:
+        usable = max(stride, size // stride * stride)
+        raise GeometryError(
+            f"{name} is {size}, but the VAE needs a multiple of {stride}. "
+            f"Crop or resize the clip to {name}={usable}."
+        )
+    return size // stride
+
+
+def _exact_causal(frames: int, stride: int) -> int:
+    if frames < 1 or (frames - 1) % stride:
+        usable = max(0, frames - 1) // stride * stride + 1
+        raise GeometryError(
+            f"frames is {frames}, but the VAE needs {stride}k+1. Use clips of {usable} or "
+            f"{usable + stride} frames."
+        )
+    return (frames - 1) // stride
+
+
+def square_bucket(frames: int, side_px: int) -> Bucket:
+    return Bucket(frames, side_px, side_px)
+
+
+def aspect_buckets(
+    frames: int, side_px: int, *, multiple: int = 32, max_aspect: float = 2.0
+) -> tuple[Bucket, ...]:
+    """Return the buckets of about side_px**2 pixels, both sides divisible by `multiple`.
+
+    For each height the width is the multiple that comes nearest to the area; sizes more elongated
+    than `max_aspect` are left out. Ordered from tall to wide, the square one always among them.
+    """
+    if side_px < multiple or side_px % multiple:
+        raise GeometryError(
+            f"resolution is {side_px}, but buckets need a multiple of {multiple}. "
+            f"Use {max(multiple, side_px // multiple * multiple)}."
+        )
+    found: dict[float, Bucket] = {}
+    for height in range(multiple, side_px * 4 + 1, multiple):
+        width = max(multiple, round(side_px * side_px / height / multiple) * multiple)
+        aspect = width / height
+        if max(aspect, 1 / aspect) > max_aspect:
+            continue
+        error = abs(math.log(height * width / side_px**2))
+        other = found.get(aspect)
+        if other is None or error < abs(math.log(other.height * other.width / side_px**2)):
+            found[aspect] = Bucket(frames, height, width)
+    return tuple(found[aspect] for aspect in sorted(found))
+
+
+def nearest_bucket(height: int, width: int, buckets: Sequence[Bucket]) -> Bucket:
+    """Return the bucket nearest in log aspect ratio; of equally near ones the first."""
+    aspect = math.log(width / height)
+    return min(buckets, key=lambda b: abs(math.log(b.width / b.height) - aspect))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a frame fills a bucket: resize to (height, width), then crop at (top, left)."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+
+
+def cover_and_centre(height: int, width: int, bucket: Bucket) -> Fit:
+    """Return the smallest resize that covers the bucket, and the crop that keeps its centre.
+
+    Sizes are rounded half up, so the same frame fits the same way on every machine.
+    """
+    if height * bucket.width > width * bucket.height:  # taller than the bucket: width decides
+        new_height = (2 * height * bucket.width + width) // (2 * width)
+        fit_height, fit_width = max(bucket.height, new_height), bucket.width
+    else:
+        new_width = (2 * width * bucket.height + height) // (2 * height)
+        fit_height, fit_width = bucket.height, max(bucket.width, new_width)
+    return Fit(fit_height, fit_width, (fit_height - bucket.height) // 2, (fit_width - bucket.width) // 2)
