@@ -67,7 +67,8 @@ def parse_policy(text: str) -> tuple[str, float]:
     name, colon, number = text.partition(":")
     if name not in POLICIES or bool(colon) != (name in _NEEDS_ARGUMENT):
         raise ConfigError(
-            f"clip.policy is {text!r}; choose one of all, stride:SECONDS, centre, uniform:N, random:N."
+            f"clip.policy is {text!r}; "
+            "choose one of all, stride:SECONDS, centre, uniform:N, random:N."
         )
     if not colon:
         return name, 0.0

@@ -41,7 +41,9 @@ class Bucket:
         """
         match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", name)
         if match is None:
-            raise GeometryError(f"{name!r} is not a bucket; write frames x height x width, as 16x256x256.")
+            raise GeometryError(
+                f"{name!r} is not a bucket; write frames x height x width, as 16x256x256."
+            )
         return cls(*map(int, match.groups()))
 
     def __str__(self) -> str:
@@ -158,4 +160,6 @@ def cover_and_centre(height: int, width: int, bucket: Bucket) -> Fit:
     else:
         new_width = (2 * width * bucket.height + height) // (2 * height)
         fit_height, fit_width = bucket.height, max(bucket.width, new_width)
-    return Fit(fit_height, fit_width, (fit_height - bucket.height) // 2, (fit_width - bucket.width) // 2)
+    return Fit(
+        fit_height, fit_width, (fit_height - bucket.height) // 2, (fit_width - bucket.width) // 2
+    )
