@@ -1,0 +1,38 @@
+"""What a store asks of the place it lies in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Files(Protocol):
+    """Named blobs. Paths are relative to the root, with `/` between their parts."""
+
+    @property
+    def url(self) -> str:
+        """Where the root is, as a user would write it."""
+
+    def read(self, path: str) -> bytes:
+        """Return a whole file; raise FileNotFoundError where there is none."""
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """Return bytes [start, start + length); a negative `start` counts from the end."""
+
+    def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
+        """Write a whole file, replacing one of that name; durable when it returns."""
+
+    def size(self, path: str) -> int | None:
+        """Return the size in bytes, or None where there is no such file."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yield the path of every file below the folder `prefix` ("" for all), sorted."""
+
+    def delete(self, path: str) -> None:
+        """Remove a file; a missing one is no error."""
+
+    def local_path(self, path: str) -> Path | None:
+        """Return where the file lies on this machine, for mapping it; None if it is remote."""
