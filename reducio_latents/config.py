@@ -83,7 +83,10 @@ def convert(value: Any, hint: Any, *, where: str) -> Any:
             except ConfigError:
                 continue
         return convert(value, inner[-1], where=where)
-    if is_dataclass(hint) and isinstance(hint, type):
+    if origin is typing.Literal:
+        if value in args:
+            return value
+    elif is_dataclass(hint) and isinstance(hint, type):
         if isinstance(value, hint):
             return value
         if isinstance(value, Mapping):
@@ -106,5 +109,8 @@ def convert(value: Any, hint: Any, *, where: str) -> Any:
         return value
     elif isinstance(hint, type) and hint not in (int, float) and isinstance(value, hint):
         return value
-    wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+    if origin is typing.Literal:
+        wanted = f"one of {', '.join(map(str, args))}"
+    else:
+        wanted = hint.__name__ if isinstance(hint, type) else str(hint)
     raise ConfigError(f"{where} must be {wanted}, got {value!r}.")

@@ -1,0 +1,108 @@
+"""A commit: the last thing written for a (shard, column). Its presence means the work is done."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple, Self
+
+from reducio_latents.config import from_mapping
+from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.files import Files
+from reducio_latents.store.statistics import ChannelStatistics
+
+FOLDER = "commits"
+
+
+class ShardKey(NamedTuple):
+    """Names a shard: up to `shard_rows` clips of one bucket."""
+
+    bucket: str
+    shard: int
+
+    def __str__(self) -> str:
+        return f"{self.bucket}/{self.shard:06d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One clip that could not be made."""
+
+    row: int
+    clip_id: str
+    video: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """What was done for one column of one shard."""
+
+    bucket: str
+    column: str
+    shard: int
+    rows: int
+    """Rows of the plan in this shard, failed ones included."""
+    fingerprint: str
+    """Of the column, when these rows were made."""
+    file: str
+    """Path of the file with the rows, relative to the store."""
+    file_bytes: int
+    file_sha256: str
+    row_crc32c: tuple[int | None, ...]
+    """Checksum of each row's payload; None where the row is empty."""
+    ranges: tuple[tuple[int, int], ...] = ()
+    """Offset and length of each row's payload in `file`, for containers without an index of
+    their own; (-1, 0) where the row is empty."""
+    failed: tuple[Failure, ...] = ()
+    statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
+    """`mean`: of the raw mean. `final`: of the final latents made of it."""
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage. The only field that differs between two runs over the same clips."""
+
+    @property
+    def key(self) -> ShardKey:
+        return ShardKey(self.bucket, self.shard)
+
+    @property
+    def done(self) -> int:
+        return self.rows - len(self.failed)
+
+    def write(self, files: Files) -> None:
+        text = json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
+        files.write(commit_path(self.key, self.column), text.encode() + b"\n")
+
+    @classmethod
+    def read(cls, files: Files, key: ShardKey, column: str) -> Self:
+        """Read one commit; raise StoreError if it is missing or damaged."""
+        path = commit_path(key, column)
+        where = f"{files.url}/{path}"
+        try:
+            commit = from_mapping(cls, json.loads(files.read(path)), where=where)
+        except FileNotFoundError as err:
+            raise StoreError(
+                f"{where} is missing: column {column} of this shard is not done. "
+                "Run the encode command again."
+            ) from err
+        except (ConfigError, ValueError) as err:
+            raise StoreError(
+                f"{where} is damaged ({err}). Delete it and run the encode command again: "
+                "only this shard is done anew."
+            ) from err
+        if (commit.bucket, commit.shard, commit.column) != (*key, column):
+            raise StoreError(f"{where} speaks of another shard. Delete it and encode again.")
+        return commit
+
+
+def commit_path(key: ShardKey, column: str) -> str:
+    return f"{FOLDER}/{key.bucket}/{column}/{key.shard:06d}.json"
+
+
+def list_commits(files: Files) -> Iterator[tuple[str, ShardKey]]:
+    """Yield (column, shard) of every commit there is, by name alone, in order."""
+    pattern = re.compile(rf"{FOLDER}/([^/]+)/([^/]+)/(\d{{6,}})\.json")
+    for path in files.list(FOLDER):
+        if match := pattern.fullmatch(path):
+            yield match[2], ShardKey(match[1], int(match[3]))

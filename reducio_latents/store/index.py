@@ -1,0 +1,112 @@
+"""Which shards a reader may use: all commits folded into one small file, O(shards) in size.
+
+The index is a convenience that can be made again from the commits at any time; commits that are
+newer than it are read one by one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+from reducio_latents.config import from_mapping
+from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.files import Files
+from reducio_latents.store.commit import Commit, ShardKey, list_commits
+
+PATH = "index.json"
+READERS = 16
+"""Commits read at once; what they wait for is the disk or the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexEntry:
+    """One commit, without what only its rows' reader needs."""
+
+    column: str
+    bucket: str
+    shard: int
+    rows: int
+    failed: tuple[int, ...] = ()
+    """Rows that are empty."""
+    file: str = ""
+    file_bytes: int = 0
+    fingerprint: str = ""
+
+    @classmethod
+    def of(cls, commit: Commit) -> Self:
+        return cls(
+            column=commit.column,
+            bucket=commit.bucket,
+            shard=commit.shard,
+            rows=commit.rows,
+            failed=tuple(f.row for f in commit.failed),
+            file=commit.file,
+            file_bytes=commit.file_bytes,
+            fingerprint=commit.fingerprint,
+        )
+
+    @property
+    def key(self) -> ShardKey:
+        return ShardKey(self.bucket, self.shard)
+
+
+@dataclass(frozen=True)
+class Index:
+    """Every commit of a store at one moment."""
+
+    entries: Mapping[tuple[str, ShardKey], IndexEntry] = field(default_factory=dict)
+
+    def columns(self) -> list[str]:
+        return sorted({column for column, _ in self.entries})
+
+    def shards(self, columns: Iterable[str]) -> dict[ShardKey, tuple[int, frozenset[int]]]:
+        """Return (rows, empty rows) of every shard that has all of `columns`, in order of name.
+
+        A row is empty if any of the columns failed for it.
+        """
+        wanted = list(columns)
+        found: dict[ShardKey, tuple[int, frozenset[int]]] = {}
+        for key in sorted({key for column, key in self.entries if column in wanted}):
+            parts = [self.entries.get((column, key)) for column in wanted]
+            present = [part for part in parts if part is not None]
+            if len(present) == len(wanted):
+                failed = frozenset(row for part in present for row in part.failed)
+                found[key] = (present[0].rows, failed)
+        return found
+
+
+def build_index(files: Files, *, use_cache: bool = True) -> Index:
+    """Return the index of all commits: the stored index and the commits that it lacks."""
+    cached = _read_cached(files) if use_cache else {}
+    present = list(list_commits(files))
+    missing = [(column, key) for column, key in present if (column, key) not in cached]
+    with ThreadPoolExecutor(READERS) as pool:
+        read = pool.map(lambda item: IndexEntry.of(Commit.read(files, item[1], item[0])), missing)
+        fresh = dict(zip(missing, read, strict=True))
+    return Index({item: cached.get(item) or fresh[item] for item in present})
+
+
+def write_index(files: Files, index: Index) -> None:
+    lines = ",\n".join(
+        json.dumps(asdict(entry), separators=(",", ":")) for entry in index.entries.values()
+    )
+    files.write(PATH, f'{{"format_version":1,"commits":[\n{lines}\n]}}\n'.encode())
+
+
+def _read_cached(files: Files) -> dict[tuple[str, ShardKey], IndexEntry]:
+    try:
+        raw = json.loads(files.read(PATH))
+        entries = [
+            from_mapping(IndexEntry, item, where=f"{files.url}/{PATH}") for item in raw["commits"]
+        ]
+    except FileNotFoundError:
+        return {}
+    except (ConfigError, ValueError, KeyError, TypeError) as err:
+        raise StoreError(
+            f"{files.url}/{PATH} is damaged ({err}). Delete it: it is made again from the commits."
+        ) from err
+    return {(entry.column, entry.key): entry for entry in entries}

@@ -1,0 +1,148 @@
+"""A store's description of itself: what a reader must know without its writer's command line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
+
+from reducio_latents.config import ClipSpec, from_mapping
+from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.files import Files
+
+FORMAT_VERSION = 1
+ATTRIBUTE = "reducio_latents"
+"""Key of the description in the root group's Zarr attributes."""
+ROOT = "zarr.json"
+
+Container = Literal["zarr", "webdataset"]
+
+
+def fingerprint_of(config: Mapping[str, Any]) -> str:
+    """Return the sha256 of a JSON-able config, independent of the order of its keys."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnMeta:
+    """One payload per clip, and everything that decided its numbers."""
+
+    kind: Literal["array", "bytes"]
+    """`array`: every row of a bucket has one shape. `bytes`: rows of any length."""
+    content: str
+    """What a row is: `moments`, or a media type such as `image/webp` or `text/plain`."""
+    encoder: str
+    """Name of what made it."""
+    config: dict[str, Any]
+    """Everything that changes the numbers: weights hash, architecture, resize rule, precision."""
+    dtype: str = "float16"
+    """Numpy name of an array's values; `bytes` for kind `bytes`."""
+    row_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Bucket name -> shape of one row; (2D, t, h, w) for moments: mean, then log-variance."""
+    final: dict[str, Any] | None = None
+    """The rule that turns a sample into final latents, `gaussian.final_latents` reads it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal fingerprints give equal rows from equal videos."""
+        return fingerprint_of({"encoder": self.encoder, "dtype": self.dtype, **self.config})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreMeta:
+    """The description. It lies in the root `zarr.json`, also of a WebDataset store."""
+
+    container: Container = "zarr"
+    shard_rows: int = 512
+    """Clips of one bucket in a shard, at most."""
+    clip: ClipSpec = field(default_factory=ClipSpec)
+    buckets: tuple[str, ...] = ()
+    """Names of the buckets, `TxHxW`."""
+    resize: str = "bicubic"
+    """How frames were resized to cover their bucket, before the centre crop; always antialiased."""
+    corpus: str = ""
+    """Where the videos were, as the run was told."""
+    columns: dict[str, ColumnMeta] = field(default_factory=dict)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """`videos` and `clips`: found, encoded, skipped, failed."""
+    statistics: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+    """`column/bucket` (bucket `all` for every one) -> `mean` and `final` -> mean, std, count."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of this package and of what the numbers depend on."""
+    format_version: int = FORMAT_VERSION
+
+    def write(self, files: Files) -> None:
+        group = {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": {ATTRIBUTE: asdict(self)},
+        }
+        files.write(ROOT, json.dumps(group, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    @classmethod
+    def read(cls, files: Files) -> Self:
+        """Read the description; raise StoreError if there is none, or it is of another version."""
+        where = f"{files.url}/{ROOT}"
+        try:
+            raw = json.loads(files.read(ROOT))
+        except FileNotFoundError as err:
+            raise StoreError(
+                f"{files.url} is not a latent store: it has no {ROOT}. Check the path."
+            ) from err
+        except NotADirectoryError as err:
+            raise StoreError(f"{files.url} is a file, not a latent store. Check the path.") from err
+        except ValueError as err:
+            raise StoreError(f"{where} is not JSON ({err}). Restore it from a copy.") from err
+        attributes = raw.get("attributes") if isinstance(raw, dict) else None
+        described = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
+        if not isinstance(described, dict):
+            raise StoreError(
+                f"{files.url} is a Zarr store, but not a latent store: {ROOT} has no attribute "
+                f"{ATTRIBUTE!r}. Check the path."
+            )
+        if described.get("format_version") != FORMAT_VERSION:
+            raise StoreError(
+                f"{where} has format {described.get('format_version')}; this version reads "
+                f"{FORMAT_VERSION}. Install the version that wrote it, or encode again."
+            )
+        try:
+            return from_mapping(cls, described, where=where)
+        except ConfigError as err:
+            raise StoreError(str(err)) from err
+
+
+def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
+    """List where two JSON-like values differ, one line each: `weights_sha256: 'a' is not 'b'`."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        lines = []
+        for key in sorted({*ours, *theirs}):
+            path = f"{name}.{key}" if name else str(key)
+            lines += differences(ours.get(key), theirs.get(key), path)
+        return lines
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+        ours, theirs = list(ours), list(theirs)
+    return [] if ours == theirs else [f"{name} is {theirs!r} in the store, {ours!r} now"]
+
+
+def require_same(now: StoreMeta, stored: StoreMeta, where: str) -> None:
+    """Refuse to add to a store what was made by other means, naming each difference.
+
+    Columns that only one of the two has are no difference: columns are independent.
+    """
+    lines = []
+    for name in ("container", "shard_rows", "buckets", "resize"):
+        lines += differences(getattr(now, name), getattr(stored, name), name)
+    lines += differences(asdict(now.clip), asdict(stored.clip), "clip")
+    for name in sorted(now.columns.keys() & stored.columns.keys()):
+        ours, theirs = asdict(now.columns[name]), asdict(stored.columns[name])
+        lines += differences(ours, theirs, f"column {name}: ")
+    if lines:
+        text = "; ".join(line.replace(": .", ": ") for line in lines[:6])
+        more = f"; and {len(lines) - 6} more" if len(lines) > 6 else ""
+        raise StoreError(
+            f"{where} was made differently: {text}{more}. "
+            "Use the same settings, or write to a new store."
+        )

@@ -1,0 +1,166 @@
+"""Writing: rows of a shard in, files and then commits out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from reducio_latents.errors import StoreError
+from reducio_latents.files import Buffer, Files
+from reducio_latents.store.commit import Commit, Failure, ShardKey, commit_path
+from reducio_latents.store.container import LAYOUTS, Layout
+from reducio_latents.store.meta import ROOT, StoreMeta, require_same
+from reducio_latents.store.statistics import ChannelStatistics
+
+Row = Buffer | NDArray[np.generic] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnRows:
+    """What one encoder made of one shard."""
+
+    rows: Sequence[Row]
+    """One array or bytes per row of the plan; None where the clip failed."""
+    statistics: Mapping[str, ChannelStatistics] = field(default_factory=dict)
+
+
+@dataclass
+class StoreWriter:
+    """Adds shards to one store. Any number of processes may hold one at once."""
+
+    files: Files
+    meta: StoreMeta
+
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.meta.container]
+
+    @classmethod
+    def open(cls, files: Files, meta: StoreMeta, rows: Mapping[str, int]) -> Self:
+        """Create the store, or resume one that was made by the same means.
+
+        `rows` counts the rows of each bucket in the plan. Raise StoreError where the place is taken
+        by something else, or by a store that was made differently.
+        """
+        stored = read_meta_if_any(files)
+        if stored is not None:
+            require_same(meta, stored, files.url)
+            columns = {**stored.columns, **meta.columns}
+            meta = replace(
+                meta,
+                columns=columns,
+                buckets=stored.buckets,
+                counts=stored.counts,
+                statistics=stored.statistics,
+            )
+        writer = cls(files, meta)
+        small = writer.layout.describe(meta, rows, meta.columns)
+        for path, data in small.items():
+            if files.size(path) is None or files.read(path) != data:
+                files.write(path, data)
+        if meta != stored:
+            meta.write(files)
+        return writer
+
+    def write_shard(
+        self,
+        key: ShardKey,
+        clip_ids: Sequence[str],
+        columns: Mapping[str, ColumnRows],
+        failed: Sequence[Failure] = (),
+        timings: Mapping[str, float] | None = None,
+    ) -> list[Commit]:
+        """Write the rows of one shard, then one commit a column, which makes them count."""
+        for name, column in columns.items():
+            self._check_rows(key, name, column.rows, len(clip_ids))
+        buffers = {name: [_buffer(row) for row in c.rows] for name, c in columns.items()}
+        packed = self.layout.pack(self.meta, key, clip_ids, buffers)
+        written: dict[str, tuple[int, str]] = {}
+        for file in packed.values():
+            if file.path not in written:
+                written[file.path] = _size_and_sha256(file.parts)
+                self.files.write(file.path, file.parts)
+        commits = []
+        for name, column in columns.items():
+            size, sha256 = written[packed[name].path]
+            commit = Commit(
+                bucket=key.bucket,
+                column=name,
+                shard=key.shard,
+                rows=len(clip_ids),
+                fingerprint=self.meta.columns[name].fingerprint,
+                file=packed[name].path,
+                file_bytes=size,
+                file_sha256=sha256,
+                row_crc32c=tuple(None if b is None else row_checksum(b) for b in buffers[name]),
+                ranges=packed[name].ranges,
+                failed=tuple(failed),
+                statistics=dict(column.statistics),
+                timings={k: round(v, 4) for k, v in (timings or {}).items()},
+            )
+            commit.write(self.files)
+            commits.append(commit)
+        return commits
+
+    def drop_commit(self, key: ShardKey, column: str) -> None:
+        """Make a shard count as not done. Its rows stay until they are written anew."""
+        self.files.delete(commit_path(key, column))
+
+    def _check_rows(self, key: ShardKey, name: str, rows: Sequence[Row], count: int) -> None:
+        column = self.meta.columns[name]
+        if len(rows) != count:
+            raise StoreError(f"{key} {name}: {len(rows)} rows given for {count} clips.")
+        for row in rows:
+            if column.kind == "array" and row is not None:
+                shape, dtype = np.shape(row), getattr(row, "dtype", None)
+                if shape != column.row_shapes[key.bucket] or dtype != np.dtype(column.dtype):
+                    raise StoreError(
+                        f"{key} {name}: a row is {dtype} {shape}, the store holds {column.dtype} "
+                        f"{column.row_shapes[key.bucket]}."
+                    )
+
+
+def read_meta_if_any(files: Files) -> StoreMeta | None:
+    """Return the description of the store, or None where the place is free.
+
+    Raise StoreError where it is taken by something that is not a latent store.
+    """
+    if files.size(ROOT) is not None:
+        return StoreMeta.read(files)
+    taken = next(iter(p for p in files.list("") if not p.startswith("plan/")), None)
+    if taken is not None:
+        raise StoreError(
+            f"{files.url} holds something else ({taken}) and is no latent store. "
+            "Give a new or empty folder."
+        )
+    return None
+
+
+def row_checksum(payload: Buffer) -> int:
+    """Return the crc32c of one row's payload."""
+    return int(google_crc32c.value(bytes(payload)))
+
+
+def _buffer(row: Row) -> Buffer | None:
+    if isinstance(row, np.ndarray):
+        return np.ascontiguousarray(row, dtype=row.dtype.newbyteorder("<")).tobytes()
+    return row
+
+
+def _size_and_sha256(parts: Sequence[Buffer]) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    for part in parts:
+        digest.update(part)
+        size += memoryview(part).nbytes
+    return size, digest.hexdigest()
+
+
+def json_bytes(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
