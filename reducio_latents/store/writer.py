@@ -28,6 +28,8 @@ class ColumnRows:
 
     rows: Sequence[Row]
     """One array or bytes per row of the plan; None where the clip failed."""
+    failed: Sequence[Failure] = ()
+    """Why rows are None."""
     statistics: Mapping[str, ChannelStatistics] = field(default_factory=dict)
 
 
@@ -74,7 +76,6 @@ class StoreWriter:
         key: ShardKey,
         clip_ids: Sequence[str],
         columns: Mapping[str, ColumnRows],
-        failed: Sequence[Failure] = (),
         timings: Mapping[str, float] | None = None,
     ) -> list[Commit]:
         """Write the rows of one shard, then one commit a column, which makes them count."""
@@ -101,7 +102,7 @@ class StoreWriter:
                 file_sha256=sha256,
                 row_crc32c=tuple(None if b is None else row_checksum(b) for b in buffers[name]),
                 ranges=packed[name].ranges,
-                failed=tuple(failed),
+                failed=tuple(column.failed),
                 statistics=dict(column.statistics),
                 timings={k: round(v, 4) for k, v in (timings or {}).items()},
             )

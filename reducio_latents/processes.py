@@ -1,0 +1,360 @@
+"""Worker processes that may crash, hang or eat memory without taking the run with them.
+
+`concurrent.futures` breaks whole when one worker dies, and cannot say which task did it. Here a
+lost worker costs one task, which is reported by name, and a fresh process takes its place. Large
+results travel through shared-memory slots that belong to one worker; all else through its pipe.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reducio_latents.errors import LatentsError
+
+PRELOAD = ["reducio_latents.processes"]
+MEMORY_CHECK_S = 0.5
+
+
+class Slot(NamedTuple):
+    """A piece of a worker's shared memory that holds a result; give it back with `release`."""
+
+    worker: int
+    number: int
+    memory: memoryview
+
+
+class Event(NamedTuple):
+    """What became of a task: any number of `item`, then one `done` or `lost`."""
+
+    kind: str
+    task: int
+    value: Any
+    """item: what the worker sent. lost: why, as text. done: None."""
+    slot: Slot | None = None
+
+
+class Channel:
+    """A worker's side: where its target sends results."""
+
+    def __init__(self, pipe: Connection, memory: SharedMemory | None, slots: int) -> None:
+        self._pipe, self._memory = pipe, memory
+        self._free = deque(range(slots))
+        self._slot_bytes = memory.size // slots if memory is not None else 0
+
+    def acquire(self) -> tuple[int, memoryview]:
+        """Return a free slot of shared memory, waiting until the parent has given one back."""
+        assert self._memory is not None
+        assert self._memory.buf is not None
+        while not self._free:
+            self._pipe.send(("full", None, None))
+            self._take(self._pipe.recv())
+        while self._pipe.poll():
+            self._take(self._pipe.recv())
+        number = self._free.popleft()
+        start = number * self._slot_bytes
+        return number, self._memory.buf[start : start + self._slot_bytes]
+
+    def emit(self, value: Any, slot: int | None = None) -> None:
+        """Send one result, small enough to pickle; its pixels lie in `slot`."""
+        self._pipe.send(("item", value, slot))
+
+    def next_task(self) -> Any:
+        while True:
+            message = self._pipe.recv()
+            if message[0] == "task":
+                return message[1]
+            self._take(message)
+
+    def finish(self, error: str | None = None) -> None:
+        self._pipe.send(("done", None, None) if error is None else ("error", error, None))
+
+    def _take(self, message: tuple[str, Any]) -> None:
+        kind, value = message
+        assert kind == "free", kind
+        self._free.append(value)
+
+
+Target = Callable[[Any, Channel], None]
+"""Module-level function (task, channel) that emits results. It catches what it expects."""
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    memory: SharedMemory | None
+    task: int | None = None
+    heard_s: float = field(default_factory=time.monotonic)
+    """When it last said something; what its time limit counts from."""
+    blocked: bool = False
+    """It waits for a slot, so its silence is ours."""
+
+
+@dataclass(kw_only=True)
+class ProcessPool:
+    """Runs `target(task, channel)` in `workers` processes, one task at a time each.
+
+    Not thread-safe: one thread submits, polls and releases.
+    """
+
+    target: Target
+    workers: int
+    timeout_s: float
+    """A worker that sends nothing for so long while it works is killed and its task lost."""
+    memory_bytes: int = 0
+    """A worker whose resident memory passes this is killed and its task lost; 0: no limit."""
+    slots: int = 0
+    """Shared-memory slots of each worker."""
+    slot_bytes: int = 0
+    preload: tuple[str, ...] = ()
+    """Modules that the workers share from the start; import time is paid once."""
+
+    def __post_init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([*PRELOAD, *self.preload])
+        self._queue: deque[tuple[int, Any]] = deque()
+        self._pool: list[_Worker | None] = [None] * self.workers
+        self._last_memory_check = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued or running."""
+        return not self._queue and all(w is None or w.task is None for w in self._pool)
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that no worker has taken up yet."""
+        return len(self._queue)
+
+    def submit(self, number: int, task: Any, *, first: bool = False) -> None:
+        """Queue a task under a number of the caller's; `first` puts it before the others."""
+        if first:
+            self._queue.appendleft((number, task))
+        else:
+            self._queue.append((number, task))
+
+    def poll(self, wait_s: float) -> list[Event]:
+        """Deal out tasks and return what has happened, waiting up to `wait_s` for something."""
+        self._deal()
+        busy = {w.pipe: n for n, w in enumerate(self._pool) if w is not None and w.task is not None}
+        if not busy:
+            return []
+        events: list[Event] = []
+        for pipe in wait(list(busy), timeout=min(wait_s, 1.0)):
+            events += self._hear(busy[pipe])  # type: ignore[index]
+        events += self._check_limits()
+        self._deal()
+        return events
+
+    def release(self, slot: Slot) -> None:
+        """Give a slot back to its worker."""
+        slot.memory.release()
+        worker = self._pool[slot.worker]
+        if worker is not None:
+            worker.heard_s, worker.blocked = time.monotonic(), False
+            try:
+                worker.pipe.send(("free", slot.number))
+            except OSError:  # it died meanwhile; the next poll says so
+                return
+
+    def run(self, tasks: Iterator[Any]) -> Iterator[tuple[int, Any, str | None]]:
+        """Yield (number, last item, why it was lost) of every task, in the order given."""
+        results: dict[int, tuple[Any, str | None]] = {}
+        items: dict[int, Any] = {}
+        given = told = 0
+        exhausted = False
+        while True:
+            while not exhausted and self.waiting < self.workers and given - told < 1024:
+                try:
+                    self.submit(given, next(tasks))
+                    given += 1
+                except StopIteration:
+                    exhausted = True
+            for event in self.poll(0.5):
+                if event.kind == "item":
+                    items[event.task] = event.value
+                else:
+                    results[event.task] = (items.pop(event.task, None), event.value)
+            while told in results:
+                yield told, *results.pop(told)
+                told += 1
+            if exhausted and told == given:
+                return
+
+    def close(self) -> None:
+        """Kill all workers. What they were doing is not reported."""
+        for worker in self._pool:
+            if worker is not None:
+                _end(worker)
+        self._pool = [None] * self.workers
+        self._queue.clear()
+
+    def __enter__(self) -> ProcessPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _deal(self) -> None:
+        for number, worker in enumerate(self._pool):
+            if not self._queue:
+                return
+            if worker is None:
+                worker = self._pool[number] = self._start()
+            if worker.task is None:
+                worker.task, task = self._queue.popleft()
+                worker.heard_s, worker.blocked = time.monotonic(), False
+                try:
+                    worker.pipe.send(("task", task))
+                except OSError:  # it died while idle: the task is not to blame
+                    self._queue.appendleft((worker.task, task))
+                    _end(worker)
+                    self._pool[number] = None
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        memory = None
+        if self.slots:
+            memory = SharedMemory(create=True, size=self.slots * self.slot_bytes)
+        name = memory.name if memory is not None else None
+        process = self._context.Process(
+            target=_main, args=(self.target, theirs, name, self.slots), daemon=True
+        )
+        process.start()
+        theirs.close()
+        try:
+            if not ours.poll(120):
+                raise EOFError
+            ours.recv()  # it has attached
+        except EOFError as err:
+            raise LatentsError(
+                "a worker process did not start. If this is a script of yours, call the package "
+                'under `if __name__ == "__main__":`; else see the error above.'
+            ) from err
+        finally:
+            if memory is not None:
+                memory.unlink()  # the name goes now, the memory with its last user
+        return _Worker(process, ours, memory)
+
+    def _hear(self, number: int) -> list[Event]:
+        worker = self._pool[number]
+        assert worker is not None
+        assert worker.task is not None
+        try:
+            kind, value, slot_number = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join(5)
+            return [self._lose(number, _death(worker.process.exitcode))]
+        worker.heard_s, worker.blocked = time.monotonic(), kind == "full"
+        task = worker.task
+        if kind == "done":
+            worker.task = None
+            return [Event("done", task, None)]
+        if kind == "full":
+            return []
+        if kind == "error":
+            worker.task = None
+            return [Event("lost", task, value)]
+        slot = None
+        if slot_number is not None:
+            assert worker.memory is not None
+            assert worker.memory.buf is not None
+            start = slot_number * self.slot_bytes
+            slot = Slot(number, slot_number, worker.memory.buf[start : start + self.slot_bytes])
+        return [Event("item", task, value, slot)]
+
+    def _check_limits(self) -> list[Event]:
+        now, events = time.monotonic(), []
+        check_memory = self.memory_bytes and now - self._last_memory_check > MEMORY_CHECK_S
+        if check_memory:
+            self._last_memory_check = now
+        for number, worker in enumerate(self._pool):
+            if worker is None or worker.task is None or worker.pipe.poll():
+                continue
+            if not worker.blocked and now - worker.heard_s > self.timeout_s:
+                why = f"the decoder hung: no answer for {self.timeout_s:g} s"
+                events.append(self._lose(number, why))
+            elif check_memory and _resident_bytes(worker.process.pid) > self.memory_bytes:
+                why = f"the decoder took more than {self.memory_bytes >> 20} MiB of memory"
+                events.append(self._lose(number, why))
+        return events
+
+    def _lose(self, number: int, why: str) -> Event:
+        worker = self._pool[number]
+        assert worker is not None
+        assert worker.task is not None
+        self._pool[number] = None
+        _end(worker)
+        return Event("lost", worker.task, why)
+
+
+def _end(worker: _Worker) -> None:
+    worker.process.kill()
+    worker.process.join(5)
+    worker.pipe.close()
+    if worker.memory is not None:
+        try:
+            worker.memory.close()
+        except BufferError:  # a slot is still being read; its memoryview keeps the pages
+            worker.memory._buf = None  # type: ignore[attr-defined]
+            worker.memory._mmap = None  # type: ignore[attr-defined]
+
+
+def _death(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"the decoder crashed ({signal.Signals(-exitcode).name})"
+    return f"the decoder process ended (exit code {exitcode})"
+
+
+def _resident_bytes(pid: int | None) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):  # no /proc, or it has just ended
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _main(target: Target, pipe: Connection, memory_name: str | None, slots: int) -> None:
+    _die_with_parent()
+    # Ctrl-C reaches the whole group; the parent decides what happens to its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    memory = SharedMemory(memory_name) if memory_name is not None else None
+    channel = Channel(pipe, memory, slots)
+    pipe.send(("ready", None, None))
+    try:
+        while True:
+            task = channel.next_task()
+            error = None
+            try:
+                target(task, channel)
+            except MemoryError:
+                error = "the decoder ran out of memory"
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                raise
+            except Exception as err:
+                logging.getLogger(__name__).exception("a worker failed on %r", task)
+                error = f"{type(err).__name__}: {err}"
+            channel.finish(error)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # the parent is gone
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends, also while a decoder hangs."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
