@@ -1,0 +1,162 @@
+"""What turns clips into rows: one encoder a column, behind one small Protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reducio_latents.autoencoders.protocol import Autoencoder
+from reducio_latents.gaussian import final_latents
+from reducio_latents.geometry import Bucket
+from reducio_latents.images import IMAGE_MEDIA_TYPES
+from reducio_latents.pixels import to_unit
+from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.meta import ColumnMeta
+from reducio_latents.store.statistics import ChannelStatistics
+from reducio_latents.store.writer import Row
+from reducio_latents.values import Posterior
+
+FRAMES, CONTENT, CAPTIONS = "frames", "content", "captions"
+"""What a column encoder may need of a batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipBatch:
+    """Consecutive rows of one shard, ready to encode. Rows whose clip failed are not in it."""
+
+    key: ShardKey
+    bucket: Bucket
+    rows: tuple[int, ...]
+    """Their rows in the shard, ascending."""
+    clip_ids: tuple[str, ...]
+    captions: tuple[tuple[str, ...], ...]
+    """Each clip's captions, none or more."""
+    frames_BTHWC: Tensor | None = None
+    """uint8 (B, T, H, W, 3) on the CPU, where an encoder needs frames."""
+    content_BHWC: Tensor | None = None
+    """uint8 (B, H, W, 3) on the CPU: the content images as pixels."""
+    content_files: tuple[bytes, ...] | None = None
+    """The content images as image files, in the codec of the run."""
+
+
+class ColumnEncoder(Protocol):
+    """Makes one column. Implementations hold weights, not files."""
+
+    @property
+    def name(self) -> str:
+        """The column's name in the store."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which of `frames`, `content`, `captions` a batch must hold."""
+
+    def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
+        """Return the column's description; raise GeometryError for a bucket that does not fit."""
+
+    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+        """Return one row for each clip of the batch."""
+
+    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
+        """Return per-channel statistics over the rows of a shard that are not None."""
+
+
+@dataclass(frozen=True)
+class MotionColumn:
+    """`motion`: the posterior's moments, mean above log-variance, float16 (2D, t, h, w)."""
+
+    autoencoder: Autoencoder
+    resize: str
+    name: str = "motion"
+    needs: frozenset[str] = frozenset({FRAMES})
+
+    def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
+        geometry = self.autoencoder.geometry
+        shapes = {}
+        for bucket in buckets:
+            self.autoencoder.check_clip(bucket.frames, bucket.height, bucket.width)
+            depth, *grid = geometry.latent_shape(bucket.frames, bucket.height, bucket.width)
+            shapes[bucket.name] = (2 * depth, *grid)
+        return ColumnMeta(
+            kind="array",
+            content="moments",
+            encoder=self.autoencoder.name,
+            config={**self.autoencoder.config, "resize": self.resize},
+            dtype="float16",
+            row_shapes=shapes,
+            final=dict(self.autoencoder.final_rule),
+        )
+
+    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+        assert batch.frames_BTHWC is not None
+        frames = batch.frames_BTHWC.to(self.autoencoder.device, non_blocking=True)
+        posterior = self.autoencoder.encode(to_unit(frames, self.autoencoder.dtype))
+        moments = torch.cat([posterior.mean, posterior.logvar], dim=1)
+        return list(moments.to(torch.float16).cpu().contiguous().numpy())
+
+    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
+        moments = [row for row in rows if isinstance(row, np.ndarray)]
+        if not moments:
+            return {}
+        mean, logvar = torch.from_numpy(np.stack(moments)).float().chunk(2, dim=1)
+        final = final_latents(Posterior(mean, logvar), None, self.autoencoder.final_rule)
+        return {
+            "mean": ChannelStatistics.of(mean.numpy()),
+            "final": ChannelStatistics.of(final.numpy()),
+        }
+
+
+@dataclass(frozen=True)
+class ContentImageColumn:
+    """`content_image`: the centre frame at the clip's size, as an image file."""
+
+    codec: str
+    resize: str
+    name: str = "content_image"
+    needs: frozenset[str] = frozenset({CONTENT})
+
+    def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
+        raw = self.codec == "raw"
+        return ColumnMeta(
+            kind="array" if raw else "bytes",
+            content=IMAGE_MEDIA_TYPES[self.codec],
+            encoder=self.codec,
+            config={"resize": self.resize},
+            dtype="uint8" if raw else "bytes",
+            row_shapes={b.name: (3, b.height, b.width) for b in buckets} if raw else {},
+        )
+
+    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+        if self.codec != "raw":
+            assert batch.content_files is not None
+            return list(batch.content_files)
+        assert batch.content_BHWC is not None
+        chw: NDArray[np.uint8] = batch.content_BHWC.permute(0, 3, 1, 2).contiguous().numpy()
+        return list(chw)
+
+    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
+        return {}
+
+
+@dataclass(frozen=True)
+class CaptionColumn:
+    """`caption`: UTF-8 text; several captions of a clip are separated by a NUL character."""
+
+    name: str = "caption"
+    needs: frozenset[str] = frozenset({CAPTIONS})
+
+    def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
+        return ColumnMeta(
+            kind="bytes", content="text/plain", encoder="utf-8", config={}, dtype="bytes"
+        )
+
+    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+        return ["\0".join(captions).encode() for captions in batch.captions]
+
+    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
+        return {}

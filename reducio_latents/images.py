@@ -1,0 +1,45 @@
+"""Content images as files: one codec, one pair of functions. Pixels are uint8 RGB (H, W, 3)."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from reducio_latents.errors import ConfigError, StoreError
+
+IMAGE_MEDIA_TYPES = {
+    "webp": "image/webp",
+    "png": "image/png",
+    "jpeg": "image/jpeg",
+    "raw": "pixels",
+}
+"""Codec -> what a row holds. `webp` is lossless, as `png` and `raw` are; `jpeg` is quality 95."""
+LOSSLESS = ("webp", "png", "raw")
+
+
+def encode_image(pixels_HWC: NDArray[np.uint8], codec: str) -> bytes:
+    """Return an image file; raise ConfigError for a codec that makes none."""
+    out = io.BytesIO()
+    image = Image.fromarray(pixels_HWC)
+    if codec == "webp":
+        # A quarter of the time of the default settings, for 7 % more bytes.
+        image.save(out, "WEBP", lossless=True, quality=0, method=1)
+    elif codec == "png":
+        image.save(out, "PNG", compress_level=4)
+    elif codec == "jpeg":
+        image.save(out, "JPEG", quality=95, subsampling=0)
+    else:
+        raise ConfigError(f"image codec is {codec!r}; choose one of webp, png, jpeg, raw.")
+    return out.getvalue()
+
+
+def decode_image(data: bytes, where: str = "content image") -> NDArray[np.uint8]:
+    """Return uint8 RGB (H, W, 3); raise StoreError if the bytes are no picture."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as err:
+        raise StoreError(f"{where} is not an image that can be decoded: {err}.") from err
