@@ -29,10 +29,22 @@ PRELOAD = ["reducio_latents.processes"]
 MEMORY_CHECK_S = 0.5
 
 
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    memory: SharedMemory | None
+    task: int | None = None
+    heard_s: float = field(default_factory=time.monotonic)
+    """When it last said something; what its time limit counts from."""
+    blocked: bool = False
+    """It waits for a slot, so its silence is ours."""
+
+
 class Slot(NamedTuple):
     """A piece of a worker's shared memory that holds a result; give it back with `release`."""
 
-    worker: int
+    worker: _Worker
     number: int
     memory: memoryview
 
@@ -90,18 +102,6 @@ class Channel:
 
 Target = Callable[[Any, Channel], None]
 """Module-level function (task, channel) that emits results. It catches what it expects."""
-
-
-@dataclass
-class _Worker:
-    process: BaseProcess
-    pipe: Connection
-    memory: SharedMemory | None
-    task: int | None = None
-    heard_s: float = field(default_factory=time.monotonic)
-    """When it last said something; what its time limit counts from."""
-    blocked: bool = False
-    """It waits for a slot, so its silence is ours."""
 
 
 @dataclass(kw_only=True)
@@ -163,12 +163,12 @@ class ProcessPool:
     def release(self, slot: Slot) -> None:
         """Give a slot back to its worker."""
         slot.memory.release()
-        worker = self._pool[slot.worker]
-        if worker is not None:
+        worker = slot.worker
+        if not worker.pipe.closed:  # else it was replaced meanwhile
             worker.heard_s, worker.blocked = time.monotonic(), False
             try:
                 worker.pipe.send(("free", slot.number))
-            except OSError:  # it died meanwhile; the next poll says so
+            except OSError:  # it has just died; the next poll says so
                 return
 
     def run(self, tasks: Iterator[Any]) -> Iterator[tuple[int, Any, str | None]]:
@@ -274,7 +274,7 @@ class ProcessPool:
             assert worker.memory is not None
             assert worker.memory.buf is not None
             start = slot_number * self.slot_bytes
-            slot = Slot(number, slot_number, worker.memory.buf[start : start + self.slot_bytes])
+            slot = Slot(worker, slot_number, worker.memory.buf[start : start + self.slot_bytes])
         return [Event("item", task, value, slot)]
 
     def _check_limits(self) -> list[Event]:

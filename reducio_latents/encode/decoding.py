@@ -1,0 +1,95 @@
+"""What a decode worker does: the clips of one video, fitted to their bucket, in shared memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from reducio_latents.errors import VideoError
+from reducio_latents.geometry import Bucket
+from reducio_latents.images import encode_image
+from reducio_latents.pixels import fit_frame
+from reducio_latents.processes import Channel
+from reducio_latents.video import get_backend
+from reducio_latents.video.protocol import ClipFrames
+from reducio_latents.video.source import VideoSource
+
+
+@dataclass(frozen=True)
+class DecodeTask:
+    """The clips of one video in one shard, decoded in one pass."""
+
+    video: str
+    source: VideoSource
+    bytes: int
+    """Size of the video when it was planned; another size means another video."""
+    bucket: Bucket
+    starts_s: tuple[float, ...]
+    rate_fps: float
+    resize: str
+    backend: str
+    image_codec: str | None
+    """How to encode the content image; None if it is not wanted."""
+
+
+class DecodedClip(NamedTuple):
+    """One clip's outcome; its pixels, uint8 (T, H, W, 3), lie in the slot it was sent with."""
+
+    clip: int
+    """Which of the task's clips."""
+    error: str | None
+    content: bytes | None
+    """The content image, encoded."""
+
+
+def decode_clips(task: DecodeTask, channel: Channel) -> None:
+    """Send every clip of `task`, in order. Target of a `ProcessPool`."""
+    torch.set_num_threads(1)  # there are as many workers as cores
+    told = 0
+    try:
+        _require_unchanged(task)
+        clips = get_backend(task.backend).read_clips(
+            task.source,
+            task.starts_s,
+            frames=task.bucket.frames,
+            rate_fps=task.rate_fps,
+            transform=partial(fit_frame, bucket=task.bucket, mode=task.resize),
+        )
+        for clip in clips:
+            if isinstance(clip, VideoError):
+                channel.emit(DecodedClip(told, str(clip), None))
+            else:
+                _send(task, told, clip, channel)
+            told += 1
+    except VideoError as err:  # the video as a whole
+        for number in range(told, len(task.starts_s)):
+            channel.emit(DecodedClip(number, str(err), None))
+
+
+def _require_unchanged(task: DecodeTask) -> None:
+    if not task.source.is_plain_file:
+        return
+    path = Path(task.source.url)
+    if path.is_file() and path.stat().st_size != task.bytes:
+        raise VideoError(
+            f"{task.video}: the file has changed since it was planned: it had {task.bytes} bytes, "
+            f"now {path.stat().st_size}. Put the old file back, or encode it under a new name."
+        )
+
+
+def _send(task: DecodeTask, number: int, clip: ClipFrames, channel: Channel) -> None:
+    shape = (task.bucket.frames, task.bucket.height, task.bucket.width, 3)
+    slot, memory = channel.acquire()
+    pixels = np.frombuffer(memory, np.uint8, count=math.prod(shape)).reshape(shape)
+    for target, frame in zip(pixels, clip.frames, strict=True):
+        target[...] = frame
+    content = None
+    if task.image_codec is not None:
+        content = encode_image(pixels[(task.bucket.frames - 1) // 2], task.image_codec)
+    channel.emit(DecodedClip(number, None, content), slot)
