@@ -19,6 +19,10 @@ class GeometryError(LatentsError, ValueError):
     """A size does not fit the VAE's strides."""
 
 
+class PixelError(LatentsError, ValueError):
+    """Pixels have another type or range than the model takes."""
+
+
 class CorpusError(LatentsError, OSError):
     """The corpus as a whole cannot be listed; nothing of it can be encoded."""
 

@@ -1,0 +1,67 @@
+"""Autoencoders by name, all behind one protocol."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from reducio_latents.autoencoders.protocol import Autoencoder, LoadOptions, TilingChoice
+from reducio_latents.errors import ConfigError
+from reducio_latents.vae.model import Parts
+
+__all__ = ["LOADERS", "Autoencoder", "LoadOptions", "load_autoencoder"]
+
+Loader = Callable[[str, Path | None, LoadOptions], Autoencoder]
+
+LOADERS: dict[str, str] = {
+    "reducio-ft4-fs32": "reducio_latents.autoencoders.reducio:load_preset",
+    "reducio-ft2-fs32": "reducio_latents.autoencoders.reducio:load_preset",
+    "reducio": "reducio_latents.autoencoders.reducio:load_any_width",
+    "reducio-random": "reducio_latents.autoencoders.reducio:load_random",
+}
+"""The part of a name before its first colon -> where the `Loader` of the whole name is. Imported
+when asked for, so that one model's libraries are not needed for another."""
+
+
+def load_autoencoder(
+    name: str,
+    weights: str | os.PathLike[str] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tiling: TilingChoice = "auto",
+    parts: Parts = "all",
+    compile: bool = False,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Autoencoder:
+    """Return the autoencoder of that name, ready to encode and decode; `LoadOptions` says the rest.
+
+    Names: `reducio-ft4-fs32` and `reducio-ft2-fs32`, the published sizes; `reducio`, sizes read off
+    the weights; `reducio-random:WIDTH[:ft2|ft4][:SEED]`, untrained, for trying things out.
+    weights: a .ckpt or .safetensors file, or the directory that import-checkpoint made.
+
+    Raises ConfigError for a name, option or device that there is not; WeightsError for weights that
+    are missing, damaged or of another model.
+    """
+    key = name.partition(":")[0]
+    if key not in LOADERS:
+        close = get_close_matches(key, LOADERS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(LOADERS)}."
+        raise ConfigError(f"there is no autoencoder {name!r}; {hint}")
+    options = LoadOptions(
+        device=device,
+        dtype=dtype,
+        tiling=tiling,
+        parts=parts,
+        compile=compile,
+        memory_format=memory_format,
+    )
+    module, _, function = LOADERS[key].partition(":")
+    loader = cast(Loader, getattr(import_module(module), function))
+    return loader(name, None if weights is None else Path(weights), options)

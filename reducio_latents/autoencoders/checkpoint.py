@@ -1,0 +1,173 @@
+"""A folder of Reducio-VAE weights: `model.safetensors`, and `config.json` that says what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from reducio_latents.config import from_mapping
+from reducio_latents.errors import ConfigError, StoreError, WeightsError
+from reducio_latents.files import LocalFiles
+from reducio_latents.vae.config import ReducioVAEConfig
+from reducio_latents.vae.model import FINAL_RULE
+from reducio_latents.vae.weight_files import MODEL_FILE, open_tensor_file
+from reducio_latents.vae.weights import (
+    StateDict,
+    WeightsDigest,
+    check_config,
+    check_shapes,
+    check_values,
+    infer_config,
+    open_state_dict,
+)
+
+CONFIG_FILE = "config.json"
+ARCHITECTURE = "reducio-vae"
+
+
+@dataclass(frozen=True)
+class ImportedWeights:
+    """What `import_checkpoint` found and wrote."""
+
+    folder: Path
+    config: ReducioVAEConfig
+    parameters: int
+    weights_sha256: str
+    dropped: int
+    """Keys of the file that inference does not need."""
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.config, self.weights_sha256)
+
+
+def fingerprint_of(config: ReducioVAEConfig, weights_sha256: str) -> str:
+    """Identify a Reducio-VAE: SHA-256 over its architecture, final rule and weights."""
+    identity = {
+        "architecture": ARCHITECTURE,
+        "config": asdict(config),
+        "final_rule": FINAL_RULE,
+        "weights_sha256": weights_sha256,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def import_checkpoint(src: Path, dst_dir: Path, *, ema: bool | None = None) -> ImportedWeights:
+    """Turn published weights into a folder that loads fast and names its own sizes.
+
+    ema chooses between the averaged and the plain weights where the file holds both. The numbers
+    and their dtype stay as they are. Raises WeightsError for a file that is no Reducio-VAE and for
+    a folder that holds something else; nothing is overwritten.
+    """
+    state = open_state_dict(src, ema=ema)
+    config = infer_config(state.shapes, state.where)
+    check_shapes(state.shapes, config, state.where)
+    tensors = _read_all(state)
+    sha256 = write_weights(tensors, config, dst_dir)
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    return ImportedWeights(dst_dir, config, parameters, sha256, state.dropped)
+
+
+def _read_all(state: StateDict) -> dict[str, Tensor]:
+    tensors = {key: state.read(key) for key in state.shapes}
+    for key, tensor in tensors.items():
+        check_values(key, tensor, state.where)
+    return tensors
+
+
+def write_weights(tensors: Mapping[str, Tensor], config: ReducioVAEConfig, folder: Path) -> str:
+    """Write `model.safetensors`, then `config.json`, each whole or not at all; return the sha256.
+
+    What is there already of these weights is kept, so a killed write is finished by the next one;
+    a folder with other files of these names is refused with a WeightsError.
+    """
+    digest = WeightsDigest()
+    for key, tensor in tensors.items():
+        digest.add(key, tensor)
+    sha256 = digest.hexdigest()
+    _refuse_other_weights(folder, sha256)
+    if not (folder / MODEL_FILE).exists():
+        _write_safetensors(tensors, folder / MODEL_FILE)
+    description = {
+        "architecture": ARCHITECTURE,
+        "config": asdict(config),
+        "weights_sha256": sha256,
+        "fingerprint": fingerprint_of(config, sha256),
+    }
+    text = json.dumps(description, indent=2) + "\n"
+    LocalFiles(folder).write(CONFIG_FILE, text.encode())
+    return sha256
+
+
+def _refuse_other_weights(folder: Path, sha256: str) -> None:
+    config, model = folder / CONFIG_FILE, folder / MODEL_FILE
+    if config.exists() and read_description(folder) is None:
+        raise WeightsError(f"{config} belongs to something else. Give an empty folder.")
+    if not model.exists():
+        return
+    digest, found = WeightsDigest(), open_tensor_file(model)
+    for key in found.shapes:
+        digest.add(key, found.read(key))
+    if digest.hexdigest() != sha256:
+        raise WeightsError(f"{model} holds other weights. Give an empty folder.")
+
+
+def _write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({key: t.contiguous() for key, t in tensors.items()}, partial, {"format": "pt"})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as err:
+        raise StoreError(f"cannot write {path}: {err}.") from err
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_description(folder: Path) -> dict[str, Any] | None:
+    """Return what our `config.json` in `folder` says, or None if there is none of ours."""
+    try:
+        raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return None
+    if not isinstance(raw, dict) or raw.get("architecture") != ARCHITECTURE:
+        return None
+    return raw
+
+
+def check_description(weights: Path, config: ReducioVAEConfig, weights_sha256: str) -> None:
+    """Raise WeightsError if a description beside the weights file speaks of other weights.
+
+    Then a file was replaced or damaged after it was written. Without a description all is well.
+    """
+    folder = weights if weights.is_dir() else weights.parent
+    if not weights.is_dir() and weights.name != MODEL_FILE:
+        return
+    description = read_description(folder)
+    if description is None:
+        return
+    where = str(folder / CONFIG_FILE)
+    try:
+        written = from_mapping(ReducioVAEConfig, description["config"], where=where)
+    except (ConfigError, KeyError) as err:
+        raise WeightsError(f"{where} cannot be read: {err}. Import the checkpoint again.") from err
+    check_config(config, written, str(weights))
+    if description.get("weights_sha256") != weights_sha256:
+        raise WeightsError(
+            f"{folder / MODEL_FILE} is not what {CONFIG_FILE} beside it describes: it was damaged "
+            "or replaced. Import the checkpoint again, into an empty folder."
+        )

@@ -1,0 +1,93 @@
+"""What the flows ask of an autoencoder, and how it is asked to be loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from reducio_latents.geometry import LatentGeometry
+from reducio_latents.vae.model import Parts
+from reducio_latents.vae.tiling import Tiling
+from reducio_latents.values import Posterior
+
+TilingChoice = Tiling | Literal["auto"] | None
+
+
+class Autoencoder(Protocol):
+    """Anything that turns clips into latents and back. It holds weights, not files.
+
+    Video is (B, 3, T, H, W) with pixels in [-1, 1]; moments and latents are (B, D, t, h, w) and
+    float32.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name by which `load_autoencoder` loads one like it."""
+
+    @property
+    def geometry(self) -> LatentGeometry: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies architecture and weights, whatever the precision, device or tiling."""
+
+    @property
+    def weights_sha256(self) -> str: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """All that changes numbers, as JSON: architecture, weights, tiling, precision."""
+
+    @property
+    def precision(self) -> Mapping[str, Any]:
+        """How numbers are computed, as JSON: dtype, layout, compiled or not."""
+
+    @property
+    def final_rule(self) -> Mapping[str, Any]:
+        """How final latents come from a sample: see `gaussian`."""
+
+    @property
+    def needs_content(self) -> bool:
+        """Whether `decode` takes the clip's centre frame."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        """Raise GeometryError, naming a size that would do, unless clips of this size fit."""
+
+    def encode(self, video_BCTHW: Tensor) -> Posterior:
+        """Return the posterior, on this autoencoder's device."""
+
+    def final_latents(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
+        """Return what a diffusion model trains on, of the mean or of mean + std * noise."""
+
+    def decode(self, latents: Tensor, content_image: Tensor | None = None) -> Tensor:
+        """Return the video of final latents, float32 and not clamped.
+
+        content_image is (B, 3, H, W), pixels in [-1, 1].
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a model is put to work. Nothing here changes which model it is."""
+
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    """Of weights and activations; reductions that need it stay in float32."""
+    tiling: TilingChoice = "auto"
+    """How large frames are cut; "auto" is the model's published way, None never cuts."""
+    parts: Parts = "all"
+    """`encoder` or `decoder` leave the other half out of memory."""
+    compile: bool = False
+    """Whether to compile the networks with torch.compile, once for each size of input."""
+    memory_format: torch.memory_format = torch.contiguous_format
+    """Layout of weights and activations; channels_last_3d also lays images out channels last."""

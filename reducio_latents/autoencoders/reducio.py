@@ -1,0 +1,206 @@
+"""Reducio-VAE behind the `Autoencoder` protocol."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reducio_latents.autoencoders.checkpoint import (
+    ARCHITECTURE,
+    check_description,
+    fingerprint_of,
+)
+from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.errors import ConfigError, WeightsError
+from reducio_latents.geometry import LatentGeometry
+from reducio_latents.vae.config import ReducioVAEConfig
+from reducio_latents.vae.model import FINAL_RULE, ReducioVAE
+from reducio_latents.vae.tiling import Tiling
+from reducio_latents.vae.weights import (
+    StateDict,
+    check_config,
+    infer_config,
+    load_vae,
+    open_state_dict,
+    random_state_dict,
+)
+from reducio_latents.values import Posterior
+
+PRESETS = {
+    "reducio-ft4-fs32": ReducioVAEConfig(temporal_stride=4),
+    "reducio-ft2-fs32": ReducioVAEConfig(temporal_stride=2),
+}
+PUBLISHED_TILING = Tiling(tile_px=256, overlap=0.25)
+"""The published extraction cuts every frame; one of at most 256 px a side is a single tile."""
+WEIGHTS_PAGE = "https://huggingface.co/microsoft/Reducio-VAE"
+
+
+class ReducioAutoencoder:
+    """A ReducioVAE on one device, for inference."""
+
+    needs_content = True
+    final_rule: dict[str, Any] = FINAL_RULE
+
+    def __init__(
+        self, name: str, model: ReducioVAE, weights_sha256: str, options: LoadOptions
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.weights_sha256 = weights_sha256
+        self.tiling = PUBLISHED_TILING if options.tiling == "auto" else options.tiling
+        self.device, self.dtype = model.device, model.dtype
+        self.precision = _precision(model, options)
+
+    @property
+    def geometry(self) -> LatentGeometry:
+        return self.model.config.geometry
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.model.config, self.weights_sha256)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        tiling = self.tiling
+        return {
+            "architecture": ARCHITECTURE,
+            **asdict(self.model.config),
+            "weights_sha256": self.weights_sha256,
+            "random_weights": self.name.startswith("reducio-random"),
+            "final_rule": self.final_rule,
+            "tiling": tiling and {"tile_px": tiling.tile_px, "overlap": tiling.overlap},
+            "precision": self.precision,
+        }
+
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        self.model.config.check_clip(frames, height, width)
+
+    @torch.inference_mode()
+    def encode(self, video_BCTHW: Tensor) -> Posterior:
+        """Return the posterior, float32; moved to this device first where it is not there.
+
+        Raises GeometryError or PixelError for input that the model does not take.
+        """
+        return self.model.encode(self._to_device(video_BCTHW), self.tiling)
+
+    def final_latents(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
+        return self.model.final_latents(posterior, noise)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, content_image: Tensor | None = None) -> Tensor:
+        """Return the video of final latents and the clip's content image, (B, 3, H, W) in [-1, 1].
+
+        Raises ConfigError without a content image, else as `encode`.
+        """
+        if content_image is None:
+            raise ConfigError(
+                f"{self.name} decodes with the clip's content image, its centre frame; give it too."
+            )
+        return self.model.decode(
+            self._to_device(latents), self._to_device(content_image), self.tiling
+        )
+
+    def _to_device(self, x: Tensor) -> Tensor:
+        return x.to(self.device, non_blocking=True)
+
+
+def load_preset(name: str, weights: Path | None, options: LoadOptions) -> ReducioAutoencoder:
+    """Load weights that must have the published sizes of `name`."""
+    if name not in PRESETS:
+        raise ConfigError(f"there is no autoencoder {name!r}; {name.partition(':')[0]} takes no :.")
+    if weights is None:
+        raise WeightsError(
+            f"{name} needs its weights: give the path of {name}-attn23.ckpt, "
+            f"which is published at {WEIGHTS_PAGE}. To try things without weights, use the model "
+            "reducio-random:32."
+        )
+    state = open_state_dict(weights)
+    other = {"reducio-ft4-fs32": "reducio-ft2-fs32", "reducio-ft2-fs32": "reducio-ft4-fs32"}[name]
+    found = infer_config(state.shapes, state.where)
+    hint = f"use the model {other}" if found == PRESETS[other] else "use the model reducio"
+    try:
+        check_config(found, PRESETS[name], state.where)
+    except WeightsError as err:
+        raise WeightsError(f"{err} These are not weights of {name}; {hint}.") from None
+    return _load(name, state, weights, options)
+
+
+def load_any_width(name: str, weights: Path | None, options: LoadOptions) -> ReducioAutoencoder:
+    """Load a Reducio-VAE of any widths and either stride; both are read off the weights."""
+    if name != "reducio":
+        raise ConfigError(f"there is no autoencoder {name!r}; did you mean 'reducio'?")
+    if weights is None:
+        raise WeightsError(
+            "reducio needs weights: give the path of a .ckpt or .safetensors file, or of a folder "
+            f"made by import-checkpoint. The published ones are at {WEIGHTS_PAGE}."
+        )
+    return _load(name, open_state_dict(weights), weights, options)
+
+
+def load_random(name: str, weights: Path | None, options: LoadOptions) -> ReducioAutoencoder:
+    """Make an untrained model, `reducio-random:WIDTH[:ft2|ft4][:SEED]`; its pictures are noise."""
+    match = re.fullmatch(r"reducio-random:(\d+)(?::ft([24]))?(?::(\d+))?", name)
+    if match is None:
+        raise ConfigError(
+            f"{name!r} is not a model of random weights; write "
+            "reducio-random:WIDTH[:ft2|ft4][:SEED], as reducio-random:32:ft2:7."
+        )
+    if weights is not None:
+        raise ConfigError(f"{name} takes no weights; to load {weights}, use the model reducio.")
+    width, stride, seed = int(match[1]), int(match[2] or 4), int(match[3] or 0)
+    if seed >= 2**32:
+        raise ConfigError(f"{name}: the seed must be below 2**32.")
+    config = ReducioVAEConfig(
+        temporal_stride=stride, width=width, content_width=width, decoder_width=width
+    )
+    canonical = f"reducio-random:{width}:ft{stride}:{seed}"
+    return _load(canonical, random_state_dict(config, seed), None, options)
+
+
+def _load(
+    name: str, state: StateDict, weights: Path | None, options: LoadOptions
+) -> ReducioAutoencoder:
+    device = _usable_device(options.device)
+    model, sha256 = load_vae(state, options.parts, device=device, dtype=options.dtype)
+    if weights is not None:
+        check_description(weights, model.config, sha256)
+    model.eval().requires_grad_(False)
+    _set_layout(model, options.memory_format)
+    if options.compile:
+        for network in model.children():
+            network.compile(dynamic=False)
+    return ReducioAutoencoder(name, model, sha256, options)
+
+
+def _usable_device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as err:
+        why = str(err).strip().splitlines()[0]
+        raise ConfigError(f"device {str(device)!r} cannot be used here: {why}") from err
+
+
+def _set_layout(model: ReducioVAE, memory_format: torch.memory_format) -> None:
+    if memory_format == torch.contiguous_format:
+        return
+    for parameter in model.parameters():
+        layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+        if parameter.ndim in layouts:
+            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
+
+
+def _precision(model: ReducioVAE, options: LoadOptions) -> dict[str, Any]:
+    on_gpu = model.device.type == "cuda"
+    return {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "memory_format": str(options.memory_format).removeprefix("torch."),
+        "compiled": options.compile,
+        # PyTorch lets float32 convolutions use 10-bit mantissas unless told otherwise.
+        "tf32": on_gpu and model.dtype == torch.float32 and torch.backends.cudnn.allow_tf32,
+    }

@@ -1,0 +1,99 @@
+"""From raw latents, a Gaussian per clip, to final latents, what a diffusion model trains on.
+
+A final rule is a small JSON object; it is written into a store and applied when reading:
+  {"rule": "layer_norm", "eps": 1e-5}                  over all of (D, t, h, w) of a clip, no affine
+  {"rule": "scale_shift", "scale": s, "shift": m}      (z - m) * s; numbers, or one per channel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reducio_latents.errors import ConfigError
+from reducio_latents.values import Posterior
+
+FinalRule = Mapping[str, Any]
+
+
+def sample(posterior: Posterior, noise: Tensor) -> Tensor:
+    """Draw from the posterior, given standard normal `noise` of its mean's shape. float32."""
+    std = torch.exp(0.5 * posterior.logvar.float())
+    return posterior.mean.float() + std * noise.float()
+
+
+def kl_to_unit_normal(posterior: Posterior) -> Tensor:
+    """Return KL(posterior || N(0, I)) of each clip, (B,), in nats. Kingma and Welling (2014)."""
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
+
+
+def final_latents(posterior: Posterior, noise: Tensor | None, rule: FinalRule) -> Tensor:
+    """Return the final latents of the mean, or of mean + std * noise; float32, as the mean's shape.
+
+    Raises ConfigError for a rule that is not known.
+    """
+    z = posterior.mean if noise is None else sample(posterior, noise)
+    return apply_final_rule(rule, z)
+
+
+def apply_final_rule(rule: FinalRule, z: Tensor) -> Tensor:
+    """Return the final latents, float32, of samples or means z (B, D, ...)."""
+    check_final_rule(rule)
+    return _RULES[rule["rule"]][1](z.float(), rule)
+
+
+def undo_final_rule(rule: FinalRule, latents: Tensor) -> Tensor:
+    """Return z of its final latents; ConfigError where the rule loses something.
+
+    A layer norm does: Reducio's decoder takes final latents as they are.
+    """
+    check_final_rule(rule)
+    if rule["rule"] != "scale_shift":
+        raise ConfigError(f"the final rule {rule['rule']!r} has no inverse.")
+    scale, shift = (_per_channel(rule[key], latents) for key in ("scale", "shift"))
+    return latents.float() / scale + shift
+
+
+def check_final_rule(rule: FinalRule) -> None:
+    """Raise ConfigError unless `rule` is one that this version applies, with all that it needs."""
+    name = rule.get("rule")
+    if name not in _RULES:
+        raise ConfigError(f"the final rule is {name!r}; this version knows {', '.join(_RULES)}.")
+    wanted = {"rule", *_RULES[name][0]}
+    if set(rule) != wanted:
+        raise ConfigError(
+            f"the final rule {name!r} has the keys {sorted(rule)}; it needs {sorted(wanted)}."
+        )
+
+
+def _layer_norm(z: Tensor, rule: FinalRule) -> Tensor:
+    return F.layer_norm(z, z.shape[1:], eps=rule["eps"])
+
+
+def _scale_shift(z: Tensor, rule: FinalRule) -> Tensor:
+    return (z - _per_channel(rule["shift"], z)) * _per_channel(rule["scale"], z)
+
+
+def _per_channel(value: Any, z: Tensor) -> Tensor:
+    """Return a number as it is, or one value per channel as (D, 1, ...) against z (B, D, ...)."""
+    values = torch.as_tensor(value, dtype=torch.float32, device=z.device)
+    if values.ndim == 0:
+        return values
+    if values.shape != z.shape[1:2]:
+        raise ConfigError(
+            f"the final rule has {len(values)} values per channel, the latents {z.shape[1]} "
+            "channels."
+        )
+    return values.reshape(-1, *(1,) * (z.ndim - 2))
+
+
+_RULES: dict[str, tuple[tuple[str, ...], Callable[[Tensor, FinalRule], Tensor]]] = {
+    "layer_norm": (("eps",), _layer_norm),
+    "scale_shift": (("scale", "shift"), _scale_shift),
+}
+"""What a rule needs beside its name, and what it does."""

@@ -1,0 +1,182 @@
+"""Open a file of tensors, whatever its name says it is, without running anything it holds.
+
+Two formats: safetensors, and what `torch.save` writes, a zip or a plain pickle, both read with
+weights_only=True. A training framework's checkpoint also names its own classes for its records;
+those few are replaced by placeholders that do nothing, and a file that names any other class is
+refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reducio_latents.errors import WeightsError
+
+MODEL_FILE = "model.safetensors"
+"""Name of the weights in a directory that `import-checkpoint` makes."""
+
+_LIGHTNING = {"lightning", "lightning_fabric", "pytorch_lightning"}
+_INERT_MODULES = _LIGHTNING | {"argparse", "omegaconf", "pathlib", "typing"}
+_INERT_BUILTINS = {f"builtins.{name}" for name in ("bool", "dict", "float", "int", "list", "str")}
+_INERT_MAPPINGS = ("AttributeDict", "defaultdict")
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """Tensors by name, read one at a time; an opened file holds none of them in memory."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], Tensor]
+    """Return one tensor. It may lie in the mapped file: copy what is kept."""
+
+
+def open_tensor_file(path: Path) -> TensorFile:
+    """Open a .safetensors, .ckpt or .pt file, or a directory that holds `model.safetensors`.
+
+    The format is told from the content. Raises WeightsError for a file that is missing, damaged,
+    something else, or asks to run code.
+    """
+    path = _weights_in(path)
+    head = _first_bytes(path)
+    if head[8:9] == b"{":
+        return _open_safetensors(path)
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return _open_torch(path, is_zip=head.startswith(b"PK"))
+    raise WeightsError(
+        f"{path} is {_kind_of(head)}, not a weights file. Give a .ckpt or .safetensors file; if it "
+        "was downloaded, download it again."
+    )
+
+
+def _weights_in(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    if not (path / MODEL_FILE).is_file():
+        raise WeightsError(
+            f"{path} is a directory without {MODEL_FILE}. Give one that import-checkpoint made, or "
+            "the weights file itself."
+        )
+    return path / MODEL_FILE
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
+    except FileNotFoundError as err:
+        raise WeightsError(f"{path}: there is no such weights file. Check the path.") from err
+    except OSError as err:
+        raise WeightsError(f"{path} cannot be read: {err.strerror or err}.") from err
+
+
+def _kind_of(head: bytes) -> str:
+    text = head.lstrip().lower()
+    if not head:
+        return "an empty file"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer (run `git lfs pull`)"
+    if all(byte >= 0x20 or byte in b"\t\n\r\f" for byte in head):
+        return "text"
+    return "something else"
+
+
+def _open_safetensors(path: Path) -> TensorFile:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="pt", device="cpu")
+        names = list(file.keys())  # type: ignore[no-untyped-call]
+        shapes = {
+            name: tuple(file.get_slice(name).get_shape())  # type: ignore[no-untyped-call]
+            for name in names
+        }
+    except (SafetensorError, OSError) as err:
+        raise _damaged(path, err) from err
+    return TensorFile(path, shapes, file.get_tensor)
+
+
+def _open_torch(path: Path, *, is_zip: bool) -> TensorFile:
+    content = _load_torch(path, is_zip=is_zip)
+    tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(tensors, Mapping) or not any(isinstance(t, Tensor) for t in tensors.values()):
+        raise WeightsError(
+            f"{path} holds no weights: no mapping of tensors, at its top or under `state_dict`."
+        )
+    named = {str(key): value for key, value in tensors.items() if isinstance(value, Tensor)}
+    shapes = {key: tuple(tensor.shape) for key, tensor in named.items()}
+    return TensorFile(path, shapes, named.__getitem__)
+
+
+def _load_torch(path: Path, *, is_zip: bool) -> Any:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
+        foreign = sorted(name for name in names if not _is_inert(name))
+        if foreign:
+            raise _refused(path, ", ".join(foreign[:5]))
+        placeholders = [(_placeholder(name), name) for name in names]
+        with torch.serialization.safe_globals(placeholders):  # type: ignore[arg-type]
+            # Mapped, so that an optimizer's state beside the weights is never read.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as err:
+        if "lobal" in str(err) or "reduce" in str(err):
+            raise _refused(path, str(err).strip().splitlines()[0]) from err
+        raise _damaged(path, err) from err
+    except Exception as err:
+        # Whatever a parser of foreign bytes raises (RuntimeError, EOFError, KeyError, struct.error,
+        # ...) says the same of the file.
+        raise _damaged(path, err) from err
+
+
+def _is_inert(name: str) -> bool:
+    module = name.partition(".")[0]
+    return module in _INERT_MODULES or name in _INERT_BUILTINS or name == "collections.defaultdict"
+
+
+class _Ignored:
+    """Stands for any object of a class that was not loaded."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+class _IgnoredMapping(OrderedDict[Any, Any]):
+    """Stands for a class of mappings: gives a plain one, which a pickle may then fill."""
+
+    def __new__(cls, *_: object) -> Any:
+        return OrderedDict()
+
+
+def _placeholder(name: str) -> type:
+    return _IgnoredMapping if name.endswith(_INERT_MAPPINGS) else _Ignored
+
+
+def _refused(path: Path, what: str) -> WeightsError:
+    return WeightsError(
+        f"{path} holds objects that only running code could rebuild ({what}), so it was not "
+        "loaded; nothing in it was run. If you trust it, save its weights alone where it was made: "
+        "torch.save({'state_dict': checkpoint['state_dict']}, 'weights.ckpt')."
+    )
+
+
+def _damaged(path: Path, err: Exception) -> WeightsError:
+    why = (str(err).strip().splitlines() or [type(err).__name__])[0]
+    return WeightsError(
+        f"{path} is damaged or cut short ({path.stat().st_size:,} bytes): {why[:200]}. "
+        "Download or copy it again."
+    )
