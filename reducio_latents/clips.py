@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from reducio_latents.errors import ConfigError
@@ -21,36 +21,39 @@ TIME_TOLERANCE_S = 1e-3
 """Presentation times are rounded to a container's time base, often 1 ms; differences below this
 are rounding, not another frame."""
 
-# A policy maps (number of possible starts on the 1/rate grid, frames a clip, argument, rng) to the
-# chosen starts, counted in steps of 1/rate.
-Policy = Callable[[int, int, float, random.Random], list[int]]
+# A policy maps (number of possible starts on the 1/rate grid, argument, seed) to the chosen starts,
+# in order, counted in steps of 1/rate. The argument is a number of steps or of clips.
+Policy = Callable[[int, int, str], Sequence[int]]
 
 
-def _all(possible: int, length: int, _: float, __: random.Random) -> list[int]:
-    return list(range(0, possible, length))
+def _stride(possible: int, steps: int, _: str) -> Sequence[int]:
+    return range(0, possible, steps)
 
 
-def _centre(possible: int, length: int, _: float, __: random.Random) -> list[int]:
+def _centre(possible: int, _: int, __: str) -> Sequence[int]:
     return [(possible - 1) // 2] if possible else []
 
 
-def _stride(possible: int, length: int, steps: float, _: random.Random) -> list[int]:
-    return list(range(0, possible, round(steps)))
-
-
-def _uniform(possible: int, length: int, count: float, _: random.Random) -> list[int]:
-    n = min(int(count), possible)
+def _uniform(possible: int, count: int, seed: str) -> Sequence[int]:
+    n = min(count, possible)
     if n <= 1:
-        return [(possible - 1) // 2] * n
-    return sorted({round(i * (possible - 1) / (n - 1)) for i in range(n)})
+        return _centre(possible, count, seed)
+    return [(2 * i * (possible - 1) + n - 1) // (2 * (n - 1)) for i in range(n)]
 
 
-def _random(possible: int, length: int, count: float, rng: random.Random) -> list[int]:
-    return sorted(rng.sample(range(possible), min(int(count), possible)))
+def _random(possible: int, count: int, seed: str) -> Sequence[int]:
+    # Floyd's sampling on Random.random(): the one method whose numbers no Python version changes.
+    digest = hashlib.sha256(seed.encode("utf-8", "surrogatepass")).digest()
+    rng = random.Random(int.from_bytes(digest[:8], "big"))
+    chosen: set[int] = set()
+    for top in range(max(0, possible - count), possible):
+        pick = int(rng.random() * (top + 1))
+        chosen.add(top if pick in chosen else pick)
+    return sorted(chosen)
 
 
 POLICIES: dict[str, Policy] = {
-    "all": _all,
+    "all": _stride,
     "stride": _stride,
     "centre": _centre,
     "uniform": _uniform,
@@ -102,9 +105,10 @@ def clip_starts(duration_s: float, spec: ClipSpec, video: str = "") -> list[floa
     `video` names the video for the `random` policy, so that its clips depend on nothing else.
     """
     name, number = parse_policy(spec.policy)
-    if name == "stride":
-        number = max(1.0, number * spec.rate_fps)
+    if name == "all":
+        number = spec.frames
+    elif name == "stride":
+        number = max(1, round(number * spec.rate_fps))
     possible = possible_starts(duration_s, spec.frames, spec.rate_fps)
-    digest = hashlib.sha256(f"{spec.seed}\0{video}".encode()).digest()
-    rng = random.Random(int.from_bytes(digest[:8], "big"))
-    return [step / spec.rate_fps for step in POLICIES[name](possible, spec.frames, number, rng)]
+    steps = POLICIES[name](possible, int(number), f"{spec.seed}\0{video}")
+    return [step / spec.rate_fps for step in steps]

@@ -7,10 +7,10 @@ Shape letters, the same in every module. Upper case counts pixels, lower case co
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Self
 
 from reducio_latents.errors import GeometryError
@@ -112,31 +112,60 @@ def aspect_buckets(
 ) -> tuple[Bucket, ...]:
     """Return the buckets of about side_px**2 pixels, both sides divisible by `multiple`.
 
-    For each height the width is the multiple that comes nearest to the area; sizes more elongated
-    than `max_aspect` are left out. Ordered from tall to wide, the square one always among them.
+    For each side the other one is the multiple that comes nearest to the area; sizes more elongated
+    than `max_aspect` are left out. Ordered from tall to wide, the square one always among them, and
+    with each size the same size turned by 90 degrees.
+
+    >>> [b.name for b in aspect_buckets(16, 256, max_aspect=1.5)]
+    ['16x288x224', '16x256x256', '16x224x288']
     """
     if side_px < multiple or side_px % multiple:
         raise GeometryError(
             f"resolution is {side_px}, but buckets need a multiple of {multiple}. "
             f"Use {max(multiple, side_px // multiple * multiple)}."
         )
-    found: dict[float, Bucket] = {}
-    for height in range(multiple, side_px * 4 + 1, multiple):
-        width = max(multiple, round(side_px * side_px / height / multiple) * multiple)
-        aspect = width / height
-        if max(aspect, 1 / aspect) > max_aspect:
-            continue
-        error = abs(math.log(height * width / side_px**2))
-        other = found.get(aspect)
-        if other is None or error < abs(math.log(other.height * other.width / side_px**2)):
-            found[aspect] = Bucket(frames, height, width)
-    return tuple(found[aspect] for aspect in sorted(found))
+    if max_aspect < 1:
+        raise GeometryError(f"max_aspect is {max_aspect}; it is long side / short side, 1 or more.")
+    cells = side_px // multiple
+    best: dict[Fraction, tuple[int, int]] = {}
+    for long in range(cells, cells * cells + 1):
+        short = max(1, (2 * cells * cells + long) // (2 * long))  # nearest, halves up
+        for height, width in {(long, short), (short, long)}:
+            aspect = Fraction(width, height)
+            if max(aspect, 1 / aspect) > max_aspect:
+                continue
+            # Of sizes of one shape, such as 2:1 of 128x64 and 64x32, the nearest in area.
+            rival = best.get(aspect)
+            if rival is None or _off(height * width, cells) < _off(rival[0] * rival[1], cells):
+                best[aspect] = height, width
+    return tuple(
+        Bucket(frames, height * multiple, width * multiple)
+        for _, (height, width) in sorted(best.items())
+    )
+
+
+def _off(area: int, side: int) -> Fraction:
+    """Return by what factor, 1 or more, an area misses that of a square of this side."""
+    factor = Fraction(area, side * side)
+    return max(factor, 1 / factor)
 
 
 def nearest_bucket(height: int, width: int, buckets: Sequence[Bucket]) -> Bucket:
-    """Return the bucket nearest in log aspect ratio; of equally near ones the first."""
-    aspect = math.log(width / height)
-    return min(buckets, key=lambda b: abs(math.log(b.width / b.height) - aspect))
+    """Return the bucket nearest in log aspect ratio; of equally near ones the first.
+
+    Compared as fractions, so that no rounding of a logarithm decides.
+    """
+    if height < 1 or width < 1 or not buckets:
+        raise GeometryError(
+            f"no bucket for a picture of {width}x{height} pixels among {len(buckets)} buckets. "
+            "Both sides must be 1 or more, and a bucket given."
+        )
+
+    def distance(bucket: Bucket) -> Fraction:
+        factor = Fraction(bucket.width * height, bucket.height * width)
+        return max(factor, 1 / factor)
+
+    return min(buckets, key=distance)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+"""One video of a corpus, and how what came with it is read: names, texts, values."""
+
+from __future__ import annotations
+
+import json
+import math
+import posixpath
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from reducio_latents.errors import CorpusError
+from reducio_latents.video.source import VideoSource
+
+Scalar = str | int | float | bool
+
+# fmt: off
+VIDEO_EXTENSIONS = frozenset({
+    ".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".gif", ".h264", ".h265", ".hevc",
+    ".ivf", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg",
+    ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".y4m",
+})
+# fmt: on
+"""What makes a file in a folder or a tar a video. A table may name anything."""
+
+CAPTION_NAMES = ("caption", "captions", "text", "prompt", "description", "txt")
+"""Names of a column or JSON key that holds captions, the likeliest first; case does not matter."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusVideo:
+    """One video as it was listed. Listing opens no video, so it may prove missing or broken."""
+
+    video: str
+    """Identity: the path below the corpus, the path as a table gives it, or `name.tar/member`."""
+    source: VideoSource
+    """Where its bytes are; a local path is absolute."""
+    captions: tuple[str, ...] = ()
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+    """What else the table, or the JSON member beside it, said of it; nested values as JSON text."""
+    problem: str | None = None
+    """Why it is known already that it cannot be read. A folder that could not be listed is an entry
+    of this kind, named `folder/`: it counts as found and failed instead of vanishing."""
+
+
+def extension(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
+
+
+def is_video_name(name: str) -> bool:
+    return extension(name) in VIDEO_EXTENSIONS
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the text has UTF-8 bytes: file names and JSON escapes may hold lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(text: str) -> str:
+    r"""Write bytes that are not UTF-8 as \xff, so that the text can be stored and shown."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def as_captions(value: Any, *, where: str) -> tuple[str, ...]:
+    """Return a text or a list of texts as captions; nothing and empty texts are no captions."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ()
+    texts = value if isinstance(value, list) else [value]
+    for text in texts:
+        if not isinstance(text, str | None):
+            raise CorpusError(
+                f"{where}: a caption must be text, got {text!r}. Name the column that holds the "
+                "captions (--caption-column)."
+            )
+        if text and not is_utf8(text):
+            raise CorpusError(f"{where}: the caption holds half a surrogate pair. Correct it.")
+    return tuple(text for text in texts if text)
+
+
+def as_scalar(value: Any, *, where: str) -> Scalar | None:
+    """Return a JSON value, date or decimal as what a Parquet column can hold; None for nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else str(value)
+    if isinstance(value, list | dict):
+        value = json.dumps(value, ensure_ascii=False, default=str)
+    text = str(value)
+    if not is_utf8(text):
+        raise CorpusError(f"{where}: {text!r} holds half a surrogate pair. Correct it.")
+    return text
+
+
+def as_extra(raw: Mapping[str, Any], *, where: str) -> dict[str, Scalar]:
+    scalars = {key: as_scalar(value, where=where) for key, value in raw.items()}
+    return {key: value for key, value in scalars.items() if value is not None}
+
+
+def match_name(names: tuple[str, ...], among: list[str]) -> str | None:
+    """Return the member of `among` that is, but for case, the first possible one of `names`."""
+    lowered = {name.strip().lower(): name for name in reversed(among)}
+    return next((lowered[name] for name in names if name in lowered), None)

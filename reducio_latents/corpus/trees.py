@@ -1,0 +1,205 @@
+"""Folders to look through: on this machine with os.scandir, elsewhere with fsspec."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol, cast
+
+from reducio_latents.corpus.entry import is_utf8
+from reducio_latents.errors import ConfigError, CorpusError
+
+TAR_BLOCK_BYTES = 1 << 16
+"""Read-ahead on remote tars: enough for a header with its texts, little enough not to fetch the
+videos that are skipped over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One name that a walk came across."""
+
+    path: str
+    """Relative to the tree's root, with `/` between its parts; a folder, only met with a problem,
+    ends in `/`."""
+    problem: str | None = None
+    """Why it is of no use, if that is known."""
+
+
+class Tree(Protocol):
+    """What a listing asks of the place the corpus is in. Paths are relative to `root`."""
+
+    @property
+    def root(self) -> str:
+        """The folder all paths are relative to: an absolute local path, or a URL."""
+
+    def kind(self, path: str) -> Literal["file", "folder"] | None:
+        """Return what the path is; None where there is nothing."""
+
+    def walk(self, folder: str, max_depth: int | None) -> Iterator[Found]:
+        """Yield everything below `folder` that is not hidden, in any order.
+
+        A `max_depth` of 1 means the folder's own files only. Raise OSError if `folder` itself
+        cannot be listed; of a sub-folder that cannot, yield the problem.
+        """
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes]:
+        """Return the contents of small files."""
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading and seeking."""
+
+
+def is_url(text: str) -> bool:
+    return "://" in text
+
+
+def open_tree(root: str) -> Tree:
+    """Return the tree at an absolute local path or a URL."""
+    return RemoteTree(root) if is_url(root) else LocalTree(root)
+
+
+class LocalTree:
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def _full(self, path: str) -> str:
+        return os.path.join(self.root, path) if path else self.root  # noqa: PTH118
+
+    def kind(self, path: str) -> Literal["file", "folder"] | None:
+        full = Path(self._full(path))
+        if full.is_dir():
+            return "folder"
+        return "file" if full.exists() else None
+
+    def walk(self, folder: str, max_depth: int | None) -> Iterator[Found]:
+        stack: list[tuple[str, int, frozenset[tuple[int, int]]]] = [(folder, 1, frozenset())]
+        while stack:
+            path, depth, ancestors = stack.pop()
+            try:
+                found, folders, identity = self._scan(path)
+            except OSError as err:
+                if path == folder:
+                    raise
+                yield Found(f"{path}/", f"the folder cannot be listed: {err.strerror or err}")
+                continue
+            if identity in ancestors:
+                continue  # a symbolic link to a folder that this one lies in
+            yield from found
+            if max_depth is None or depth < max_depth:
+                stack += [(below, depth + 1, ancestors | {identity}) for below in folders]
+
+    def _scan(self, path: str) -> tuple[list[Found], list[str], tuple[int, int]]:
+        """Return the files of one folder, its sub-folders, and what tells it from any other."""
+        found, folders = [], []
+        status = Path(self._full(path)).stat()
+        with os.scandir(self._full(path)) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                below = f"{path}/{entry.name}" if path else entry.name
+                is_folder, problem = _classify(entry)
+                if is_folder and problem is None:
+                    folders.append(below)
+                else:
+                    found.append(Found(f"{below}/" if is_folder else below, problem))
+        return found, folders, (status.st_dev, status.st_ino)
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes]:
+        return [Path(self._full(path)).read_bytes() for path in paths]
+
+    def open(self, path: str) -> BinaryIO:
+        return Path(self._full(path)).open("rb")
+
+
+def _classify(entry: os.DirEntry[str]) -> tuple[bool, str | None]:
+    """Return whether it is a folder, and why it is of no use, if so. No call to the system but for
+    symbolic links."""
+    try:
+        is_folder = entry.is_dir()
+        usable = is_folder or entry.is_file() or entry.is_symlink()  # a dangling link fails later
+    except OSError as err:
+        return False, f"it cannot be followed: {err.strerror or err}"
+    if not is_utf8(entry.name):
+        return is_folder, "its name is not UTF-8. Rename it"
+    return is_folder, None if usable else "it is a pipe, socket or device, not a file"
+
+
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    """Turn whatever an fsspec implementation raises into one line; its errors are not all OSErrors,
+    and their classes belong to packages that may not be installed."""
+    try:
+        yield
+    except (OSError, ConfigError):
+        raise
+    except ImportError as err:
+        raise ConfigError(f"{url}: {err}.") from err
+    except Exception as err:
+        raise CorpusError(f"{url} cannot be read: {type(err).__name__}: {err}.") from err
+
+
+class RemoteTree:
+    def __init__(self, root: str) -> None:
+        import fsspec
+
+        self.root = root.rstrip("/")
+        with _reaching(root):
+            self._fs, top = fsspec.core.url_to_fs(root)
+        self._top = str(top).rstrip("/")
+
+    def _full(self, path: str) -> str:
+        return f"{self._top}/{path}" if path else self._top
+
+    def kind(self, path: str) -> Literal["file", "folder"] | None:
+        try:
+            with _reaching(self.root):
+                info: dict[str, Any] = self._fs.info(self._full(path))
+        except FileNotFoundError:
+            return None
+        return "folder" if info["type"] == "directory" else "file"
+
+    def walk(self, folder: str, max_depth: int | None) -> Iterator[Found]:
+        with _reaching(self.root):
+            names: list[str] = self._fs.find(self._full(folder), maxdepth=max_depth)
+        for full in names:
+            path = full.removeprefix(self._top).lstrip("/")
+            below = path.removeprefix(folder).lstrip("/")
+            if not any(part.startswith(".") for part in below.split("/")):
+                yield Found(path)
+
+    def read_all(self, paths: Sequence[str]) -> list[bytes]:
+        if not paths:
+            return []
+        full = [self._full(path) for path in paths]
+        with _reaching(self.root):
+            contents: dict[str, bytes] = self._fs.cat(full)
+        return [contents[path] for path in full]
+
+    def open(self, path: str) -> BinaryIO:
+        with _reaching(self.root):
+            file = self._fs.open(self._full(path), "rb", block_size=TAR_BLOCK_BYTES)
+        return cast(BinaryIO, file)
+
+
+def join_url(root: str, path: str) -> str:
+    """Return `path` below `root`; a path that is absolute or a URL stays what it is."""
+    if is_url(path) or path.startswith("/"):
+        return path
+    if is_url(root):  # object stores know no `..`
+        scheme, _, place = root.partition("://")
+        return f"{scheme}://{posixpath.normpath(f'{place}/{path}')}"
+    return f"{root.rstrip('/')}/{path}"
+
+
+def relative_url(root: str, url: str) -> str:
+    """Return `url` as a path relative to `root` if it lies below, else as it is.
+
+    `join_url(root, relative_url(root, url))` is `url` again; with another root, it is the same
+    video of a corpus that was moved.
+    """
+    relative = url.removeprefix(root.rstrip("/") + "/")
+    return url if is_url(relative) or relative.startswith("/") else relative
