@@ -1,0 +1,47 @@
+"""Reading clips out of videos, exactly: backends behind one small Protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from reducio_latents.errors import ConfigError
+from reducio_latents.video.protocol import ClipFrames, VideoBackend, VideoInfo
+from reducio_latents.video.source import VideoSource
+
+__all__ = ["BACKENDS", "ClipFrames", "VideoBackend", "VideoInfo", "VideoSource", "get_backend"]
+
+
+def _pyav(threads: int) -> VideoBackend:
+    from reducio_latents.video.pyav import PyAVBackend
+
+    return PyAVBackend(threads=threads)
+
+
+def _decord(threads: int) -> VideoBackend:
+    from reducio_latents.video.decord import DecordBackend
+
+    return DecordBackend(threads=threads)
+
+
+BACKENDS: dict[str, Callable[[int], VideoBackend]] = {"pyav": _pyav, "decord": _decord}
+"""pyav: reads everything that FFmpeg does. decord: refuses what it cannot read exactly."""
+_EXTRA = {"av": "encode", "decord": "encode,decord"}
+
+
+def get_backend(name: str, *, threads: int = 1) -> VideoBackend:
+    """Return a backend by its name in `BACKENDS`; it uses `threads` decoder threads per video.
+
+    A ConfigError names the extra to install where the backend's library is missing.
+    """
+    if name not in BACKENDS:
+        raise ConfigError(f"video backend is {name!r}; choose one of {', '.join(BACKENDS)}.")
+    if threads < 1:
+        raise ConfigError(f"video decoder threads must be >= 1, got {threads}.")
+    try:
+        return BACKENDS[name](threads)
+    except ImportError as err:
+        extra = _EXTRA.get(err.name or "", _EXTRA.get(name, "encode"))
+        raise ConfigError(
+            f"the {name} video backend cannot be imported ({err}). "
+            f"Install it: pip install 'reducio-latents[{extra}]'."
+        ) from err

@@ -1,0 +1,47 @@
+"""Why a file cannot be read as a video, in words for the person who has it."""
+
+from __future__ import annotations
+
+import string
+from typing import BinaryIO
+
+_HEAD_BYTES = 1 << 16
+_ENCRYPTED_BOXES = (b"encv", b"pssh", b"tenc")
+_TEXT = frozenset(string.printable.encode())
+
+
+def why_unreadable(file: BinaryIO) -> str:
+    """Return a clause that says what the bytes look like instead of a readable video."""
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    if not head:
+        return "the file is empty"
+    if not any(head):
+        return "the file starts with nothing but zero bytes; it was not written completely"
+    if head[:16].lstrip()[:1] == b"<" or all(byte in _TEXT for byte in head[:1024]):
+        return "it is a text or web page, not a video"
+    if any(box in head for box in _ENCRYPTED_BOXES) and b"ftyp" in head[:64]:
+        return "it is encrypted; decrypt it first"
+    if head[4:8] == b"ftyp" and not _has_box(file, b"moov"):
+        return "it is an MP4 without its index (moov box): it was cut short or never finished"
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return "it is a damaged Matroska or WebM file"
+    return "it is not a video in a format that is known here, or it is damaged"
+
+
+def _has_box(file: BinaryIO, wanted: bytes) -> bool:
+    """Walk the top level boxes of an MP4."""
+    at = 0
+    while True:
+        file.seek(at)
+        header = file.read(16)
+        if len(header) < 8:
+            return False
+        if header[4:8] == wanted:
+            return True
+        size = int.from_bytes(header[:4], "big")
+        if size == 1:
+            size = int.from_bytes(header[8:16], "big")
+        if size < 8:
+            return False
+        at += size
