@@ -2,7 +2,7 @@
 
 from reducio_latents.corpus.entry import VIDEO_EXTENSIONS, CorpusVideo, Scalar
 from reducio_latents.corpus.listing import corpus_root, list_corpus
-from reducio_latents.corpus.trees import join_url, relative_url
+from reducio_latents.corpus.trees import join_url
 
 __all__ = [
     "VIDEO_EXTENSIONS",
@@ -11,5 +11,4 @@ __all__ = [
     "corpus_root",
     "join_url",
     "list_corpus",
-    "relative_url",
 ]

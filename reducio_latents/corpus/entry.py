@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import posixpath
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,19 @@ class CorpusVideo:
     problem: str | None = None
     """Why it is known already that it cannot be read. A folder that could not be listed is an entry
     of this kind, named `folder/`: it counts as found and failed instead of vanishing."""
+
+    @property
+    def address(self) -> str:
+        """The source's URL relative to the corpus' root where it lies below, else as it is.
+
+        `join_url(corpus_root(corpus), address)` is the URL again, wherever the corpus was moved.
+        """
+        url = self.source.url
+        if self.source.offset is None:
+            return self.video if url.endswith(f"/{self.video}") else url
+        tars = (m.end(1) for m in re.finditer(r"(?=([^/])/)", self.video))
+        names = (self.video[:end] for end in tars)
+        return next((name for name in names if url.endswith(f"/{name}")), url)
 
 
 def extension(name: str) -> str:

@@ -76,7 +76,7 @@ def list_corpus(
 def corpus_root(corpus: str | Path, root: str | Path | None = None) -> str:
     """Return the folder or URL to which a corpus' addresses are relative.
 
-    Keep addresses relative to it (`relative_url`), and the corpus may be moved as a whole.
+    With the videos' `address`, it gives their URLs.
     """
     if root is not None:
         return _absolute(str(root))

@@ -193,13 +193,3 @@ def join_url(root: str, path: str) -> str:
         scheme, _, place = root.partition("://")
         return f"{scheme}://{posixpath.normpath(f'{place}/{path}')}"
     return f"{root.rstrip('/')}/{path}"
-
-
-def relative_url(root: str, url: str) -> str:
-    """Return `url` as a path relative to `root` if it lies below, else as it is.
-
-    `join_url(root, relative_url(root, url))` is `url` again; with another root, it is the same
-    video of a corpus that was moved.
-    """
-    relative = url.removeprefix(root.rstrip("/") + "/")
-    return url if is_url(relative) or relative.startswith("/") else relative

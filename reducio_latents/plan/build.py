@@ -1,0 +1,171 @@
+"""From videos and what probing said of them to a part of a plan. Pure: no file is touched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from reducio_latents.corpus import CorpusVideo
+from reducio_latents.errors import CorpusError
+from reducio_latents.plan.fate import Planned, decide
+from reducio_latents.plan.parts import ROW_GROUP, PlanPart
+from reducio_latents.plan.place import Column, Placed, Rows, place
+from reducio_latents.plan.plan import Plan
+from reducio_latents.plan.spec import PlanSpec
+from reducio_latents.plan.tables import CLIP_SCHEMA, CLIP_STATUS, VIDEO_SCHEMA, extra_columns
+
+if TYPE_CHECKING:
+    from reducio_latents.probe import ProbeRecord
+
+HASH_DIGITS = 16
+TIME_DIGITS = 9
+PROBED = ("codec", "width", "height", "rotation", "rate_fps", "duration_s", "frames")
+
+
+def plan_part(
+    videos: Iterable[CorpusVideo],
+    records: Mapping[str, ProbeRecord],
+    spec: PlanSpec,
+    previous: Plan | None = None,
+    *,
+    retry_failed: bool = False,
+) -> PlanPart:
+    """Plan the videos that `previous` does not have; their order does not matter.
+
+    `records` holds what probing said, by name; for videos of `previous` they are optional, and only
+    used to see whether the bytes changed. With `retry_failed`, videos that failed before are
+    planned again, unless they fail for the same reason. Rows of `previous` never move: new ones
+    go to new shards. Raise StoreError if `previous` was made with another spec, CorpusError for two
+    videos of one name.
+    """
+    if previous is not None:
+        previous.spec.require_same(spec)
+    listing = sorted(videos, key=lambda video: video.video)
+    for one, other in pairwise(listing):
+        if one.video == other.video:
+            raise CorpusError(f"{one.video} is listed twice. Remove one.")
+    known = {} if previous is None else previous.known
+    fresh = listing if previous is None else previous.missing(listing, retry=retry_failed)
+    fates = decide(fresh, records, spec, previous)
+    planned = []
+    for video in fresh:
+        old, fate = known.get(video.video), fates[video.video]
+        if old is None or (old.status, old.reason) != (fate.status, fate.reason):
+            planned.append((video, fate))
+    _require_unique_ids(planned, previous)
+    placed = place(planned, spec, previous)
+    listed = {video.video for video in listing}
+    return PlanPart(
+        number=0 if previous is None else previous.parts,
+        spec=spec,
+        videos=_video_table(planned, records, placed.rows, spec),
+        clips=_clip_table(planned, placed, spec),
+        shards=placed.shards,
+        changed=tuple(
+            name for name in known if _has_changed(known[name].sha256, records.get(name))
+        ),
+        gone=tuple(name for name in known if name not in listed),
+    )
+
+
+def _has_changed(sha256: str | None, record: ProbeRecord | None) -> bool:
+    return bool(sha256 and record is not None and record.sha256 and record.sha256 != sha256)
+
+
+def _clip_table(planned: Planned, placed: Placed, spec: PlanSpec) -> pa.Table:
+    names = pa.array([video.video for video, _ in planned], pa.string())
+    captions = pa.array([list(v.captions) for v, _ in planned], pa.list_(pa.string()))
+    rows = placed.rows
+    status = np.zeros(len(rows.video), np.int64)
+    status[placed.own :] = 1
+    columns = {
+        "clip_id": _clip_ids([video.video for video, _ in planned], rows),
+        "video": _spread(names, rows.video),
+        "start_s": pa.array(rows.start_s),
+        "bucket": _spread(pa.array([b.name for b in spec.buckets]), rows.bucket),
+        "shard": pa.array(rows.shard.astype(np.int32)),
+        "row": pa.array(rows.row.astype(np.int32)),
+        "status": _spread(pa.array(CLIP_STATUS), status),
+        "captions": _spread(captions, rows.video),
+    }
+    schema = CLIP_SCHEMA
+    for name, column in extra_columns([video.extra for video, _ in planned]).items():
+        columns[name] = _spread(column, rows.video)
+        schema = schema.append(pa.field(name, column.type))
+    return pa.table(columns, schema=schema)
+
+
+def _spread(values: pa.Array, index: Column) -> pa.ChunkedArray:
+    """Return values[index] in chunks: one array of texts cannot hold 2 GiB."""
+    chunks = [values.take(index[i : i + ROW_GROUP]) for i in range(0, len(index), ROW_GROUP)]
+    return pa.chunked_array(chunks, values.type)
+
+
+def clip_prefix(video: str) -> str:
+    """Return what the ids of a video's clips begin with."""
+    return hashlib.sha256(video.encode()).hexdigest()[:HASH_DIGITS]
+
+
+def _clip_ids(videos: Sequence[str], rows: Rows) -> pa.ChunkedArray:
+    """Return `<hash of the video>_<start in ms>` of each clip: safe in file names, no dot.
+
+    Written digit by digit into one buffer, as a million small strings take longest of all.
+    """
+    prefixes = "".join(map(clip_prefix, videos)).encode()
+    by_video = np.frombuffer(prefixes, np.uint8).reshape(-1, HASH_DIGITS)
+    powers = 10 ** np.arange(TIME_DIGITS - 1, -1, -1)
+    chunks = []
+    for begin in range(0, len(rows.video), ROW_GROUP):
+        part = slice(begin, begin + ROW_GROUP)
+        start_ms = np.floor(rows.start_s[part] * 1000 + 0.5).astype(np.int64)
+        width = HASH_DIGITS + 1 + TIME_DIGITS
+        text = np.full((len(start_ms), width), ord("_"), np.uint8)
+        text[:, :HASH_DIGITS] = by_video[rows.video[part]]
+        text[:, HASH_DIGITS + 1 :] = start_ms[:, None] // powers % 10 + ord("0")
+        offsets = np.arange(len(start_ms) + 1, dtype=np.int32) * width
+        buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(text.tobytes())]
+        chunks.append(pa.Array.from_buffers(pa.string(), len(start_ms), buffers))
+    return pa.chunked_array(chunks, pa.string())
+
+
+def _require_unique_ids(planned: Planned, previous: Plan | None) -> None:
+    """Refuse two videos whose clips would have the same ids; their names would have to be 1 of
+    2**64 pairs."""
+    earlier = () if previous is None else previous.known
+    owners: dict[str, str] = {}
+    for name in chain(earlier, (video.video for video, _ in planned)):
+        owner = owners.setdefault(clip_prefix(name), name)
+        if owner != name:
+            raise CorpusError(f"{owner} and {name} would get the same clip ids. Rename one.")
+
+
+def _video_table(
+    planned: Planned, records: Mapping[str, ProbeRecord], rows: Rows, spec: PlanSpec
+) -> pa.Table:
+    clips = np.bincount(rows.video, minlength=len(planned))
+    columns: dict[str, list[object]] = {name: [] for name in VIDEO_SCHEMA.names}
+    for (video, fate), count in zip(planned, clips.tolist(), strict=True):
+        record = records.get(video.video)
+        row = {
+            "video": video.video,
+            "url": video.address,
+            "offset": video.source.offset,
+            "length": video.source.length,
+            "clips": count,
+            "bucket": spec.buckets[fate.bucket].name if fate.bucket >= 0 else None,
+            "status": fate.status,
+            "reason": fate.reason,
+            "duplicate_of": fate.duplicate_of,
+        }
+        if record is not None and record.sha256:
+            row |= {"bytes": record.bytes, "sha256": record.sha256}
+        if record is not None and fate.status != "failed":
+            row |= {name: getattr(record, name) for name in PROBED}
+        for name, column in columns.items():
+            column.append(row.get(name))
+    return pa.table(columns, schema=VIDEO_SCHEMA)

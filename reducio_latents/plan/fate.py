@@ -1,0 +1,93 @@
+"""What becomes of each video: planned, too short, a duplicate, or failed; and where clips start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from reducio_latents.clips import clip_starts
+from reducio_latents.corpus import CorpusVideo
+from reducio_latents.errors import CorpusError
+from reducio_latents.geometry import nearest_bucket
+from reducio_latents.plan.plan import Plan
+from reducio_latents.plan.spec import PlanSpec
+
+if TYPE_CHECKING:
+    from reducio_latents.config import ClipSpec
+    from reducio_latents.probe import ProbeRecord
+
+MAX_DURATION_S = 999_999.0
+"""Eleven days. A file that claims to last longer has a damaged header; and a clip's id has room for
+nine digits of milliseconds."""
+
+
+@dataclass(slots=True)
+class Fate:
+    """What becomes of one video."""
+
+    status: str
+    reason: str | None = None
+    bucket: int = -1
+    """Index into the spec's buckets."""
+    starts: Sequence[float] = ()
+    duplicate_of: str | None = None
+
+
+Planned = Sequence[tuple[CorpusVideo, Fate]]
+
+
+def decide(
+    videos: Sequence[CorpusVideo],
+    records: Mapping[str, ProbeRecord],
+    spec: PlanSpec,
+    previous: Plan | None,
+) -> dict[str, Fate]:
+    """Return each video's fate; of several with the same bytes the first one, by name, is kept."""
+    known = {} if previous is None else previous.known
+    originals = {old.sha256: name for name, old in known.items() if old.status == "planned"}
+    index = {bucket: i for i, bucket in enumerate(spec.buckets)}
+
+    @lru_cache(maxsize=4096)
+    def bucket_of(height: int, width: int) -> int:
+        return index[nearest_bucket(height, width, spec.buckets)]
+
+    fates: dict[str, Fate] = {}
+    for video in videos:
+        record = records.get(video.video)
+        reason = video.problem or (None if record is None else _why_unusable(record))
+        if reason is not None:
+            fates[video.video] = Fate("failed", reason)
+            continue
+        if record is None:
+            raise CorpusError(f"{video.video} was listed, but not probed. Probe it first.")
+        starts = clip_starts(record.duration_s, spec.clip, video.video)
+        if not starts:
+            fates[video.video] = Fate("too_short", _too_short(spec.clip))
+            continue
+        bucket, name = bucket_of(record.height, record.width), video.video
+        if spec.duplicates == "refer" and record.sha256:
+            name = originals.setdefault(record.sha256, name)
+        if name == video.video:
+            fates[name] = Fate("planned", bucket=bucket, starts=starts)
+        else:
+            reason = f"has the same bytes as {name}"
+            fates[video.video] = Fate("duplicate", reason, bucket, duplicate_of=name)
+    return fates
+
+
+def _why_unusable(record: ProbeRecord) -> str | None:
+    """Return why no clip can be cut from a video, if so; a header may say anything."""
+    error: str | None = record.error
+    if error is not None:
+        return error
+    if record.height < 1 or record.width < 1:
+        return f"its pictures have {record.width}x{record.height} pixels"
+    if not 0 <= record.duration_s <= MAX_DURATION_S:  # also refuses NaN
+        return f"its header says that it lasts {record.duration_s} s"
+    return None
+
+
+def _too_short(clip: ClipSpec) -> str:
+    return f"shorter than a clip of {clip.frames} frames at {clip.rate_fps:g} fps"

@@ -1,0 +1,93 @@
+"""Shard and row of every clip: each shard is filled before the next is begun."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reducio_latents.plan.fate import Planned
+from reducio_latents.plan.parts import ShardRange
+from reducio_latents.plan.plan import Plan
+from reducio_latents.plan.spec import PlanSpec
+
+Column = NDArray[Any]
+
+
+class Rows(NamedTuple):
+    """Clips as columns of equal length. Those of one video stand together, by start."""
+
+    video: Column
+    """Index into the planned videos."""
+    start_s: Column
+    bucket: Column
+    """Index into the spec's buckets."""
+    shard: Column
+    row: Column
+
+    def take(self, where: Column) -> Rows:
+        return Rows(*[column[where] for column in self])
+
+    def plus(self, other: Rows) -> Rows:
+        return Rows(*[np.concatenate(pair) for pair in zip(self, other, strict=True)])
+
+
+class Placed(NamedTuple):
+    """All clips of a part."""
+
+    rows: Rows
+    own: int
+    """How many, from the first, have rows of their own; the rest refer to those of others."""
+    shards: dict[str, ShardRange]
+
+
+def place(planned: Planned, spec: PlanSpec, previous: Plan | None) -> Placed:
+    """Give each clip its shard and row: by bucket, video and start, after the last used shard."""
+    counts = np.array([len(fate.starts) for _, fate in planned], np.int64)
+    starts = chain.from_iterable(fate.starts for _, fate in planned)
+    start_s = np.fromiter(starts, np.float64, count=counts.sum())
+    video = np.repeat(np.arange(len(planned)), counts)
+    bucket = np.array([fate.bucket for _, fate in planned], np.int64)[video]
+    by_bucket = np.argsort(bucket, kind="stable")
+    start_s, video, bucket = start_s[by_bucket], video[by_bucket], bucket[by_bucket]
+
+    names = [b.name for b in spec.buckets]
+    first = [0 if previous is None else previous.next_shard(name) for name in names]
+    sizes = np.bincount(bucket, minlength=len(names))
+    position = np.arange(len(bucket)) - (np.cumsum(sizes) - sizes)[bucket]
+    shard = np.array(first)[bucket] + position // spec.shard_rows
+    rows = Rows(video, start_s, bucket, shard, position % spec.shard_rows)
+    ranges = zip(names, map(ShardRange, first, sizes.tolist()), strict=True)
+    shards = {name: shards for name, shards in ranges if shards.rows}
+    return Placed(rows.plus(_referring(planned, rows, spec, previous)), len(bucket), shards)
+
+
+def _referring(planned: Planned, own: Rows, spec: PlanSpec, previous: Plan | None) -> Rows:
+    """Return the rows of the duplicates: those of their originals, here or in earlier parts."""
+    duplicates = [(i, fate.duplicate_of) for i, (_, fate) in enumerate(planned)]
+    pairs = [(i, original) for i, original in duplicates if original is not None]
+    number = {video.video: i for i, (video, _) in enumerate(planned)}
+    elsewhere = sorted({original for _, original in pairs} - number.keys())
+    number |= {name: len(planned) + i for i, name in enumerate(elsewhere)}
+    pool = own
+    if previous is not None and elsewhere:
+        pool = own.plus(_earlier(previous, elsewhere, number, spec))
+    videos, first, counts = np.unique(pool.video, return_index=True, return_counts=True)
+    at = np.searchsorted(videos, [number[original] for _, original in pairs])
+    where = [np.arange(first[i], first[i] + counts[i]) for i in at]
+    taken = pool.take(np.concatenate([*where, np.zeros(0, np.int64)]))
+    return taken._replace(video=np.repeat([i for i, _ in pairs], counts[at]).astype(np.int64))
+
+
+def _earlier(previous: Plan, videos: list[str], number: dict[str, int], spec: PlanSpec) -> Rows:
+    clips = previous.own_clips(videos)
+    index = {bucket.name: i for i, bucket in enumerate(spec.buckets)}
+    return Rows(
+        np.array([number[name] for name in clips["video"].to_pylist()], np.int64),
+        clips["start_s"].to_numpy(),
+        np.array([index[name] for name in clips["bucket"].to_pylist()], np.int64),
+        clips["shard"].to_numpy(),
+        clips["row"].to_numpy(),
+    )

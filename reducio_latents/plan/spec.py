@@ -1,0 +1,61 @@
+"""The settings that a plan is a function of, and that all its parts share."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from reducio_latents.config import DUPLICATE_POLICIES, ClipSpec
+from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.geometry import Bucket
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSpec:
+    """How videos become clips, and clips become shards."""
+
+    clip: ClipSpec
+    """Where clips start and which frames they have."""
+    buckets: tuple[Bucket, ...]
+    """Sizes; each video's clips go to the nearest in aspect ratio."""
+    shard_rows: int = 512
+    """Clips of one bucket in a shard."""
+    duplicates: Literal["refer", "encode"] = "refer"
+    """Whether clips of a video with the same bytes as an earlier one refer to that one's rows."""
+
+    def __post_init__(self) -> None:
+        if not self.buckets or len(set(self.buckets)) < len(self.buckets):
+            names = ", ".join(bucket.name for bucket in self.buckets)
+            raise ConfigError(f"buckets are [{names}]; give one or more, each once.")
+        for bucket in self.buckets:
+            if bucket.frames != self.clip.frames:
+                raise ConfigError(
+                    f"bucket {bucket} has {bucket.frames} frames, but clip.frames is "
+                    f"{self.clip.frames}. Make them equal."
+                )
+        if self.shard_rows < 1:
+            raise ConfigError(f"shard_rows must be >= 1, got {self.shard_rows}.")
+        if self.duplicates not in DUPLICATE_POLICIES:
+            raise ConfigError(
+                f"duplicates is {self.duplicates!r}; choose one of {', '.join(DUPLICATE_POLICIES)}."
+            )
+
+    def require_same(self, now: PlanSpec) -> None:
+        """Raise StoreError, naming each difference, if `now` is not this, the stored spec."""
+        stored, wanted = self._flat(), now._flat()
+        lines = [
+            f"{name} is {stored[name]}, not {wanted[name]}"
+            for name in stored
+            if stored[name] != wanted[name]
+        ]
+        if lines:
+            raise StoreError(
+                f"the stored plan was made differently: {'; '.join(lines)}. "
+                "Use the same settings, or write to a new store."
+            )
+
+    def _flat(self) -> dict[str, Any]:
+        clip = {f"clip.{name}": value for name, value in asdict(self.clip).items()}
+        buckets = ", ".join(bucket.name for bucket in self.buckets)
+        rest = {"shard_rows": self.shard_rows, "duplicates": self.duplicates}
+        return {**clip, "buckets": buckets, **rest}

@@ -1,0 +1,81 @@
+"""What a plan amounts to, for a person: videos, clips, hours, buckets, bytes, reasons."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from reducio_latents.plan.plan import Plan, PlanCounts
+
+
+@dataclass(frozen=True)
+class BucketSummary:
+    """The clips of one bucket that have rows of their own."""
+
+    bucket: str
+    clips: int
+    shards: int
+    bytes: int | None
+    """What their rows will take in the store; None if it was not said what one takes."""
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What there is, and what encoding it comes to."""
+
+    counts: PlanCounts
+    video_hours: float
+    """Of the videos that could be read."""
+    clip_hours: float
+    """Of the clips with rows of their own, overlaps counted twice."""
+    buckets: tuple[BucketSummary, ...]
+    """In the order of the spec, empty ones too."""
+    bytes: int | None
+    reasons: dict[str, int]
+    """Why videos have no clips of their own -> how many; the most frequent first."""
+
+
+def summarise(plan: Plan, bytes_per_clip: Mapping[str, int] | None = None) -> PlanSummary:
+    """Return the summary of a plan; `bytes_per_clip` gives bucket -> bytes of all columns."""
+    counts = plan.counts()
+    clips: Counter[str] = Counter()
+    shards: Counter[str] = Counter()
+    for shard in plan.shards():
+        clips[shard.bucket] += shard.rows
+        shards[shard.bucket] += 1
+    names = [bucket.name for bucket in plan.spec.buckets]
+    sizes: dict[str, int | None] = dict.fromkeys(names)
+    if bytes_per_clip is not None:
+        sizes |= {name: clips[name] * bytes_per_clip[name] for name in names}
+    buckets = tuple(BucketSummary(n, clips[n], shards[n], sizes[n]) for n in names)
+    spec = plan.spec.clip
+    return PlanSummary(
+        counts=counts,
+        video_hours=(pc.sum(plan.videos["duration_s"]).as_py() or 0.0) / 3600,
+        clip_hours=counts.clips["planned"] * spec.frames / spec.rate_fps / 3600,
+        buckets=buckets,
+        bytes=sum(b.bytes or 0 for b in buckets) if bytes_per_clip is not None else None,
+        reasons=_count_reasons(plan),
+    )
+
+
+def _count_reasons(plan: Plan) -> dict[str, int]:
+    """Count reasons without what differs from video to video: its name, its original's."""
+    columns = (plan.videos[n].to_pylist() for n in ("video", "url", "status", "reason"))
+    counter: Counter[str] = Counter()
+    for video, url, status, reason in zip(*columns, strict=True):
+        if status == "duplicate":
+            counter["has the same bytes as another video"] += 1
+        elif reason is not None:
+            counter[_without_name(reason, video, url)] += 1
+    return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _without_name(reason: str, video: str, url: str) -> str:
+    """Cut a leading `path: `, whatever folder the path is given below."""
+    head, colon, rest = reason.partition(": ")
+    is_path = colon and any(head == name or head.endswith(f"/{name}") for name in (video, url))
+    return rest if is_path else reason

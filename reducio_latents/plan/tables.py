@@ -1,0 +1,149 @@
+"""The columns of a plan's two tables, and the columns that the corpus brings with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from reducio_latents.corpus import Scalar
+from reducio_latents.schema import DIALECT, json_schema_of_table
+
+VIDEO_STATUS = ("planned", "too_short", "duplicate", "failed")
+CLIP_STATUS = ("planned", "duplicate")
+EXACT_FLOAT_INT = 2**53
+
+
+def _field(
+    name: str,
+    kind: pa.DataType,
+    description: str,
+    *,
+    nullable: bool = False,
+    values: Sequence[str] | None = None,
+) -> pa.Field:
+    metadata = {"description": description}
+    if values is not None:
+        metadata["values"] = json.dumps(list(values))
+    return pa.field(name, kind, nullable=nullable, metadata=metadata)
+
+
+CLIP_SCHEMA = pa.schema(
+    [
+        _field("clip_id", pa.string(), "Hash of the video's name, then start_s in milliseconds."),
+        _field("video", pa.string(), "Name of the video, relative to the corpus."),
+        _field("start_s", pa.float64(), "Seconds from the video's first shown frame."),
+        _field("bucket", pa.string(), "Size that it is fitted to: frames x height x width."),
+        _field("shard", pa.int32(), "Number of the shard, of its bucket."),
+        _field("row", pa.int32(), "Row in the shard."),
+        _field(
+            "status",
+            pa.string(),
+            "Whether the row is this clip's own, or that of a video with the same bytes.",
+            values=CLIP_STATUS,
+        ),
+        _field("captions", pa.list_(pa.string()), "Captions of the video, if it has any."),
+    ]
+)
+"""One row a clip. What the corpus table carried follows, `corpus_` before names that are taken."""
+
+VIDEO_SCHEMA = pa.schema(
+    [
+        _field("video", pa.string(), "Name, relative to the corpus."),
+        _field("url", pa.string(), "Its file or tar, relative to the corpus if it lies below."),
+        _field("offset", pa.int64(), "First byte in a tar; null for a file.", nullable=True),
+        _field("length", pa.int64(), "Bytes in a tar; null for a file.", nullable=True),
+        _field("bytes", pa.int64(), "Size; null if it could not be read.", nullable=True),
+        _field("sha256", pa.string(), "Of its bytes, hexadecimal.", nullable=True),
+        _field("codec", pa.string(), "Name of the codec.", nullable=True),
+        _field("width", pa.int32(), "Pixels, as shown.", nullable=True),
+        _field("height", pa.int32(), "Pixels, as shown.", nullable=True),
+        _field("rotation", pa.int32(), "Degrees that were applied to show it.", nullable=True),
+        _field("rate_fps", pa.float64(), "Mean frames per second.", nullable=True),
+        _field("duration_s", pa.float64(), "Seconds, first to end of last frame.", nullable=True),
+        _field("frames", pa.int64(), "Frames in the file.", nullable=True),
+        _field("clips", pa.int32(), "Rows it has in the table of clips."),
+        _field("bucket", pa.string(), "Bucket of its clips; null if it has none.", nullable=True),
+        _field("status", pa.string(), "What becomes of it.", values=VIDEO_STATUS),
+        _field("reason", pa.string(), "Why it has no clips of its own.", nullable=True),
+        _field("duplicate_of", pa.string(), "Video with the same bytes.", nullable=True),
+    ]
+)
+"""One row a video that was listed."""
+
+
+def plan_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a plan's rows: `$defs` clip and video."""
+    clip = json_schema_of_table(
+        CLIP_SCHEMA,
+        title="clip",
+        description="A row of plan/part-*.parquet. Columns of the corpus table follow.",
+        extra=True,
+    )
+    video = json_schema_of_table(
+        VIDEO_SCHEMA,
+        title="video",
+        description="A row of plan/videos-*.parquet.",
+        extra=False,
+    )
+    return {
+        "$schema": DIALECT,
+        "title": "plan",
+        "description": "A row of the plan of a latent store.",
+        "oneOf": [{"$ref": "#/$defs/clip"}, {"$ref": "#/$defs/video"}],
+        "$defs": {"clip": clip, "video": video},
+    }
+
+
+def extra_columns(extras: Sequence[Mapping[str, Scalar]]) -> dict[str, pa.Array]:
+    """Return what videos carry as columns, one value a video, null where one has none.
+
+    Whole numbers, numbers, truth values and texts keep their type; a column of several is text.
+    """
+    keys = sorted({key for extra in extras for key in extra})
+    taken = set(CLIP_SCHEMA.names)
+    columns = {}
+    for key in keys:
+        name = key
+        while name in taken or (name != key and name in keys):
+            name = f"corpus_{name}"
+        taken.add(name)
+        columns[name] = _column([extra.get(key) for extra in extras])
+    return columns
+
+
+def _column(values: list[Scalar | None]) -> pa.Array:
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) == 1:
+        return pa.array(values)
+    if kinds == {int, float} and all(abs(v) <= EXACT_FLOAT_INT for v in values if type(v) is int):
+        return pa.array(values, pa.float64())
+    texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+    return pa.array(texts, pa.string())
+
+
+def concat_parts(tables: Sequence[pa.Table]) -> pa.Table:
+    """Join parts whose carried columns may differ: a missing one is null, mixed types are text."""
+    if len(tables) == 1:
+        return tables[0]
+    kinds: dict[str, set[pa.DataType]] = {}
+    for table in tables:
+        for field in table.schema:
+            kinds.setdefault(field.name, set()).add(field.type)
+    wanted = {name: _common(found) for name, found in kinds.items()}
+    cast = []
+    for table in tables:
+        for i, field in enumerate(table.schema):
+            if field.type != wanted[field.name]:
+                column = table.column(i).cast(wanted[field.name])
+                table = table.set_column(i, field.name, column)
+        cast.append(table.replace_schema_metadata(None))
+    return pa.concat_tables(cast, promote_options="default")
+
+
+def _common(kinds: set[pa.DataType]) -> pa.DataType:
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return pa.float64() if kinds == {pa.int64(), pa.float64()} else pa.string()
