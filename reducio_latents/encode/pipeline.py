@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from reducio_latents.encode.columns import CAPTIONS, ColumnEncoder
-from reducio_latents.encode.source import ReadyBatch, ShardWork
+from reducio_latents.encode.source import ReadyBatch, ShardWork, clip_batch
 from reducio_latents.store.commit import Failure, ShardKey
 from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
 
@@ -94,8 +94,9 @@ def encode_shards(
                 on_batch(ready)
                 if ready.last:
                     with shard.stages.time("wait for write"):
-                        while len(waiting) >= WRITES_AHEAD or (waiting and waiting[0].done()):
-                            yield waiting.pop(0).result()
+                        wait(waiting[: len(waiting) - WRITES_AHEAD + 1])
+                    while waiting and waiting[0].done():
+                        yield waiting.pop(0).result()
                     waiting.append(background.submit(_write, shard, encoders, writer))
                     shard = None
             for future in waiting:
@@ -110,22 +111,27 @@ def encode_shards(
 
 def _encode_batch(shard: _Shard, ready: ReadyBatch, encoders: Sequence[ColumnEncoder]) -> None:
     for encoder in encoders:
-        # Captions are in the plan: they do not fail with their video.
-        if encoder.needs - {CAPTIONS}:
+        batch = ready.batch
+        if encoder.needs <= {CAPTIONS}:
+            batch = clip_batch(ready.work, ready.clips)  # captions do not fail with their video
+        else:
             shard.failed[encoder.name] |= {failure.row: failure for failure in ready.failed}
-        if ready.batch is None:
-            continue
-        with shard.stages.time(f"encode {encoder.name}"):
-            rows = encoder.encode(ready.batch)
-        for number, clip_id, row in zip(ready.batch.rows, ready.batch.clip_ids, rows, strict=True):
-            if isinstance(row, np.ndarray) and not np.isfinite(row).all():
-                video = shard.work.clips[number].video
-                reason = f"{encoder.name}: the encoder gave NaN or a value beyond {row.dtype}."
-                shard.failed[encoder.name][number] = Failure(
-                    row=number, clip_id=clip_id, video=video, reason=reason
-                )
-            else:
-                shard.rows[encoder.name][number] = row
+        if batch is not None:
+            with shard.stages.time(f"encode {encoder.name}"):
+                rows = encoder.encode(batch)
+            for number, row in zip(batch.rows, rows, strict=True):
+                _take_row(shard, encoder.name, number, row)
+
+
+def _take_row(shard: _Shard, column: str, number: int, row: Row) -> None:
+    if isinstance(row, np.ndarray) and not np.isfinite(row).all():
+        clip = shard.work.clips[number]
+        reason = f"{column}: the encoder gave NaN or a value beyond {row.dtype}."
+        shard.failed[column][number] = Failure(
+            row=number, clip_id=clip.clip_id, video=clip.video, reason=reason
+        )
+    else:
+        shard.rows[column][number] = row
 
 
 def _write(shard: _Shard, encoders: Sequence[ColumnEncoder], writer: StoreWriter) -> ShardDone:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reducio_latents.encode.columns import CAPTIONS, CONTENT, FRAMES, ClipBatch
+from reducio_latents.encode.columns import CONTENT, FRAMES, ClipBatch
 from reducio_latents.encode.decoding import DecodedClip, DecodeTask, decode_clips
 from reducio_latents.geometry import Bucket
 from reducio_latents.processes import Event, ProcessPool, Slot
@@ -56,6 +56,8 @@ class ReadyBatch(NamedTuple):
     """The next rows of a shard, settled: each one is in `batch` or has failed."""
 
     work: ShardWork
+    clips: Sequence[PlannedClip]
+    """All of these rows."""
     batch: ClipBatch | None
     """None if every clip of these rows failed."""
     failed: tuple[Failure, ...]
@@ -92,7 +94,7 @@ def read_captions(shards: Iterable[ShardWork], batch_size: int) -> Iterator[Read
     """Yield batches that hold captions only; no video is opened."""
     for work in shards:
         for clips, last in _cut(work, batch_size):
-            yield ReadyBatch(work, _clip_batch(work, clips), (), last)
+            yield ReadyBatch(work, clips, clip_batch(work, clips), (), last)
 
 
 @dataclass
@@ -112,10 +114,10 @@ class _Pending:
         kept = [i for i in range(len(self.clips)) if i not in self.failed]
         failed = tuple(self.failed[i] for i in sorted(self.failed))
         if not kept:
-            return ReadyBatch(self.work, None, failed, self.last)
+            return ReadyBatch(self.work, self.clips, None, failed, self.last)
         assert self.frames is not None
         frames = self.frames if not failed else self.frames[kept]
-        batch = _clip_batch(self.work, [self.clips[i] for i in kept])
+        batch = clip_batch(self.work, [self.clips[i] for i in kept])
         centre = (frames.shape[1] - 1) // 2
         files = tuple(self.contents[i] for i in kept) if self.contents else None
         batch = replace(
@@ -124,7 +126,7 @@ class _Pending:
             content_BHWC=frames[:, centre] if CONTENT in needs else None,
             content_files=files,
         )
-        return ReadyBatch(self.work, batch, failed, self.last)
+        return ReadyBatch(self.work, self.clips, batch, failed, self.last)
 
 
 @dataclass
@@ -330,7 +332,8 @@ def _cut(work: ShardWork, batch_size: int) -> Iterator[tuple[Sequence[PlannedCli
         yield work.clips[start:stop], stop >= len(work.clips)
 
 
-def _clip_batch(work: ShardWork, clips: Sequence[PlannedClip]) -> ClipBatch:
+def clip_batch(work: ShardWork, clips: Sequence[PlannedClip]) -> ClipBatch:
+    """Return a batch that holds what the plan knows of `clips`, and no pixels."""
     return ClipBatch(
         key=work.key,
         bucket=work.bucket,
@@ -342,16 +345,3 @@ def _clip_batch(work: ShardWork, clips: Sequence[PlannedClip]) -> ClipBatch:
 
 def _clip_bytes(bucket: Bucket) -> int:
     return bucket.frames * bucket.height * bucket.width * 3
-
-
-__all__ = [
-    "CAPTIONS",
-    "CONTENT",
-    "FRAMES",
-    "DecodeOptions",
-    "DecodedBatches",
-    "PlannedClip",
-    "ReadyBatch",
-    "ShardWork",
-    "read_captions",
-]

@@ -1,0 +1,81 @@
+"""The command line: each command declares its options, builds what it needs, calls one function.
+
+Commands load when they are used, and import torch only inside, so `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from reducio_latents import __version__
+from reducio_latents.errors import LatentsError
+
+COMMANDS = {
+    "encode-corpus": "encode_corpus",
+    "add-column": "add_column",
+    "plan": "plan",
+    "status": "status",
+    "info": "info",
+    "verify": "verify",
+    "stats": "stats",
+    "decode": "decode",
+    "check": "check",
+    "evaluate": "evaluate",
+    "convert": "convert",
+    "train": "train",
+    "import-checkpoint": "import_checkpoint",
+    "bench": "bench",
+}
+"""Command -> its module in this package, and the name of the function in there."""
+
+
+class LatentsGroup(click.Group):
+    """Loads commands on demand, and shows a LatentsError as one line, without a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"{__name__}.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, COMMANDS[cmd_name])
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LatentsError as err:
+            raise click.ClickException(str(err)) from err
+        except BrokenPipeError:  # the reader of our output, `head` say, has gone
+            sys.stderr.close()
+            raise SystemExit(0) from None
+        except OSError as err:
+            if err.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise click.ClickException(
+                    f"the disk is full ({err.filename or 'while writing'}). Free some space and "
+                    "run the same command again: what is committed stays."
+                ) from err
+            raise
+
+
+@click.group(
+    cls=LatentsGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="reducio-latents")
+def main() -> None:
+    """Turn a video corpus into a latent dataset, stream it, check it.
+
+    \b
+    reducio-latents encode-corpus videos/ pexels.latents --model reducio-ft4-fs32 --weights FILE
+    reducio-latents verify pexels.latents
+    reducio-latents decode pexels.latents --num 8 --out checks/
+
+    Exit codes: 0 done; 1 an error; 2 wrong usage; 3 done, but too many clips failed.
+    """

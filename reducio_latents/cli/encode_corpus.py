@@ -1,0 +1,86 @@
+"""`reducio-latents encode-corpus`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from reducio_latents.cli.corpus_options import corpus_options, take_clip_spec
+from reducio_latents.config import IMAGE_CODECS
+
+
+@click.command("encode-corpus")
+@click.argument("corpus")
+@click.argument("store")
+@click.option("--model", default="reducio-ft4-fs32", show_default=True, metavar="NAME")
+@click.option("--weights", metavar="FILE|DIR", help="Checkpoint of the model.")
+@click.option(
+    "--columns", default="motion,content_image,caption", show_default=True, metavar="A,B,..."
+)
+@click.option(
+    "--format",
+    "container",
+    type=click.Choice(["zarr", "webdataset"]),
+    default="zarr",
+    show_default=True,
+)
+@click.option(
+    "--image-codec",
+    type=click.Choice(IMAGE_CODECS),
+    default="webp",
+    show_default=True,
+    help="How content images are kept; all but jpeg lose nothing.",
+)
+@corpus_options
+@click.option("--batch-size", type=int, default=8, show_default=True, metavar="CLIPS")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+)
+@click.option(
+    "--tiling",
+    type=click.Choice(["auto", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: tiles of 256 px for frames above 256 px.",
+)
+@click.option("--compile", is_flag=True, help="Compile the encoder with torch.compile.")
+@click.option(
+    "--clip-timeout-s", type=float, default=120.0, show_default=True, help="A slower decoder hung."
+)
+@click.option("--worker-memory-mb", type=int, default=4096, show_default=True, metavar="MIB")
+@click.option("--read-ahead-mb", type=int, default=1024, show_default=True, metavar="MIB")
+@click.option("--retry-failed", is_flag=True, help="Take up again what failed before.")
+@click.option(
+    "--max-failed",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Share of failed videos or clips above which the exit code is 3.",
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+def encode_corpus(corpus: str, store: str, dry_run: bool, columns: str, **settings: Any) -> None:
+    """Encode the videos of CORPUS into the latent dataset STORE.
+
+    CORPUS is a folder, a glob, a table (CSV, JSONL, Parquet) or tars of videos. To resume, or to
+    add videos that came later, run the same command again.
+
+    \b
+    reducio-latents encode-corpus videos/ pexels.latents --weights reducio-ft4-fs32-attn23.ckpt
+    """
+    from reducio_latents import encode
+    from reducio_latents.cli.progress import encode_progress, print_report, print_summary
+
+    names = tuple(name.strip() for name in columns.split(",") if name.strip())
+    options = encode.EncodeOptions(columns=names, **take_clip_spec(settings))
+    if dry_run:
+        print_summary(encode.plan_corpus(corpus, store, options))
+        return
+    with encode_progress() as progress:
+        report = encode.encode_corpus(corpus, store, options, progress=progress)
+    print_report(report, store)
+    raise SystemExit(report.exit_code)

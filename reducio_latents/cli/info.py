@@ -1,0 +1,59 @@
+"""`reducio-latents info`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from reducio_latents.cli import show
+
+
+@click.command("info")
+@click.argument("store")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole description as JSON.")
+def info(store: str, as_json: bool) -> None:
+    """Describe STORE: what it holds, what made it, how large it is."""
+    from reducio_latents.store import open_store
+    from reducio_latents.store.health import progress_of
+
+    opened = open_store(store)
+    meta = opened.meta
+    if as_json:
+        click.echo(json.dumps(asdict(meta), indent=2, ensure_ascii=False))
+        return
+    clip = meta.clip
+    show.pairs(
+        {
+            "store": f"{store} ({meta.container}, format {meta.format_version})",
+            "corpus": meta.corpus,
+            "clips": f"{clip.frames} frames at {clip.rate_fps:g} fps, {clip.policy}",
+            "resize": f"{meta.resize}, antialiased, to cover; centre crop",
+            "shards": f"up to {meta.shard_rows} clips",
+            **{
+                name: ", ".join(f"{number} {what}" for what, number in tally.items())
+                for name, tally in meta.counts.items()
+            },
+            "versions": ", ".join(f"{name} {number}" for name, number in meta.versions.items()),
+        }
+    )
+    rows = progress_of(opened)
+    for name, column in meta.columns.items():
+        mine = [row for row in rows if row.column == name]
+        clips, total = sum(r.clips_done for r in mine), sum(r.bytes for r in mine)
+        click.echo()
+        show.pairs(
+            {
+                "column": f"{name}: {column.content}, {column.dtype}",
+                "made by": column.encoder,
+                "fingerprint": column.fingerprint[:16],
+                "rows": ", ".join(
+                    f"{bucket} -> {'x'.join(map(str, shape))}"
+                    for bucket, shape in column.row_shapes.items()
+                )
+                or "of any length",
+                **({"final latents": json.dumps(column.final)} if column.final else {}),
+                "size": f"{show.size(total)}, {show.size(total / clips if clips else 0)} a clip",
+            }
+        )

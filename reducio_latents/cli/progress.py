@@ -1,0 +1,106 @@
+"""The bars of an encode run, and its last words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+from tqdm import tqdm
+
+from reducio_latents.cli import show
+
+if TYPE_CHECKING:
+    from reducio_latents.encode import EncodeReport
+    from reducio_latents.plan import PlanSummary
+
+
+class Bars:
+    """A bar for probing, then one for clips with clips/s and time left. Says what it is told."""
+
+    def __init__(self) -> None:
+        self._probe: tqdm[None] | None = None
+        self._clips: tqdm[None] | None = None
+        self._failed = 0
+
+    def probed(self, done: int, total: int) -> None:
+        if self._probe is None:
+            self._probe = _bar(total, "probe", "video")
+        self._probe.update(done - self._probe.n)
+
+    def planned(self, clips: int, done: int) -> None:
+        self.close()
+        self._clips = _bar(clips, "encode", "clip")
+        # `initial` keeps what was stored before out of the rate.
+        self._clips.initial = self._clips.n = done
+        self._clips.refresh()
+
+    def encoded(self, clips: int, failed: int) -> None:
+        if self._clips is None:
+            return
+        self._failed += failed
+        if self._failed:
+            self._clips.set_postfix(failed=self._failed, refresh=False)
+        self._clips.update(clips + failed)
+
+    def close(self) -> None:
+        for bar in (self._probe, self._clips):
+            if bar is not None:
+                bar.close()
+        self._probe = self._clips = None
+
+
+def _bar(total: int, what: str, unit: str) -> tqdm[None]:
+    return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, file=sys.stderr)
+
+
+@contextmanager
+def encode_progress() -> Iterator[Bars]:
+    """Show bars on the terminal while the block runs."""
+    bars = Bars()
+    try:
+        yield bars
+    finally:
+        bars.close()
+
+
+def print_report(report: EncodeReport, store: str) -> None:
+    """Print what became of every video and clip, why, and what came out."""
+    click.echo(f"videos  {report.videos}")
+    click.echo(f"clips   {report.clips}")
+    for reason, number in report.skipped.items():
+        click.echo(f"  skipped {number}: {reason}")
+    for reason, number in report.failed.items():
+        click.echo(f"  failed {number}: {reason}")
+    if report.failed:
+        click.echo(f"  each one with its reason: {store}/errors.parquet")
+    for name, summary in report.statistics.items():
+        column, _, bucket = name.partition("/")
+        if bucket == "all":
+            for what, values in summary.items():
+                click.echo(f"{column} {what}, {len(values['mean'])} channels")
+                click.echo("  mean " + " ".join(f"{value:+.3f}" for value in values["mean"]))
+                click.echo("  std  " + " ".join(f"{value:.3f}" for value in values["std"]))
+    total = sum(report.stages.values())
+    if total and report.clips.encoded:
+        rate = report.clips.encoded / report.seconds
+        shares = ", ".join(
+            f"{stage} {seconds / total:.0%}" for stage, seconds in report.stages.items()
+        )
+        took = show.duration(report.seconds)
+        click.echo(f"{took}, {rate:.2f} clips/s; time went to: {shares}")
+    if report.shards_left:
+        click.echo(f"{report.shards_left} shards are not done; run the same command again.")
+    if report.exit_code == 3:
+        click.echo(
+            f"{report.failed_share:.0%} failed, more than --max-failed {report.max_failed:.0%}.",
+            err=True,
+        )
+
+
+def print_summary(summary: PlanSummary) -> None:
+    """Print what a run would do."""
+    for line in summary.lines():
+        click.echo(line)

@@ -1,0 +1,49 @@
+"""How numbers look on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import click
+
+
+def count(number: int) -> str:
+    return f"{number:,}"
+
+
+def size(number: float) -> str:
+    """Bytes with a binary unit: 1536 -> 1.5 KiB."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(number) < 1024 or unit == "TiB":
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """90 -> 1 min 30 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def pairs(rows: Mapping[str, object]) -> None:
+    """Print names and values in two columns."""
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print rows under a head, columns aligned, numbers to the right."""
+    cells = [[str(c) for c in row] for row in rows]
+    names = list(head)
+    widths = [max(len(r[i]) for r in [names, *cells]) for i in range(len(names))]
+    for row in [names, *cells]:
+        parts = [
+            cell.rjust(width) if cell[:1].isdigit() or cell[:1] == "-" else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        click.echo("  ".join(parts).rstrip())

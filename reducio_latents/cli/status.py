@@ -1,0 +1,35 @@
+"""`reducio-latents status`."""
+
+from __future__ import annotations
+
+import click
+
+from reducio_latents.cli import show
+
+
+@click.command("status")
+@click.argument("store")
+def status(store: str) -> None:
+    """Say how far STORE is: shards and clips done, left and failed, by column."""
+    from reducio_latents.store import open_store
+    from reducio_latents.store.health import progress_of
+
+    opened = open_store(store)
+    rows = progress_of(opened)
+    show.table(
+        ["column", "bucket", "shards", "clips", "failed", "left", "bytes"],
+        (
+            [
+                row.column,
+                row.bucket,
+                f"{row.shards_done}/{row.shards}",
+                show.count(row.clips_done),
+                show.count(row.failed),
+                show.count(row.clips_left),
+                show.size(row.bytes),
+            ]
+            for row in rows
+        ),
+    )
+    left = sum(row.clips_left for row in rows)
+    click.echo("all done" if not left else "run the encode command again to go on")

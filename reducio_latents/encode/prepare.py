@@ -1,0 +1,115 @@
+"""Before the first frame: list the corpus, probe what is new, plan it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from reducio_latents.corpus import CorpusVideo, list_corpus
+from reducio_latents.encode.options import EncodeOptions
+from reducio_latents.encode.source import PlannedClip, ShardWork
+from reducio_latents.files import Files
+from reducio_latents.geometry import Bucket
+from reducio_latents.plan import Plan, PlanPart, PlanSpec, plan_part, read_plan, write_part
+from reducio_latents.probe import ProbeRecord, failed_record, probe_video
+from reducio_latents.processes import Channel, ProcessPool
+from reducio_latents.store.commit import ShardKey
+from reducio_latents.video import get_backend
+from reducio_latents.video.source import VideoSource
+
+PROBE_TIMEOUT_S = 300.0
+"""Probing reads a whole file to hash it; a slow disk is no hang."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A corpus, and the plan that covers it."""
+
+    videos: Mapping[str, CorpusVideo]
+    """What is in the corpus now, by name."""
+    plan: Plan
+
+    @cached_property
+    def _bytes(self) -> dict[str, int]:
+        table = self.plan.videos
+        names, sizes = table["video"].to_pylist(), table["bytes"].to_pylist()
+        return dict(zip(names, sizes, strict=True))
+
+    def locate(self, video: str) -> tuple[VideoSource, int] | None:
+        """Return where a video lies now, and its size when it was planned; None if it is gone."""
+        found = self.videos.get(video)
+        return None if found is None else (found.source, self._bytes[video])
+
+    def work(self, key: ShardKey) -> ShardWork:
+        """Return the clips of one shard."""
+        table = self.plan.shard_clips(key.bucket, key.shard)
+        columns = (table[name].to_pylist() for name in ("row", "clip_id", "video", "start_s"))
+        captions = (tuple(found or ()) for found in table["captions"].to_pylist())
+        clips = tuple(PlannedClip(*row) for row in zip(*columns, captions, strict=True))
+        return ShardWork(key, clips)
+
+
+def make_plan(
+    corpus: str | Path,
+    files: Files | None,
+    options: EncodeOptions,
+    buckets: Sequence[Bucket],
+    on_probe: Callable[[int, int], None] = lambda _, __: None,
+) -> Planned:
+    """List `corpus` and plan what the store at `files` does not have in its plan yet.
+
+    With `files` None nothing is read or written. `on_probe` is told (videos probed, videos to be).
+    """
+    listed = list_corpus(
+        corpus,
+        path_column=options.path_column,
+        caption_column=options.caption_column,
+        root=options.root,
+    )
+    spec = PlanSpec(
+        clip=options.clip,
+        buckets=tuple(buckets),
+        shard_rows=options.shard_rows,
+        duplicates=options.duplicates,
+    )
+    previous = read_plan(files) if files is not None else None
+    new = list(listed) if previous is None else previous.missing(listed, retry=options.retry_failed)
+    records = dict(zip((v.video for v in new), probe_videos(new, options, on_probe), strict=True))
+    part = plan_part(listed, records, spec, previous, retry_failed=options.retry_failed)
+    plan = _with_part(files, previous, part)
+    return Planned({video.video: video for video in listed}, plan)
+
+
+def _with_part(files: Files | None, previous: Plan | None, part: PlanPart) -> Plan:
+    plan = previous.extended(part) if previous is not None else Plan.of(part)
+    if files is not None and (previous is None or part.videos.num_rows):
+        write_part(files, plan.parts - 1, part)
+    return plan
+
+
+def probe_videos(
+    videos: Sequence[CorpusVideo],
+    options: EncodeOptions,
+    on_probe: Callable[[int, int], None] = lambda _, __: None,
+) -> Iterator[ProbeRecord]:
+    """Yield the record of each video, in order. One that hangs or kills its prober has an error."""
+    if not videos:
+        return
+    with ProcessPool(
+        target=_probe,
+        workers=min(options.workers, len(videos)),
+        timeout_s=max(PROBE_TIMEOUT_S, options.clip_timeout_s),
+        memory_bytes=options.worker_memory_mb << 20,
+        preload=("reducio_latents.probe", "reducio_latents.video.pyav"),
+    ) as pool:
+        tasks = ((video.source, options.video_backend) for video in videos)
+        for number, record, lost in pool.run(tasks):
+            on_probe(number + 1, len(videos))
+            yield record if lost is None else failed_record(lost)
+
+
+def _probe(task: tuple[VideoSource, str], channel: Channel) -> None:
+    source, backend = task
+    channel.emit(probe_video(source, get_backend(backend)))

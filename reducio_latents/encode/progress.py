@@ -1,0 +1,31 @@
+"""What a run tells while it goes on."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Told from the calling thread, often; must return at once."""
+
+    def probed(self, done: int, total: int) -> None:
+        """So many of the videos that are new have been probed."""
+
+    def planned(self, clips: int, done: int) -> None:
+        """The run is about `clips` clips, of which `done` are stored already."""
+
+    def encoded(self, clips: int, failed: int) -> None:
+        """So many more clips are encoded, and so many more have failed."""
+
+
+class Silent:
+    """Says nothing."""
+
+    def probed(self, done: int, total: int) -> None:
+        pass
+
+    def planned(self, clips: int, done: int) -> None:
+        pass
+
+    def encoded(self, clips: int, failed: int) -> None:
+        pass

@@ -1,0 +1,74 @@
+"""What became of every video and clip: found = encoded + skipped + failed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Where a number of things went."""
+
+    found: int = 0
+    encoded: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.found == self.encoded + self.skipped + self.failed, self
+
+    def __str__(self) -> str:
+        return (
+            f"{self.found} found = {self.encoded} encoded + {self.skipped} skipped + "
+            f"{self.failed} failed"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeReport:
+    """The end of a run."""
+
+    videos: Tally
+    clips: Tally
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> clips or videos, as the text says."""
+    failed: Mapping[str, int] = field(default_factory=dict)
+    """Reason, without the names and numbers in it -> how often."""
+    statistics: Mapping[str, Mapping[str, Mapping[str, list[float]]]] = field(default_factory=dict)
+    """As in `StoreMeta.statistics`."""
+    seconds: float = 0.0
+    stages: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of the encoding thread by stage."""
+    shards_left: int = 0
+    """Shards of the plan without a commit; other processes may be at work on them."""
+    max_failed: float = 0.1
+
+    @property
+    def failed_share(self) -> float:
+        """The larger of the shares of failed videos and of failed clips."""
+        shares = [t.failed / t.found for t in (self.videos, self.clips) if t.found]
+        return max(shares, default=0.0)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if all is done; 3 if it is done, but more than `max_failed` of it failed."""
+        return 3 if self.failed_share > self.max_failed else 0
+
+
+def kind_of(reason: str, *names: str) -> str:
+    """Return a reason with `names` (video, clip id) and numbers taken out, to count it by kind."""
+    for name in names:
+        reason = reason.replace(name, "")
+    words = (_digits_out(word) for word in reason.strip(" :").split())
+    return " ".join(words)
+
+
+def _digits_out(word: str) -> str:
+    return "N" if any(c.isdigit() for c in word) and not word.isalpha() else word
+
+
+def count_kinds(reasons: list[tuple[str, ...]]) -> dict[str, int]:
+    """Count (reason, *names) by kind, the most frequent first."""
+    return dict(Counter(kind_of(*reason) for reason in reasons).most_common())

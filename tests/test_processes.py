@@ -1,0 +1,186 @@
+"""Workers may crash, hang, leak or raise; each costs one task, named, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reducio_latents.processes import Channel, Event, ProcessPool
+
+SLOT_BYTES = 64
+
+
+def misbehave(task: str, channel: Channel) -> None:
+    """Do what the task says."""
+    if task == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif task == "exit":
+        os._exit(7)
+    elif task == "hang":
+        time.sleep(60)
+    elif task == "leak":
+        hoard = np.ones(80 << 20, np.uint8)
+        channel.emit(int(hoard[0]))
+        time.sleep(60)
+    elif task == "raise":
+        raise RuntimeError("on purpose")
+    else:
+        channel.emit(task.upper())
+
+
+def fill_slots(task: tuple[int, int], channel: Channel) -> None:
+    """Send `count` slots, each full of the number that comes with it."""
+    base, count = task
+    for i in range(count):
+        number, memory = channel.acquire()
+        np.frombuffer(memory, np.uint8)[:] = base + i
+        channel.emit(base + i, number)
+
+
+def pool(**settings: object) -> ProcessPool:
+    defaults: dict[str, object] = {"target": misbehave, "workers": 2, "timeout_s": 30.0}
+    return ProcessPool(**{**defaults, **settings})  # type: ignore[arg-type]
+
+
+def drain(workers: ProcessPool, tasks: int) -> list[Event]:
+    events: list[Event] = []
+    deadline = time.monotonic() + 60
+    while sum(event.kind != "item" for event in events) < tasks:
+        assert time.monotonic() < deadline, events
+        events += workers.poll(0.2)
+    return events
+
+
+def test_results_come_in_the_order_of_the_tasks() -> None:
+    with pool() as workers:
+        tasks = [f"task {i}" for i in range(40)]
+        found = list(workers.run(iter(tasks)))
+    assert found == [(i, f"TASK {i}", None) for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("task", "why"),
+    [
+        ("crash", "the decoder crashed (SIGSEGV)"),
+        ("exit", "the decoder process ended (exit code 7)"),
+        ("raise", "RuntimeError: on purpose"),
+    ],
+)
+def test_a_worker_that_dies_costs_its_task_alone_and_is_replaced(task: str, why: str) -> None:
+    tasks = ["a", task, "b", task, "c", "d"]
+    with pool() as workers:
+        found = list(workers.run(iter(tasks)))
+    assert [lost for _, _, lost in found] == [None, why, None, why, None, None]
+    assert [item for _, item, _ in found] == ["A", None, "B", None, "C", "D"]
+
+
+def test_a_worker_that_hangs_is_killed_at_its_time_limit() -> None:
+    start = time.monotonic()
+    with pool(timeout_s=0.5) as workers:
+        found = list(workers.run(iter(["hang", "a"])))
+    assert found == [(0, None, "the decoder hung: no answer for 0.5 s"), (1, "A", None)]
+    assert time.monotonic() - start < 30
+
+
+def test_a_worker_that_eats_memory_is_killed_at_its_limit() -> None:
+    with pool(memory_bytes=64 << 20) as workers:
+        found = list(workers.run(iter(["leak", "a"])))
+    assert found[0][2] == "the decoder took more than 64 MiB of memory"
+    assert found[1] == (1, "A", None)
+
+
+def test_slots_carry_what_was_written_and_bound_what_is_in_flight() -> None:
+    seen: list[int] = []
+    with pool(target=fill_slots, slots=2, slot_bytes=SLOT_BYTES) as workers:
+        for number in range(4):
+            workers.submit(number, (50 * number, 20))
+        done = held = 0
+        waiting: list[Event] = []
+        while done < 4:
+            for event in workers.poll(0.2):
+                if event.kind == "item":
+                    waiting.append(event)
+                else:
+                    assert event.kind == "done"
+                    done += 1
+            held = max(held, len(waiting))
+            for event in waiting:
+                assert event.slot is not None
+                assert set(event.slot.memory) == {event.value}
+                seen.append(event.value)
+                workers.release(event.slot)
+            waiting = []
+    assert sorted(seen) == sorted(50 * n + i for n in range(4) for i in range(20))
+    assert held <= 2 * 2
+
+
+def test_a_slot_of_a_dead_worker_stays_readable_and_is_not_given_to_its_successor() -> None:
+    with pool(target=fill_slots, workers=1, slots=2, slot_bytes=SLOT_BYTES) as workers:
+        workers.submit(0, (10, 5))
+        while not (events := [e for e in workers.poll(0.2) if e.kind == "item"]):
+            pass
+        first = events[0]
+        assert first.slot is not None
+        first.slot.worker.process.kill()
+        lost = [e for e in drain(workers, 1) if e.kind == "lost"]
+        assert len(lost) == 1
+        assert set(first.slot.memory) == {10}
+        workers.submit(1, (100, 6))
+        values: list[int] = []
+        done = False
+        workers.release(first.slot)
+        while not done:
+            for event in workers.poll(0.2):
+                done = done or event.kind == "done"
+                if event.slot is not None:
+                    assert set(event.slot.memory) == {event.value}
+                    values.append(event.value)
+                    workers.release(event.slot)
+    assert values == [100, 101, 102, 103, 104, 105]
+
+
+def test_workers_end_with_their_parent_and_leave_no_shared_memory(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path[:0] = [{str(Path(__file__).parent.parent)!r}]\n"
+        "from tests.test_processes import fill_slots\n"
+        "from reducio_latents.processes import ProcessPool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPool(target=fill_slots, workers=2, timeout_s=60, slots=2,\n"
+        "                       slot_bytes=64)\n"
+        "    for n in range(4): pool.submit(n, (0, 99))\n"
+        "    while not pool.poll(0.5): pass\n"
+        "    pids = [w.process.pid for w in pool._pool if w is not None]\n"
+        "    print(*pids, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    before = _shared()
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    pids = [int(pid) for pid in run.stdout.split()]
+    assert pids, run.stderr
+    deadline = time.monotonic() + 10
+    while any(_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+    assert not {path for path in _shared() - before if path.name.startswith("psm_")}
+
+
+def _shared() -> set[Path]:
+    folder = Path("/dev/shm")
+    return set(folder.iterdir()) if folder.is_dir() else set()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
