@@ -16,7 +16,10 @@ from reducio_latents.config import IMAGE_CODECS
 @click.option("--model", default="reducio-ft4-fs32", show_default=True, metavar="NAME")
 @click.option("--weights", metavar="FILE|DIR", help="Checkpoint of the model.")
 @click.option(
-    "--columns", default="motion,content_image,caption", show_default=True, metavar="A,B,..."
+    "--columns",
+    default="motion,content_image,caption,frame_times",
+    show_default=True,
+    metavar="A,B,...",
 )
 @click.option(
     "--format",

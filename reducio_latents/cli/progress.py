@@ -102,5 +102,19 @@ def print_report(report: EncodeReport, store: str) -> None:
 
 def print_summary(summary: PlanSummary) -> None:
     """Print what a run would do."""
-    for line in summary.lines():
-        click.echo(line)
+    for what, counts in (("videos", summary.counts.videos), ("clips", summary.counts.clips)):
+        parts = ", ".join(
+            f"{show.count(n)} {name}" for name, n in counts.items() if name != "found"
+        )
+        click.echo(f"{what:<7} {show.count(counts['found'])} found: {parts}")
+    click.echo(f"hours   {summary.video_hours:.2f} of video, {summary.clip_hours:.2f} of clips")
+    for bucket in summary.buckets:
+        if bucket.clips:
+            size = show.size(bucket.bytes or 0)
+            click.echo(
+                f"bucket  {bucket.bucket}: {show.count(bucket.clips)} clips in "
+                f"{show.count(bucket.shards)} shards, about {size}"
+            )
+    for reason, number in summary.reasons.items():
+        click.echo(f"  {show.count(number)}: {reason}")
+    click.echo(f"store   about {show.size(summary.bytes or 0)}")

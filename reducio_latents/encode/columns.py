@@ -22,7 +22,7 @@ from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.writer import Row
 from reducio_latents.values import Posterior
 
-FRAMES, CONTENT, CAPTIONS = "frames", "content", "captions"
+FRAMES, TIMES, CONTENT, CAPTIONS = "frames", "times", "content", "captions"
 """What a column encoder may need of a batch."""
 
 
@@ -39,6 +39,8 @@ class ClipBatch:
     """Each clip's captions, none or more."""
     frames_BTHWC: Tensor | None = None
     """uint8 (B, T, H, W, 3) on the CPU, where an encoder needs frames."""
+    times_s: tuple[tuple[float, ...], ...] | None = None
+    """When each frame appears in its video, in seconds from the first shown one."""
     content_BHWC: Tensor | None = None
     """uint8 (B, H, W, 3) on the CPU: the content images as pixels."""
     content_files: tuple[bytes, ...] | None = None
@@ -54,7 +56,7 @@ class ColumnEncoder(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Which of `frames`, `content`, `captions` a batch must hold."""
+        """Which of `frames`, `times`, `content`, `captions` a batch must hold."""
 
     def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
         """Return the column's description; raise GeometryError for a bucket that does not fit."""
@@ -157,6 +159,32 @@ class CaptionColumn:
 
     def encode(self, batch: ClipBatch) -> Sequence[Row]:
         return ["\0".join(captions).encode() for captions in batch.captions]
+
+    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
+        return {}
+
+
+@dataclass(frozen=True)
+class FrameTimesColumn:
+    """`frame_times`: when each chosen frame appears, float64 (T,), seconds from the first shown."""
+
+    backend: str
+    name: str = "frame_times"
+    needs: frozenset[str] = frozenset({TIMES})
+
+    def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
+        return ColumnMeta(
+            kind="array",
+            content="seconds",
+            encoder=self.backend,
+            config={},
+            dtype="float64",
+            row_shapes={bucket.name: (bucket.frames,) for bucket in buckets},
+        )
+
+    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+        assert batch.times_s is not None
+        return list(np.array(batch.times_s, np.float64))
 
     def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
         return {}

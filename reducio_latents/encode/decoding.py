@@ -44,6 +44,8 @@ class DecodedClip(NamedTuple):
     clip: int
     """Which of the task's clips."""
     error: str | None
+    times_s: tuple[float, ...]
+    """When each chosen frame appears."""
     content: bytes | None
     """The content image, encoded."""
 
@@ -63,13 +65,13 @@ def decode_clips(task: DecodeTask, channel: Channel) -> None:
         )
         for clip in clips:
             if isinstance(clip, VideoError):
-                channel.emit(DecodedClip(told, str(clip), None))
+                channel.emit(DecodedClip(told, str(clip), (), None))
             else:
                 _send(task, told, clip, channel)
             told += 1
     except VideoError as err:  # the video as a whole
         for number in range(told, len(task.starts_s)):
-            channel.emit(DecodedClip(number, str(err), None))
+            channel.emit(DecodedClip(number, str(err), (), None))
 
 
 def _require_unchanged(task: DecodeTask) -> None:
@@ -92,4 +94,4 @@ def _send(task: DecodeTask, number: int, clip: ClipFrames, channel: Channel) -> 
     content = None
     if task.image_codec is not None:
         content = encode_image(pixels[(task.bucket.frames - 1) // 2], task.image_codec)
-    channel.emit(DecodedClip(number, None, content), slot)
+    channel.emit(DecodedClip(number, None, clip.times_s, content), slot)

@@ -30,7 +30,7 @@ class EncodeOptions:
     buckets: str = "square"
     """`square`: one size. `aspect`: each video goes to the size nearest to its aspect ratio."""
     clip: ClipSpec = field(default_factory=ClipSpec)
-    columns: tuple[str, ...] = ("motion", "content_image", "caption")
+    columns: tuple[str, ...] = ("motion", "content_image", "caption", "frame_times")
     container: str = "zarr"
     """`zarr` or `webdataset`."""
     image_codec: str = "webp"
@@ -50,7 +50,8 @@ class EncodeOptions:
 
     batch_size: int = 8
     """Clips that are encoded together. Part of the low bits: keep it for equal bytes."""
-    device: str = "cpu"
+    device: str = "auto"
+    """`auto`: the first GPU if there is one, else the CPU."""
     compile: bool = False
     workers: int = field(default_factory=usable_cores)
     """Decode processes."""
@@ -87,6 +88,15 @@ class EncodeOptions:
             raise ConfigError(f"max_failed is a share from 0 to 1, got {self.max_failed}.")
         if not self.columns:
             raise ConfigError("columns is empty; name at least one, as motion,content_image.")
+
+    @property
+    def torch_device(self) -> str:
+        """`device` with `auto` resolved."""
+        if self.device != "auto":
+            return self.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     def bucket_list(self, multiple: int) -> tuple[Bucket, ...]:
         """Return the buckets of the run, sides divisible by `multiple` px."""

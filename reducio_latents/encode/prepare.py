@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +13,14 @@ from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.source import PlannedClip, ShardWork
 from reducio_latents.files import Files
 from reducio_latents.geometry import Bucket
-from reducio_latents.plan import Plan, PlanPart, PlanSpec, plan_part, read_plan, write_part
-from reducio_latents.probe import ProbeRecord, failed_record, probe_video
+from reducio_latents.plan import Plan, PlanSpec, plan_part, read_plan, write_part
+from reducio_latents.probe import ProbeRecord, probe_video
 from reducio_latents.processes import Channel, ProcessPool
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.video import get_backend
 from reducio_latents.video.source import VideoSource
+
+log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 300.0
 """Probing reads a whole file to hash it; a slow disk is no hang."""
@@ -53,14 +56,16 @@ class Planned:
 
 def make_plan(
     corpus: str | Path,
-    files: Files | None,
+    files: Files,
     options: EncodeOptions,
     buckets: Sequence[Bucket],
     on_probe: Callable[[int, int], None] = lambda _, __: None,
+    *,
+    write: bool = True,
 ) -> Planned:
     """List `corpus` and plan what the store at `files` does not have in its plan yet.
 
-    With `files` None nothing is read or written. `on_probe` is told (videos probed, videos to be).
+    With `write` the new part is stored. `on_probe` is told (videos probed, videos to be).
     """
     listed = list_corpus(
         corpus,
@@ -74,19 +79,23 @@ def make_plan(
         shard_rows=options.shard_rows,
         duplicates=options.duplicates,
     )
-    previous = read_plan(files) if files is not None else None
+    previous = read_plan(files)
     new = list(listed) if previous is None else previous.missing(listed, retry=options.retry_failed)
     records = dict(zip((v.video for v in new), probe_videos(new, options, on_probe), strict=True))
     part = plan_part(listed, records, spec, previous, retry_failed=options.retry_failed)
-    plan = _with_part(files, previous, part)
+    if part.changed:
+        log.warning(
+            "%d videos have changed since they were planned, %s first: what is stored of them "
+            "stays. Give changed videos new names to encode them.",
+            len(part.changed),
+            part.changed[0],
+        )
+    plan = previous or Plan.of(part)
+    if previous is not None and part.videos.num_rows:
+        plan = previous.extended(part)
+    if write and part.videos.num_rows:
+        write_part(files, part.number, part)
     return Planned({video.video: video for video in listed}, plan)
-
-
-def _with_part(files: Files | None, previous: Plan | None, part: PlanPart) -> Plan:
-    plan = previous.extended(part) if previous is not None else Plan.of(part)
-    if files is not None and (previous is None or part.videos.num_rows):
-        write_part(files, plan.parts - 1, part)
-    return plan
 
 
 def probe_videos(
@@ -107,7 +116,7 @@ def probe_videos(
         tasks = ((video.source, options.video_backend) for video in videos)
         for number, record, lost in pool.run(tasks):
             on_probe(number + 1, len(videos))
-            yield record if lost is None else failed_record(lost)
+            yield record if lost is None else ProbeRecord(error=lost)
 
 
 def _probe(task: tuple[VideoSource, str], channel: Channel) -> None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reducio_latents.encode.columns import CAPTIONS, CONTENT, ColumnEncoder
+from reducio_latents.encode.estimate import bytes_per_clip
 from reducio_latents.encode.finish import Outcome, finish, gather
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.pipeline import ShardDone, encode_shards
@@ -21,13 +22,16 @@ from reducio_latents.encode.registry import build_columns
 from reducio_latents.encode.report import EncodeReport, Tally, count_kinds
 from reducio_latents.encode.source import DecodedBatches, DecodeOptions, ReadyBatch, read_captions
 from reducio_latents.errors import ConfigError
-from reducio_latents.files import Files, open_files
+from reducio_latents.files import open_files
 from reducio_latents.geometry import Bucket
 from reducio_latents.plan import Plan, PlanSummary, summarise
 from reducio_latents.store import index
 from reducio_latents.store.commit import ShardKey, list_commits
 from reducio_latents.store.meta import StoreMeta, require_same
 from reducio_latents.store.writer import StoreWriter, read_meta_if_any
+
+BUCKET_MULTIPLE = 32
+"""Sides of buckets are divisible by this, the largest spatial stride in use."""
 
 
 @dataclass
@@ -97,15 +101,25 @@ def encode_corpus(
 
 
 def plan_corpus(
-    corpus: str | Path, store: str | Path, options: EncodeOptions | None = None, **settings: Any
+    corpus: str | Path,
+    store: str | Path,
+    options: EncodeOptions | None = None,
+    *,
+    write: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
 ) -> PlanSummary:
-    """Return what `encode_corpus` would do, and write nothing."""
+    """Return what `encode_corpus` would do; with `write` the plan is stored, and nothing else.
+
+    The sizes are estimates: content images and captions take what they take.
+    """
     options = _options(options, settings)
     files = open_files(store)
-    stored = read_meta_if_any(files)
-    buckets = options.bucket_list(multiple=32)
-    planned = make_plan(corpus, files if stored is not None else None, options, buckets)
-    return summarise(planned.plan)
+    read_meta_if_any(files)  # refuses a place that is taken by something else
+    buckets = options.bucket_list(BUCKET_MULTIPLE)
+    told = (progress or Silent()).probed
+    planned = make_plan(corpus, files, options, buckets, told, write=write)
+    return summarise(planned.plan, {b.name: bytes_per_clip(b, options) for b in buckets})
 
 
 def prepare(
@@ -115,7 +129,7 @@ def prepare(
     files = open_files(store)
     stored = read_meta_if_any(files)
     encoders = build_columns(options)
-    buckets = options.bucket_list(multiple=32)
+    buckets = options.bucket_list(BUCKET_MULTIPLE)
     meta = StoreMeta(
         container="zarr" if options.container == "zarr" else "webdataset",
         shard_rows=options.shard_rows,
@@ -258,6 +272,3 @@ def _options(options: EncodeOptions | None, settings: Mapping[str, Any]) -> Enco
         return options if options is not None else EncodeOptions(**settings)
     except TypeError as err:
         raise ConfigError(f"encode_corpus: {err}.") from err
-
-
-__all__ = ["EncodeOptions", "Files", "encode_corpus", "plan_corpus"]

@@ -107,6 +107,7 @@ class _Pending:
     unsettled: int
     frames: Tensor | None = None
     contents: dict[int, bytes] = field(default_factory=dict)
+    times: dict[int, tuple[float, ...]] = field(default_factory=dict)
     failed: dict[int, Failure] = field(default_factory=dict)
     """By position in the batch."""
 
@@ -123,6 +124,7 @@ class _Pending:
         batch = replace(
             batch,
             frames_BTHWC=frames if FRAMES in needs else None,
+            times_s=tuple(self.times[i] for i in kept),
             content_BHWC=frames[:, centre] if CONTENT in needs else None,
             content_files=files,
         )
@@ -312,6 +314,7 @@ class DecodedBatches:
         pending.frames[position] = pixels.view(pending.frames.shape[1:])
         del pixels  # it exports the slot's memory, which `release` gives back
         pool.release(slot)
+        pending.times[position] = clip.times_s
         if clip.content is not None:
             pending.contents[position] = clip.content
         pending.unsettled -= 1

@@ -1,0 +1,51 @@
+"""`reducio-latents decode`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from reducio_latents.cli.check_options import check_options, take_selection
+
+if TYPE_CHECKING:
+    from reducio_latents.check.decode import DecodeResult
+
+
+@click.command("decode")
+@click.argument("store")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="DIR"
+)
+@check_options(num=8)
+def decode(store: str, out: Path, **settings: Any) -> None:
+    """Decode clips of STORE into DIR: videos beside their originals, and one contact sheet.
+
+    Clips are chosen at random with --num and --seed, by --ids, or by --worst recorded PSNR. The
+    model is the one that the store names; any other is refused.
+
+    \b
+    reducio-latents decode pexels.latents --num 8 --out checks/ --weights reducio-ft4-fs32.ckpt
+    """
+    from reducio_latents.check.decode import SHEET, DecodeOptions, decode_store, mean_psnr
+
+    options = DecodeOptions(**take_selection(settings))
+    results = decode_store(store, out, options, on_clip=_say)
+    mean = mean_psnr(results)
+    compared = sum(result.psnr_db is not None for result in results)
+    if not math.isnan(mean):
+        click.echo(f"mean PSNR {mean:.2f} dB of {compared} clips (protocol: standard)")
+    if compared < len(results):
+        click.echo(f"{len(results) - compared} of {len(results)} clips had no original to compare")
+    click.echo(f"{len(results)} videos and {SHEET} are in {out}")
+
+
+def _say(result: DecodeResult) -> None:
+    clip = result.clip
+    where = f"{clip.clip_id}  {clip.video} at {clip.start_s:g} s"
+    if result.psnr_db is not None:
+        click.echo(f"{where}  PSNR {result.psnr_db:.2f} dB")
+    else:
+        click.echo(f"{where}  no original: {result.problem}")
