@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, TypeVar
 
 from reducio_latents.errors import ConfigError
@@ -52,65 +53,165 @@ def from_mapping(cls: type[ConfigT], raw: Mapping[str, Any], *, where: str) -> C
     Nested dataclasses are built from nested mappings; lists become tuples where a tuple is asked
     for. `where` names the source in the message of a ConfigError.
     """
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    for key in raw:
-        if key not in known:
-            close = get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
-            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
-    hints = typing.get_type_hints(cls)
-    values = {
-        key: convert(value, hints[key], where=f"{where}: {key}") for key, value in raw.items()
-    }
     try:
-        return cls(**values)
-    except TypeError as err:  # a field without a default is missing
-        raise ConfigError(f"{where}: {err}.") from err
+        return _build(cls, raw)
+    except _MisfitError as err:
+        raise ConfigError(f"{where}{err}") from err
 
 
 def convert(value: Any, hint: Any, *, where: str) -> Any:
     """Return `value` as the annotated type `hint`, or raise a ConfigError that names both."""
+    try:
+        return _reader(hint)(value)
+    except _MisfitError as err:
+        raise ConfigError(f"{where}{err}") from err
+
+
+class _MisfitError(ConfigError):
+    """A value that is not what its annotation asks for; its place is added on the way out."""
+
+    def __init__(self, wanted: str, value: Any) -> None:
+        super().__init__()
+        self.place = ""
+        self.what = f" must be {wanted}, got {value!r}."
+
+    def __str__(self) -> str:
+        return f"{self.place}{self.what}"
+
+    def under(self, place: str) -> _MisfitError:
+        self.place = place + self.place
+        return self
+
+
+def _build(cls: type[ConfigT], raw: Mapping[str, Any]) -> ConfigT:
+    readers = _field_readers(cls)
+    values = {}
+    for key, value in raw.items():
+        if key not in readers:
+            close = get_close_matches(str(key), readers, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(readers)}."
+            error = _MisfitError("", None)
+            error.what = f": unknown key {key!r}; {hint}"
+            raise error
+        try:
+            values[key] = readers[key](value)
+        except _MisfitError as err:
+            raise err.under(f": {key}") from None
+    try:
+        return cls(**values)
+    except TypeError as err:  # a field without a default is missing
+        error = _MisfitError("", None)
+        error.what = f": {err}."
+        raise error from err
+
+
+# Annotations are taken apart once: a store reads the same few types hundreds of thousands of times.
+_Reader = Callable[[Any], Any]
+
+
+@cache
+def _field_readers(cls: type[Any]) -> dict[str, _Reader]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: _reader(hints[field.name]) for field in fields(cls)}
+
+
+@cache
+def _reader(hint: Any) -> _Reader:
+    """Return the function that takes a parsed value and returns it as `hint`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        return value
+        return lambda value: value
     if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
+        return _union_reader(args)
+    if origin is tuple:
+        return _tuple_reader(hint, args)
+    if origin is list:
+        item = _reader(args[0])
+        return _checked(hint, list | tuple, lambda value: [item(v) for v in value])
+    if origin is dict:
+        return _dict_reader(hint, args)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _checked(
+            hint,
+            Mapping | hint,
+            lambda value: value if isinstance(value, hint) else _build(hint, value),
+        )
+    return _scalar_reader(hint, args)
+
+
+def _checked(hint: Any, accepted: Any, read: _Reader) -> _Reader:
+    def reader(value: Any) -> Any:
+        if isinstance(value, accepted):
+            return read(value)
+        raise _MisfitError(hint.__name__ if isinstance(hint, type) else str(hint), value)
+
+    return reader
+
+
+def _union_reader(args: tuple[Any, ...]) -> _Reader:
+    optional = type(None) in args
+    readers = [_reader(arg) for arg in args if arg is not type(None)]
+
+    def reader(value: Any) -> Any:
+        if value is None and optional:
             return None
-        inner = [arg for arg in args if arg is not type(None)]
-        for arg in inner[:-1]:
+        for read in readers[:-1]:
             try:
-                return convert(value, arg, where=where)
+                return read(value)
             except ConfigError:
                 continue
-        return convert(value, inner[-1], where=where)
-    if origin is typing.Literal:
-        if value in args:
+        return readers[-1](value)
+
+    return reader
+
+
+def _tuple_reader(hint: Any, args: tuple[Any, ...]) -> _Reader:
+    if len(args) == 2 and args[1] is Ellipsis:
+        item = _reader(args[0])
+        return _checked(hint, list | tuple, lambda value: tuple([item(v) for v in value]))
+    items = [_reader(arg) for arg in args]
+
+    def reader(value: Any) -> Any:
+        if isinstance(value, list | tuple) and len(value) == len(items):
+            return tuple(read(v) for read, v in zip(items, value, strict=True))
+        raise _MisfitError(str(hint), value)
+
+    return reader
+
+
+def _dict_reader(hint: Any, args: tuple[Any, ...]) -> _Reader:
+    key_reader, value_reader = map(_reader, args)
+
+    def read(value: Any) -> Any:
+        found = {}
+        for key, item in value.items():
+            try:
+                found[key_reader(key)] = value_reader(item)
+            except _MisfitError as err:
+                raise err.under(f".{key}") from None
+        return found
+
+    return _checked(hint, Mapping, read)
+
+
+def _scalar_reader(hint: Any, args: tuple[Any, ...]) -> _Reader:
+    literal = typing.get_origin(hint) is typing.Literal
+    wanted = f"one of {', '.join(map(str, args))}" if literal else str(hint)
+    if isinstance(hint, type):
+        wanted = hint.__name__
+
+    def reader(value: Any) -> Any:
+        if type(value) is hint:
             return value
-    elif is_dataclass(hint) and isinstance(hint, type):
-        if isinstance(value, hint):
-            return value
-        if isinstance(value, Mapping):
-            return from_mapping(hint, value, where=where)
-    elif origin is tuple and isinstance(value, list | tuple):
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(convert(item, args[0], where=where) for item in value)
-        if len(args) == len(value):
-            return tuple(convert(v, arg, where=where) for v, arg in zip(value, args, strict=True))
-    elif origin is list and isinstance(value, list | tuple):
-        return [convert(item, args[0], where=where) for item in value]
-    elif origin is dict and isinstance(value, Mapping):
-        return {
-            convert(k, args[0], where=where): convert(v, args[1], where=f"{where}.{k}")
-            for k, v in value.items()
-        }
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif hint is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif isinstance(hint, type) and hint not in (int, float) and isinstance(value, hint):
-        return value
-    if origin is typing.Literal:
-        wanted = f"one of {', '.join(map(str, args))}"
-    else:
-        wanted = hint.__name__ if isinstance(hint, type) else str(hint)
-    raise ConfigError(f"{where} must be {wanted}, got {value!r}.")
+        if literal:
+            fits = value in args
+        elif hint in (int, float):  # a bool is an int to Python, but not to a reader of YAML
+            fits = isinstance(value, int if hint is int else int | float)
+            fits = fits and not isinstance(value, bool)
+        else:
+            fits = isinstance(hint, type) and isinstance(value, hint)
+        if not fits:
+            raise _MisfitError(wanted, value)
+        return float(value) if hint is float else value
+
+    return reader

@@ -8,6 +8,10 @@ from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
 
+LISTING = "listing.txt"
+"""The names of a store's plan and commits, one a line, sorted: what `list` has where a place can
+be read but not listed, as on a web server."""
+
 
 class Files(Protocol):
     """Named blobs. Paths are relative to the root, with `/` between their parts."""
@@ -20,7 +24,10 @@ class Files(Protocol):
         """Return a whole file; raise FileNotFoundError where there is none."""
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        """Return bytes [start, start + length); a negative `start` counts from the end."""
+        """Return bytes [start, start + length), fewer where the file ends before that.
+
+        A negative `start` counts from the end.
+        """
 
     def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
         """Write a whole file, replacing one of that name; durable when it returns."""

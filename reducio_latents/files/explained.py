@@ -1,0 +1,62 @@
+"""What object storage answers, in words that a person can act on."""
+
+from __future__ import annotations
+
+import re
+
+from reducio_latents.errors import LatentsError, StoreError
+
+
+class Explained:
+    """Turns what obstore raises into a StoreError; a missing file stays a FileNotFoundError."""
+
+    def __init__(self, verb: str, where: str) -> None:
+        self.verb, self.where = verb, where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
+        if err is None or isinstance(err, LatentsError):
+            return
+        from obstore.exceptions import BaseError
+
+        no_bucket = "NoSuchBucket" in str(err)
+        if isinstance(err, FileNotFoundError) and not no_bucket:
+            raise FileNotFoundError(f"{self.where} does not exist") from None
+        if no_bucket or isinstance(err, BaseError | ValueError):
+            raise StoreError(f"cannot {self.verb} {self.where}: {reason(str(err))}") from None
+
+
+CAUSES = (
+    ("NoSuchBucket", "there is no such bucket. Check its name, or make it"),
+    (
+        "169.254.169.254",
+        "there are no credentials in the environment. Set AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY (AWS_SKIP_SIGNATURE=true for a public bucket), or those of your "
+        "provider",
+    ),
+    (
+        r"status code: 40[13]|Unauthenticated|PermissionDenied",
+        "permission denied. Check the credentials in the environment, and what they may do",
+    ),
+    (
+        r"error sending request|timed out|operation timed",
+        "no answer. Check the network and the address (AWS_ENDPOINT_URL, AWS_REGION)",
+    ),
+)
+
+
+def reason(text: str) -> str:
+    """Return what is wrong and how to mend it, with the service's own words, less any secret."""
+    head = text.partition("\n\nDebug source")[0]
+    code = re.search(r"<Code>(\w+)</Code>", head)
+    words = " ".join(head.partition("<?xml")[0].partition("<Error>")[0].split())
+    # Signatures and access tokens travel in query strings.
+    words = re.sub(r"(https?://[^\s?\"')]+)\?[^\s\"')]*", r"\1?...", words)[:400].rstrip(" :")
+    if code:
+        words += f": {code[1]}"
+    for pattern, cause in CAUSES:
+        if re.search(pattern, head):
+            return f"{cause}. ({words})"
+    return f"{words}."

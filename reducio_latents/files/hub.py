@@ -1,0 +1,147 @@
+"""Files of a repository on the Hugging Face Hub, for reading, by fsspec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.files.protocol import Buffer
+
+PIECE_BYTES = 8 << 20
+
+
+def open_hub(url: str) -> HubFiles:
+    """Return the files below hf://datasets/OWNER/NAME[@REVISION][/FOLDER].
+
+    The token is the one of HF_TOKEN or of `hf auth login`. Raise StoreError if the repository
+    cannot be reached, ConfigError if huggingface_hub is not installed.
+    """
+    files = HubFiles(url)
+    files.probe()
+    return files
+
+
+class HubFiles:
+    """Files that fsspec reads; they are never written, since each one would be a Git commit."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._root = self._url.split("://", 1)[1]
+        self._opened: Any = None
+
+    def __reduce__(self) -> tuple[type[HubFiles], tuple[str]]:
+        return type(self), (self._url,)
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    @property
+    def _system(self) -> Any:
+        if self._opened is None:
+            import fsspec
+
+            try:
+                self._opened = fsspec.filesystem(urlsplit(self._url).scheme)
+            except ImportError as err:
+                raise ConfigError(
+                    f"{self._url} needs the package huggingface_hub. "
+                    "Install it: pip install huggingface_hub."
+                ) from err
+        return self._opened
+
+    def probe(self) -> None:
+        """Raise StoreError unless the folder can be listed."""
+        try:
+            self._system.ls(self._root, detail=False)
+        except ConfigError:
+            raise
+        # What fsspec's systems raise has no common base: HTTP errors, ValueError, OSError.
+        except Exception as err:
+            raise self._error("open", "", err) from err
+
+    def read(self, path: str) -> bytes:
+        return b"".join(self.stream(path))
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        if start < 0:
+            size = self.size(path)
+            if size is None:
+                raise FileNotFoundError(f"{self._url}/{path} does not exist")
+            start = max(0, size + start)
+        try:
+            data: bytes = self._system.cat_file(self._at(path), start, start + length)
+        except FileNotFoundError:
+            raise
+        except Exception as err:
+            raise self._error("read", path, err) from err
+        return data
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Yield a whole file in pieces of some MiB."""
+        try:
+            with self._system.open(self._at(path), "rb", block_size=PIECE_BYTES) as file:
+                while piece := file.read(PIECE_BYTES):
+                    yield piece
+        except FileNotFoundError:
+            raise
+        except Exception as err:
+            raise self._error("read", path, err) from err
+
+    def size(self, path: str) -> int | None:
+        info = self._info(path)
+        return None if info is None else int(info["size"])
+
+    def version(self, path: str) -> str | None:
+        """Return what changes whenever the file does, or None where there is no such file."""
+        info = self._info(path)
+        if info is None:
+            return None
+        return f"{info.get('blob_id') or info.get('created') or ''}-{info['size']}"
+
+    def list(self, prefix: str) -> Iterator[str]:
+        try:
+            found = self._system.find(self._at(prefix))
+        except FileNotFoundError:
+            return
+        except Exception as err:
+            raise self._error("list", prefix, err) from err
+        root = self._system._strip_protocol(self._root).strip("/")
+        yield from sorted(name.strip("/").removeprefix(f"{root}/") for name in found)
+
+    def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
+        raise self._read_only(path)
+
+    def delete(self, path: str) -> None:
+        raise self._read_only(path)
+
+    def local_path(self, path: str) -> Path | None:
+        return None
+
+    def _info(self, path: str) -> dict[str, Any] | None:
+        try:
+            info: dict[str, Any] = self._system.info(self._at(path))
+        except FileNotFoundError:
+            return None
+        except Exception as err:
+            raise self._error("look up", path, err) from err
+        return info if info["type"] == "file" else None
+
+    def _at(self, path: str) -> str:
+        return f"{self._root}/{path}".rstrip("/")
+
+    def _read_only(self, path: str) -> StoreError:
+        return StoreError(
+            f"cannot change {self._url}/{path}: the Hub is only read. Write to a folder, then "
+            "upload it: hf upload OWNER/NAME FOLDER --repo-type dataset."
+        )
+
+    def _error(self, verb: str, path: str, err: Exception) -> StoreError:
+        text = " ".join(str(err).split())[:300]
+        return StoreError(
+            f"cannot {verb} {self._url}/{path}: {type(err).__name__}: {text}. Check the name, the "
+            "network and the token (HF_TOKEN)."
+        )
