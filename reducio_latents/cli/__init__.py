@@ -17,19 +17,11 @@ from reducio_latents.errors import LatentsError
 
 COMMANDS = {
     "encode-corpus": "encode_corpus",
-    "add-column": "add_column",
     "plan": "plan",
     "status": "status",
     "info": "info",
     "verify": "verify",
-    "stats": "stats",
-    "decode": "decode",
-    "check": "check",
-    "evaluate": "evaluate",
-    "convert": "convert",
-    "train": "train",
     "import-checkpoint": "import_checkpoint",
-    "bench": "bench",
 }
 """Command -> its module in this package, and the name of the function in there."""
 

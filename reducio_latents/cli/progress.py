@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 from tqdm import tqdm
@@ -21,8 +21,8 @@ class Bars:
     """A bar for probing, then one for clips with clips/s and time left. Says what it is told."""
 
     def __init__(self) -> None:
-        self._probe: tqdm[None] | None = None
-        self._clips: tqdm[None] | None = None
+        self._probe: tqdm[NoReturn] | None = None
+        self._clips: tqdm[NoReturn] | None = None
         self._failed = 0
 
     def probed(self, done: int, total: int) -> None:
@@ -52,7 +52,7 @@ class Bars:
         self._probe = self._clips = None
 
 
-def _bar(total: int, what: str, unit: str) -> tqdm[None]:
+def _bar(total: int, what: str, unit: str) -> tqdm[NoReturn]:
     return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True, file=sys.stderr)
 
 
@@ -103,9 +103,8 @@ def print_report(report: EncodeReport, store: str) -> None:
 def print_summary(summary: PlanSummary) -> None:
     """Print what a run would do."""
     for what, counts in (("videos", summary.counts.videos), ("clips", summary.counts.clips)):
-        parts = ", ".join(
-            f"{show.count(n)} {name}" for name, n in counts.items() if name != "found"
-        )
+        rest = {name: number for name, number in counts.items() if name != "found"}
+        parts = ", ".join(f"{show.count(number)} {name}" for name, number in rest.items())
         click.echo(f"{what:<7} {show.count(counts['found'])} found: {parts}")
     click.echo(f"hours   {summary.video_hours:.2f} of video, {summary.clip_hours:.2f} of clips")
     for bucket in summary.buckets:

@@ -22,7 +22,11 @@ def verify(store: str, clips: bool) -> None:
     from reducio_latents.store.verify import verify as verify_store
 
     with tqdm(desc="verify", unit="commit", file=sys.stderr) as bar:
-        report = verify_store(open_store(store), lambda done: bar.update(done - bar.n))
+
+        def tell(done: int) -> None:
+            bar.update(done - bar.n)
+
+        report = verify_store(open_store(store), tell)
     for damage in report.damage:
         click.echo(f"{damage.where}: {damage.what}")
         if damage.clips:

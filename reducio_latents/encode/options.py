@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 from reducio_latents.config import DUPLICATE_POLICIES, IMAGE_CODECS, RESIZE_MODES, ClipSpec
 from reducio_latents.errors import ConfigError
@@ -31,12 +32,12 @@ class EncodeOptions:
     """`square`: one size. `aspect`: each video goes to the size nearest to its aspect ratio."""
     clip: ClipSpec = field(default_factory=ClipSpec)
     columns: tuple[str, ...] = ("motion", "content_image", "caption", "frame_times")
-    container: str = "zarr"
+    container: Literal["zarr", "webdataset"] = "zarr"
     """`zarr` or `webdataset`."""
     image_codec: str = "webp"
     """How content images are kept: webp, png and raw are lossless, jpeg is not."""
     resize: str = "bicubic"
-    duplicates: str = "refer"
+    duplicates: Literal["refer", "encode"] = "refer"
     """`refer`: of files with equal bytes one is encoded. `encode`: each is."""
     shard_rows: int = 512
     dtype: str = "float32"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -69,6 +69,6 @@ def _digits_out(word: str) -> str:
     return "N" if any(c.isdigit() for c in word) and not word.isalpha() else word
 
 
-def count_kinds(reasons: list[tuple[str, ...]]) -> dict[str, int]:
+def count_kinds(reasons: Iterable[tuple[str, ...]]) -> dict[str, int]:
     """Count (reason, *names) by kind, the most frequent first."""
     return dict(Counter(kind_of(*reason) for reason in reasons).most_common())

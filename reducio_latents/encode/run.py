@@ -131,7 +131,7 @@ def prepare(
     encoders = build_columns(options)
     buckets = options.bucket_list(BUCKET_MULTIPLE)
     meta = StoreMeta(
-        container="zarr" if options.container == "zarr" else "webdataset",
+        container=options.container,
         shard_rows=options.shard_rows,
         clip=options.clip,
         buckets=tuple(bucket.name for bucket in buckets),
@@ -229,9 +229,9 @@ def make_report(job: Job, fresh: set[ShardKey], outcome: Outcome) -> EncodeRepor
     new_clips = sum(clip not in bad for clip in fresh_rows["clip_id"].to_pylist())
     new_videos = len(set(fresh_rows["video"].to_pylist()) - bad_videos)
     clips, videos = stored["clips"], stored["videos"]
-    reasons = [(e.reason, e.video, e.clip_id) for e in outcome.errors]
+    reasons: list[tuple[str, ...]] = [(e.reason, e.video, e.clip_id) for e in outcome.errors]
     status = plan.videos.select(["video", "status", "reason"]).to_pylist()
-    reasons += [(v["reason"], v["video"]) for v in status if v["status"] == "failed"]  # type: ignore[misc]
+    reasons += [(v["reason"], v["video"]) for v in status if v["status"] == "failed"]
     skipped = {
         "clips stored before": clips.encoded - new_clips,
         "clips of duplicate videos": clips.skipped,
