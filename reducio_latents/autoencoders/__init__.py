@@ -24,6 +24,7 @@ LOADERS: dict[str, str] = {
     "reducio-ft2-fs32": "reducio_latents.autoencoders.reducio:load_preset",
     "reducio": "reducio_latents.autoencoders.reducio:load_any_width",
     "reducio-random": "reducio_latents.autoencoders.reducio:load_random",
+    "diffusers": "reducio_latents.autoencoders.diffusers:load_diffusers",
 }
 """The part of a name before its first colon -> where the `Loader` of the whole name is. Imported
 when asked for, so that one model's libraries are not needed for another."""
@@ -43,7 +44,8 @@ def load_autoencoder(
     """Return the autoencoder of that name, ready to encode and decode; `LoadOptions` says the rest.
 
     Names: `reducio-ft4-fs32` and `reducio-ft2-fs32`, the published sizes; `reducio`, sizes read off
-    the weights; `reducio-random:WIDTH[:ft2|ft4][:SEED]`, untrained, for trying things out.
+    the weights; `reducio-random:WIDTH[:ft2|ft4][:SEED]`, untrained, for trying things out;
+    `diffusers:DIR` or `diffusers:OWNER/NAME`, autoencoders of other makers, weights included.
     weights: a .ckpt or .safetensors file, or the directory that import-checkpoint made.
 
     Raises ConfigError for a name, option or device that there is not; WeightsError for weights that

@@ -88,6 +88,7 @@ class LoadOptions:
     parts: Parts = "all"
     """`encoder` or `decoder` leave the other half out of memory."""
     compile: bool = False
-    """Whether to compile the networks with torch.compile, once for each size of input."""
+    """Whether to compile the networks, once for each size of input. torch.compile stops after eight
+    sizes (torch._dynamo.config.recompile_limit) and runs the others as they are."""
     memory_format: torch.memory_format = torch.contiguous_format
     """Layout of weights and activations; channels_last_3d also lays images out channels last."""

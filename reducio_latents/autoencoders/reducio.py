@@ -19,7 +19,7 @@ from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.errors import ConfigError, WeightsError
 from reducio_latents.geometry import LatentGeometry
 from reducio_latents.vae.config import ReducioVAEConfig
-from reducio_latents.vae.model import FINAL_RULE, ReducioVAE
+from reducio_latents.vae.model import FINAL_RULE, PARTS, ReducioVAE
 from reducio_latents.vae.tiling import Tiling
 from reducio_latents.vae.weights import (
     StateDict,
@@ -37,6 +37,7 @@ PRESETS = {
 }
 PUBLISHED_TILING = Tiling(tile_px=256, overlap=0.25)
 """The published extraction cuts every frame; one of at most 256 px a side is a single tile."""
+COMPILED = {"encoder_3d", "encoder_2d", "decoder"}
 WEIGHTS_PAGE = "https://huggingface.co/microsoft/Reducio-VAE"
 
 
@@ -70,6 +71,7 @@ class ReducioAutoencoder:
         return {
             "architecture": ARCHITECTURE,
             **asdict(self.model.config),
+            "fingerprint": self.fingerprint,
             "weights_sha256": self.weights_sha256,
             "random_weights": self.name.startswith("reducio-random"),
             "final_rule": self.final_rule,
@@ -131,7 +133,10 @@ def load_preset(name: str, weights: Path | None, options: LoadOptions) -> Reduci
 
 
 def load_any_width(name: str, weights: Path | None, options: LoadOptions) -> ReducioAutoencoder:
-    """Load a Reducio-VAE of any widths and either stride; both are read off the weights."""
+    """Load a Reducio-VAE of any widths and either stride; both are read off the weights.
+
+    One of published sizes gets its published name: the name is part of what a store records.
+    """
     if name != "reducio":
         raise ConfigError(f"there is no autoencoder {name!r}; did you mean 'reducio'?")
     if weights is None:
@@ -139,7 +144,10 @@ def load_any_width(name: str, weights: Path | None, options: LoadOptions) -> Red
             "reducio needs weights: give the path of a .ckpt or .safetensors file, or of a folder "
             f"made by import-checkpoint. The published ones are at {WEIGHTS_PAGE}."
         )
-    return _load(name, open_state_dict(weights), weights, options)
+    state = open_state_dict(weights)
+    found = infer_config(state.shapes, state.where)
+    name = next((preset for preset, config in PRESETS.items() if config == found), name)
+    return _load(name, state, weights, options)
 
 
 def load_random(name: str, weights: Path | None, options: LoadOptions) -> ReducioAutoencoder:
@@ -170,10 +178,10 @@ def _load(
     if weights is not None:
         check_description(weights, model.config, sha256)
     model.eval().requires_grad_(False)
-    _set_layout(model, options.memory_format)
+    model.lay_out(options.memory_format)
     if options.compile:
-        for network in model.children():
-            network.compile(dynamic=False)
+        for network in COMPILED & PARTS[options.parts]:
+            getattr(model, network).compile(dynamic=False)
     return ReducioAutoencoder(name, model, sha256, options)
 
 
@@ -183,15 +191,6 @@ def _usable_device(device: torch.device | str) -> torch.device:
     except (RuntimeError, AssertionError) as err:
         why = str(err).strip().splitlines()[0]
         raise ConfigError(f"device {str(device)!r} cannot be used here: {why}") from err
-
-
-def _set_layout(model: ReducioVAE, memory_format: torch.memory_format) -> None:
-    if memory_format == torch.contiguous_format:
-        return
-    for parameter in model.parameters():
-        layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-        if parameter.ndim in layouts:
-            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
 
 
 def _precision(model: ReducioVAE, options: LoadOptions) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Shapes: video (B, 3, T, H, W), images (B, 3, H, W), pixels in [-1, 1]; latents (
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,20 @@ class ReducioVAE(nn.Module):
         posterior = self.encode(video_BCTHW)
         latents = self.final_latents(posterior, noise)
         return self.decode(latents, centre_frame(video_BCTHW)), posterior
+
+    def lay_out(self, memory_format: torch.memory_format) -> Self:
+        """Lay the weights out in memory, and so what is computed with them; return the model.
+
+        channels_last_3d is what convolutions on recent GPUs want; the image network's weights are
+        then channels_last. (`Module.to` cannot do this: it takes one rank for all weights.)
+        """
+        layouts = {4: torch.contiguous_format, 5: memory_format}
+        if memory_format == torch.channels_last_3d:
+            layouts[4] = torch.channels_last
+        for parameter in self.parameters():
+            if parameter.ndim in layouts:
+                parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
+        return self
 
     @property
     def dtype(self) -> torch.dtype:

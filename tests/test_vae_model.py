@@ -1,0 +1,250 @@
+"""ReducioVAE: what it takes, what it refuses, and what must not change its numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from reducio_latents.errors import ConfigError, GeometryError, LatentsError, PixelError
+from reducio_latents.vae import ReducioVAE, ReducioVAEConfig
+from reducio_latents.vae.blocks import SelfAttention
+from reducio_latents.vae.decoder import ContentFusion
+from reducio_latents.vae.model import PARTS, centre_frame
+from reducio_latents.vae.rule_weights import rule_weight
+from reducio_latents.vae.weights import expected_shapes
+from reducio_latents.values import Posterior
+
+NARROW = ReducioVAEConfig(width=8, content_width=8, decoder_width=8)
+
+
+def make(config: ReducioVAEConfig = NARROW) -> ReducioVAE:
+    model = ReducioVAE(config)
+    model.load_state_dict({k: rule_weight(k, t.shape) for k, t in model.state_dict().items()})
+    return model
+
+
+@pytest.fixture(scope="module")
+def vae() -> ReducioVAE:
+    return make().requires_grad_(False)
+
+
+def video(batch: int = 1, height: int = 32, width: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(batch + height + width)
+    return torch.tanh(torch.randn(batch, 3, 16, height, width, generator=generator))
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_shapes_follow_the_geometry(stride: int) -> None:
+    config = ReducioVAEConfig(
+        temporal_stride=stride, width=8, content_width=16, decoder_width=24, latent_channels=5
+    )
+    model, clip = make(config), video(height=64)
+    with torch.inference_mode():
+        posterior = model.encode(clip)
+        rec = model.decode(model.final_latents(posterior), centre_frame(clip))
+    assert posterior.mean.shape == posterior.logvar.shape
+    assert posterior.mean.shape[1:] == config.geometry.latent_shape(16, 64, 32)
+    assert rec.shape == clip.shape
+
+
+def test_a_clip_alone_and_in_a_batch_gives_the_same(vae: ReducioVAE) -> None:
+    clips = video(batch=3)
+    together = vae.encode(clips)
+    latents = vae.final_latents(together)
+    decoded = vae.decode(latents, centre_frame(clips))
+    alone = vae.encode(clips[1:2])
+    assert relative(together.mean[1:2], alone.mean) < 1e-5
+    assert relative(latents[1:2], vae.final_latents(alone)) < 1e-5
+    assert relative(decoded[1:2], vae.decode(latents[1:2], centre_frame(clips[1:2]))) < 1e-5
+
+
+def test_final_latents_are_normalised_per_clip_and_take_noise(vae: ReducioVAE) -> None:
+    posterior = vae.encode(video(batch=2))
+    noise = torch.randn_like(posterior.mean)
+    for latents in (vae.final_latents(posterior), vae.final_latents(posterior, noise)):
+        assert latents.flatten(1).mean(1).abs().max() < 1e-5
+        assert (latents.flatten(1).std(1, correction=0) - 1).abs().max() < 1e-2
+    assert not torch.equal(vae.final_latents(posterior), vae.final_latents(posterior, noise))
+
+
+def test_the_log_variance_stays_in_range(vae: ReducioVAE) -> None:
+    config = vae.config
+    wild = make(config).requires_grad_(False)
+    wild.quant_conv.weight.mul_(1e4)  # type: ignore[operator]
+    logvar = wild.encode(video()).logvar
+    assert logvar.min() == -30
+    assert logvar.max() == 20
+
+
+def test_the_content_image_is_the_centre_frame_and_matters(vae: ReducioVAE) -> None:
+    clip = video()
+    assert torch.equal(centre_frame(clip), clip[:, :, 7])
+    latents = vae.final_latents(vae.encode(clip))
+    ours, other = vae.decode(latents, clip[:, :, 7]), vae.decode(latents, clip[:, :, 0])
+    assert relative(ours, other) > 1e-3
+
+
+def test_half_precision_is_near_and_its_results_are_float32(vae: ReducioVAE) -> None:
+    clip = video()
+    half = make().requires_grad_(False).bfloat16()
+    exact, rough = vae.encode(clip), half.encode(clip.bfloat16())
+    assert rough.mean.dtype == rough.logvar.dtype == torch.float32
+    assert relative(rough.mean, exact.mean) < 5e-2
+    latents = vae.final_latents(exact)
+    decoded = half.decode(latents, centre_frame(clip))
+    assert decoded.dtype == torch.float32
+    assert relative(decoded, vae.decode(latents, centre_frame(clip))) < 1e-1
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_attention_gives_back_the_layout_that_it_got(layout: torch.memory_format) -> None:
+    x = torch.randn(2, 64, 4, 6, 6).contiguous(memory_format=layout)
+    assert SelfAttention(3, 64)(x).is_contiguous(memory_format=layout)
+    fusion = ContentFusion(64, content_channels=32, steps=4)
+    assert fusion(x, torch.randn(2, 32, 5, 5)).is_contiguous(memory_format=layout)
+
+
+def test_layout_is_not_what_is_computed(vae: ReducioVAE) -> None:
+    clip = video(height=64)
+    other = make().requires_grad_(False).lay_out(torch.channels_last_3d)
+    assert other.encoder_3d.conv_in.weight.is_contiguous(memory_format=torch.channels_last_3d)  # type: ignore[operator]
+    assert other.encoder_2d.conv_in.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
+    posterior = vae.encode(clip)
+    assert relative(other.encode(clip).mean, posterior.mean) < 5e-5
+    latents = vae.final_latents(posterior)
+    decoded = vae.decode(latents, centre_frame(clip))
+    assert relative(other.decode(latents, centre_frame(clip)), decoded) < 5e-5
+    assert decoded.is_contiguous()
+
+
+def test_every_trained_parameter_gets_a_gradient() -> None:
+    model, clip = make(), video()
+    rec, posterior = model(clip, torch.zeros(1, 16, 4, 1, 1))
+    (rec.square().mean() + posterior.logvar.square().mean()).backward()
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    assert [key for key, p in trained.items() if p.grad is None] == []
+    idle = {key for key, p in model.named_parameters() if not p.requires_grad}
+    assert {key.rsplit(".", 2)[0] for key in idle} <= {
+        "encoder_2d.mid.block_2",
+        "encoder_2d",
+    }
+
+
+def test_gradients_do_not_depend_on_the_in_place_path() -> None:
+    model, clip = make(), video()
+    with torch.no_grad():
+        fast = model.encode(clip)
+    assert torch.equal(fast.mean, model.encode(clip).mean.detach())
+
+
+def test_networks_compile_without_graph_breaks(vae: ReducioVAE) -> None:
+    clip = video()
+    latents = vae.post_quant_conv(vae.final_latents(vae.encode(clip)))
+    maps = vae.encoder_2d(centre_frame(clip))
+    for network, inputs in (
+        (vae.encoder_2d, (centre_frame(clip),)),
+        (vae.decoder, (latents, maps)),
+    ):
+        compiled = torch.compile(network, backend="eager", fullgraph=True)
+        expected, found = network(*inputs), compiled(*inputs)
+        for a, b in zip(expected, found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_half_has_only_its_networks_and_says_so(vae: ReducioVAE) -> None:
+    clip = video()
+    state = vae.state_dict()
+    halves = {}
+    for parts in ("encoder", "decoder"):
+        half = ReducioVAE(NARROW, parts)
+        assert {name for name, _ in half.named_children()} == PARTS[parts]
+        half.load_state_dict({k: t for k, t in state.items() if k.split(".")[0] in PARTS[parts]})
+        halves[parts] = half
+    posterior = halves["encoder"].encode(clip)
+    assert torch.equal(posterior.mean.detach(), vae.encode(clip).mean)
+    latents = vae.final_latents(vae.encode(clip))
+    decoded = halves["decoder"].decode(latents, centre_frame(clip))
+    assert torch.equal(decoded.detach(), vae.decode(latents, centre_frame(clip)))
+    with pytest.raises(ConfigError, match="no decoder"):
+        halves["encoder"].decode(latents, centre_frame(clip))
+    with pytest.raises(ConfigError, match="no encoder"):
+        halves["decoder"].encode(clip)
+    with pytest.raises(ConfigError, match="choose one of all, encoder, decoder"):
+        ReducioVAE(NARROW, "everything")  # type: ignore[arg-type]
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 30), st.sampled_from([2, 4]))
+def test_any_multiple_of_eight_is_a_width(a: int, b: int, c: int, stride: int) -> None:
+    config = ReducioVAEConfig(
+        temporal_stride=stride, width=8 * a, content_width=8 * b, decoder_width=8 * c
+    )
+    assert len(expected_shapes(config)) == 512
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"width": 12}, "width is 12; use a multiple of 8, such as 8"),
+        ({"content_width": 0}, "content_width is 0"),
+        ({"decoder_width": 100}, "such as 96"),
+        ({"temporal_stride": 8}, "has 2 or 4"),
+        ({"latent_channels": 0}, "latent_channels must be >= 1"),
+    ],
+)
+def test_a_config_cannot_exist_in_a_bad_state(settings_: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ReducioVAEConfig(**settings_)
+
+
+@pytest.mark.parametrize(
+    ("clip", "error", "message"),
+    [
+        (torch.zeros(1, 3, 17, 32, 32), GeometryError, "has 17 frames.*16 at a time"),
+        (torch.zeros(1, 3, 16, 40, 32), GeometryError, "height is 40.*height=32"),
+        (torch.zeros(1, 3, 16, 32, 270), GeometryError, "width is 270.*width=256"),
+        (torch.zeros(1, 3, 16, 0, 32), GeometryError, "height is 0.*height=32"),
+        (torch.zeros(1, 16, 3, 32, 32), GeometryError, "must be .B, 3, T, H, W.*channel axis"),
+        (torch.zeros(3, 16, 32, 32), GeometryError, "must be .B, 3, T, H, W"),
+        (torch.zeros(1, 3, 16, 32, 32, dtype=torch.uint8), PixelError, "uint8.*127.5 - 1"),
+        (torch.full((1, 3, 16, 32, 32), 255.0), PixelError, "255 to 255.*127.5 - 1"),
+        (torch.full((1, 3, 16, 32, 32), -1.2), PixelError, "-1.2"),
+        (torch.full((1, 3, 16, 32, 32), float("nan")), PixelError, "nan"),
+    ],
+)
+def test_what_it_cannot_encode_is_refused_with_a_way_out(
+    vae: ReducioVAE, clip: Tensor, error: type[LatentsError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        vae.encode(clip)
+    assert issubclass(error, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("latents", "content", "message"),
+    [
+        ((1, 16, 8, 1, 1), (1, 3, 32, 32), "another temporal stride"),
+        ((1, 4, 4, 1, 1), (1, 3, 32, 32), r"decodes \(B, 16, 4, h, w\)"),
+        ((1, 16, 4, 1, 2), (1, 3, 32, 32), r"\(1, 3, 32, 64\)"),
+        ((2, 16, 4, 1, 1), (1, 3, 32, 32), r"\(2, 3, 32, 32\)"),
+        ((1, 16, 4, 1, 1), (1, 3, 16, 32, 32), r"must be \(B, 3, H, W\)"),
+    ],
+)
+def test_latents_and_content_that_do_not_belong_together_are_refused(
+    vae: ReducioVAE, latents: tuple[int, ...], content: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(GeometryError, match=message):
+        vae.decode(torch.zeros(latents), torch.zeros(content))
+
+
+def test_rounding_at_the_edge_of_the_range_is_no_error(vae: ReducioVAE) -> None:
+    posterior = vae.encode(torch.full((1, 3, 16, 32, 32), 1.0004))
+    assert isinstance(posterior, Posterior)
+    assert torch.isfinite(posterior.mean).all()
