@@ -1,0 +1,51 @@
+#!/usr/bin/env python
+"""Write the JSON Schemas in `schemas/` from the types they describe.
+
+Run it after changing one of the types: `python tools/make_schemas.py`. With `--check` it writes
+nothing and fails if a file differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # this checkout, installed or not
+
+from reducio_latents.plan import plan_json_schema  # noqa: E402
+
+FOLDER = ROOT / "schemas"
+SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
+    "plan.schema.json": plan_json_schema,
+}
+
+
+def text_of(name: str) -> str:
+    """Return what the file `name` in `schemas/` must hold."""
+    return json.dumps(SCHEMAS[name](), indent=2, ensure_ascii=False) + "\n"
+
+
+def is_current(name: str) -> bool:
+    path = FOLDER / name
+    return path.is_file() and path.read_text(encoding="utf-8") == text_of(name)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail on a difference")
+    check = parser.parse_args().check
+    stale = [name for name in SCHEMAS if not is_current(name)]
+    for name in stale:
+        if not check:
+            (FOLDER / name).write_text(text_of(name), encoding="utf-8")
+        print(f"{name} {'is not what the types say' if check else 'written'}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
