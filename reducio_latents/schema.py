@@ -110,17 +110,16 @@ def field_notes(cls: type) -> dict[str, str]:
 def json_schema_of_table(schema: pa.Schema, *, title: str, description: str, extra: bool) -> Json:
     """Return the schema of one row, as `to_pylist` gives it.
 
-    A field's metadata may hold `description`, and `values`: a JSON list of all there are. With
-    `extra`, a row may have more columns, of plain values.
+    A field's metadata may hold `description`, and `schema`: JSON to add to what the type says.
+    With `extra`, a row may have more columns, of plain values.
     """
     properties = {}
     for field in schema:
         notes = {key.decode(): text.decode() for key, text in (field.metadata or {}).items()}
         value = _of_arrow(field.type)
-        if "values" in notes:
-            value = {"enum": json.loads(notes["values"])}
-        elif field.nullable:
+        if field.nullable:
             value = {**value, "type": [value["type"], "null"]}
+        value |= json.loads(notes.get("schema", "{}"))
         if "description" in notes:
             value["description"] = notes["description"]
         properties[field.name] = value

@@ -17,32 +17,38 @@ EXACT_FLOAT_INT = 2**53
 
 
 def _field(
-    name: str,
-    kind: pa.DataType,
-    description: str,
-    *,
-    nullable: bool = False,
-    values: Sequence[str] | None = None,
+    name: str, kind: pa.DataType, description: str, *, nullable: bool = False, **schema: Any
 ) -> pa.Field:
+    """Return a column; `schema` is what its JSON Schema says beyond the type."""
     metadata = {"description": description}
-    if values is not None:
-        metadata["values"] = json.dumps(list(values))
+    if schema:
+        metadata["schema"] = json.dumps(schema)
     return pa.field(name, kind, nullable=nullable, metadata=metadata)
 
 
 CLIP_SCHEMA = pa.schema(
     [
-        _field("clip_id", pa.string(), "Hash of the video's name, then start_s in milliseconds."),
+        _field(
+            "clip_id",
+            pa.string(),
+            "Hash of the video's name, then start_s in milliseconds.",
+            pattern="^[0-9a-f]{16}_[0-9]{9}$",
+        ),
         _field("video", pa.string(), "Name of the video, relative to the corpus."),
-        _field("start_s", pa.float64(), "Seconds from the video's first shown frame."),
-        _field("bucket", pa.string(), "Size that it is fitted to: frames x height x width."),
-        _field("shard", pa.int32(), "Number of the shard, of its bucket."),
-        _field("row", pa.int32(), "Row in the shard."),
+        _field("start_s", pa.float64(), "Seconds from the video's first shown frame.", minimum=0),
+        _field(
+            "bucket",
+            pa.string(),
+            "Size that it is fitted to: frames x height x width.",
+            pattern="^[0-9]+x[0-9]+x[0-9]+$",
+        ),
+        _field("shard", pa.int32(), "Number of the shard, of its bucket.", minimum=0),
+        _field("row", pa.int32(), "Row in the shard.", minimum=0),
         _field(
             "status",
             pa.string(),
             "Whether the row is this clip's own, or that of a video with the same bytes.",
-            values=CLIP_STATUS,
+            enum=CLIP_STATUS,
         ),
         _field("captions", pa.list_(pa.string()), "Captions of the video, if it has any."),
     ]
@@ -66,7 +72,7 @@ VIDEO_SCHEMA = pa.schema(
         _field("frames", pa.int64(), "Frames in the file.", nullable=True),
         _field("clips", pa.int32(), "Rows it has in the table of clips."),
         _field("bucket", pa.string(), "Bucket of its clips; null if it has none.", nullable=True),
-        _field("status", pa.string(), "What becomes of it.", values=VIDEO_STATUS),
+        _field("status", pa.string(), "What becomes of it.", enum=VIDEO_STATUS),
         _field("reason", pa.string(), "Why it has no clips of its own.", nullable=True),
         _field("duplicate_of", pa.string(), "Video with the same bytes.", nullable=True),
     ]
