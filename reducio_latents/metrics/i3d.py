@@ -1,0 +1,151 @@
+"""I3D, whose logits FVD compares. Carreira and Zisserman, arXiv 1705.07750; FVD: arXiv 1812.01717.
+
+State-dict keys are those of `i3d_pretrained_400.pt`, the file that VideoGPT, TATS and OmniTokenizer
+measure with. The other file in use, StyleGAN-V's TorchScript archive, is a program; it gives values
+about 10 % apart and is not run here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reducio_latents.errors import GeometryError
+from reducio_latents.metrics.weights import (
+    MetricUnavailableError,
+    hub_path,
+    load_strictly,
+    read_tensors,
+)
+
+FILE = "i3d_pretrained_400.pt"
+CLASSES = 400
+SIDE_PX = 224
+MIN_FRAMES = 9
+"""Fewer leave nothing to average over after the three halvings of time."""
+
+Size = tuple[int, int, int]
+
+MIXED: dict[str, tuple[int, ...]] = {
+    "Mixed_3b": (64, 96, 128, 16, 32, 32),
+    "Mixed_3c": (128, 128, 192, 32, 96, 64),
+    "Mixed_4b": (192, 96, 208, 16, 48, 64),
+    "Mixed_4c": (160, 112, 224, 24, 64, 64),
+    "Mixed_4d": (128, 128, 256, 24, 64, 64),
+    "Mixed_4e": (112, 144, 288, 32, 64, 64),
+    "Mixed_4f": (256, 160, 320, 32, 128, 128),
+    "Mixed_5b": (256, 160, 320, 32, 128, 128),
+    "Mixed_5c": (384, 192, 384, 48, 128, 128),
+}
+"""Channels of each Inception block: branch 0; branch 1 inner, outer; branch 2; branch 3."""
+POOL_BEFORE: dict[str, tuple[Size, Size]] = {
+    "Mixed_3b": ((1, 3, 3), (1, 2, 2)),
+    "Mixed_4b": ((3, 3, 3), (2, 2, 2)),
+    "Mixed_5b": ((2, 2, 2), (2, 2, 2)),
+}
+
+
+def pad_same(x: Tensor, kernel: Size, stride: Size) -> Tensor:
+    """Pad with zeros as TensorFlow's `SAME` does: to ceil(size / stride), an odd one last."""
+    pads: list[int] = []
+    for size, k, s in zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride), strict=True):
+        total = max((-(-size // s) - 1) * s + k - size, 0)
+        pads += [total // 2, total - total // 2]
+    return F.pad(x, pads)
+
+
+class Unit3D(nn.Module):
+    """Convolution, batch norm, ReLU; or the bare convolution with a bias."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, bare: bool = False
+    ) -> None:
+        super().__init__()
+        self.conv3d = nn.Conv3d(inputs, outputs, kernel, stride, bias=bare)
+        self.bn = None if bare else nn.BatchNorm3d(outputs, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv3d
+        x = conv(pad_same(x, conv.kernel_size, conv.stride))  # type: ignore[arg-type]
+        return x if self.bn is None else F.relu(self.bn(x))
+
+
+class Inception(nn.Module):
+    def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        w0, w1a, w1b, w2a, w2b, w3 = widths
+        self.b0 = Unit3D(inputs, w0)
+        self.b1a, self.b1b = Unit3D(inputs, w1a), Unit3D(w1a, w1b, 3)
+        self.b2a, self.b2b = Unit3D(inputs, w2a), Unit3D(w2a, w2b, 3)
+        self.b3b = Unit3D(inputs, w3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = F.max_pool3d(pad_same(x, (3, 3, 3), (1, 1, 1)), 3, 1)
+        branches = [self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(pooled)]
+        return torch.cat(branches, dim=1)
+
+
+class I3D(nn.Module):
+    """Videos (B, 3, T, 224, 224) in [-1, 1] to the logits of 400 actions, (B, 400)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.Conv3d_1a_7x7 = Unit3D(3, 64, 7, 2)
+        self.Conv3d_2b_1x1 = Unit3D(64, 64)
+        self.Conv3d_2c_3x3 = Unit3D(64, 192, 3)
+        channels = 192
+        for name, widths in MIXED.items():
+            self.add_module(name, Inception(channels, widths))
+            channels = widths[0] + widths[2] + widths[4] + widths[5]
+        self.logits = Unit3D(channels, CLASSES, bare=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = _pool(self.Conv3d_1a_7x7(x), (1, 3, 3), (1, 2, 2))
+        x = self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x))
+        for name in MIXED:
+            if name in POOL_BEFORE:
+                x = _pool(x, *POOL_BEFORE[name])
+            x = self.get_submodule(name)(x)
+        logits: Tensor = self.logits(F.avg_pool3d(x, (2, 7, 7), 1))
+        return logits.mean((2, 3, 4))
+
+
+def _pool(x: Tensor, kernel: Size, stride: Size) -> Tensor:
+    # Values are at least 0 after a ReLU, so padding with zeros never wins.
+    return F.max_pool3d(pad_same(x, kernel, stride), kernel, stride)
+
+
+@torch.no_grad()
+def fvd_features(i3d: I3D, video_BCTHW: Tensor) -> Tensor:
+    """Return the features that FVD compares, (B, 400), of videos in [-1, 1] of any size.
+
+    Frames are resized to 224 x 224, bilinear, not antialiased and without keeping the aspect
+    ratio, as TATS and OmniTokenizer do.
+    """
+    frames = video_BCTHW.shape[2]
+    if frames < MIN_FRAMES:
+        raise GeometryError(f"FVD needs clips of at least {MIN_FRAMES} frames, got {frames}.")
+    flat = video_BCTHW.float().transpose(1, 2).flatten(0, 1)
+    flat = F.interpolate(flat, size=(SIDE_PX, SIDE_PX), mode="bilinear", align_corners=False)
+    batch = flat.reshape(-1, frames, *flat.shape[1:]).transpose(1, 2)
+    result: Tensor = i3d(batch)
+    return result
+
+
+def load_i3d(weights: Path | None = None) -> I3D:
+    """Build I3D from `weights`; None: the file `i3d_pretrained_400.pt` in torch.hub's folder.
+
+    Raises MetricUnavailableError where it cannot be had, WeightsError for another file.
+    """
+    path = weights if weights is not None else hub_path(FILE)
+    if weights is None and not path.is_file():
+        raise MetricUnavailableError(
+            f"FVD is unavailable: {path} is not there. Put {FILE} (I3D's state dict, as VideoGPT "
+            "and TATS distribute it) at that place, or give it by --fvd-weights."
+        )
+    i3d = I3D()
+    load_strictly(i3d, read_tensors(path), str(path))
+    return i3d.eval().requires_grad_(False)

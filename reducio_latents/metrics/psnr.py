@@ -1,0 +1,43 @@
+"""Peak signal-to-noise ratio, and what it does not see: flicker."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reducio_latents.errors import GeometryError
+from reducio_latents.metrics.protocol import PROTOCOLS, Protocol
+
+
+def psnr(x_NCHW: Tensor, y_NCHW: Tensor, protocol: Protocol = PROTOCOLS["standard"]) -> Tensor:
+    """Return the PSNR of each frame in dB, (N,), of frames in [0, 1]; symmetric.
+
+    The error is the mean over channels and pixels. Average over frames for a clip.
+    """
+    require_same_shape(x_NCHW, y_NCHW)
+    mse = (x_NCHW.float() - y_NCHW.float()).square().flatten(1).mean(1)
+    if protocol.adds_floor:
+        return -10 * torch.log10(mse + protocol.mse_floor)
+    return -10 * torch.log10(mse.clamp(min=protocol.mse_floor))
+
+
+def flicker(original_TCHW: Tensor, decoded_TCHW: Tensor) -> Tensor:
+    """Return the temporal flicker of a clip, a scalar in steps of 8-bit pixels (0 to 510).
+
+    The mean over pixels and frame pairs of |(y[t+1] - y[t]) - (x[t+1] - x[t])|: what changes from
+    frame to frame in the reconstruction y that does not in the original x, or the reverse. An
+    error that stays the same in all frames is none of it. 0 for a single frame.
+    """
+    require_same_shape(original_TCHW, decoded_TCHW)
+    error = decoded_TCHW.float() - original_TCHW.float()
+    if len(error) < 2:
+        return error.new_zeros(())
+    return error.diff(dim=0).abs().mean() * 255
+
+
+def require_same_shape(x: Tensor, y: Tensor) -> None:
+    if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3:
+        raise GeometryError(
+            f"the pictures to compare are {tuple(x.shape)} and {tuple(y.shape)}; both must be "
+            "(N, 3, H, W) of one size."
+        )

@@ -1,0 +1,65 @@
+"""Files of metric weights: read as tensors alone, and named when they cannot be had."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from reducio_latents.errors import ConfigError, WeightsError
+
+
+class MetricUnavailableError(ConfigError):
+    """A metric has no weights here. Its message says where they come from; there is no number."""
+
+
+def hub_path(file: str) -> Path:
+    """Return where torch.hub keeps a file: below TORCH_HOME, or ~/.cache/torch."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / file
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from .safetensors or from a .pth that torch.save wrote.
+
+    Nothing in the file is executed: a TorchScript archive, which is a program, is refused.
+    Raises WeightsError for anything that is not a flat dict of tensors.
+    """
+    if is_torchscript(path):
+        raise WeightsError(
+            f"{path} is a TorchScript archive, a program that would have to be run. "
+            "Give a state dict (.pt of tensors, or .safetensors)."
+        )
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: object = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as err:
+        raise WeightsError(f"{path}: there is no such file. Check the path.") from err
+    except Exception as err:  # torch raises anything from EOFError to UnpicklingError
+        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        raise WeightsError(f"{path} is not a file of weights: {reason}") from err
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise WeightsError(f"{path} holds no flat dict of tensors. Give a state dict.")
+    return found
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load all of `tensors` into `module`; raise WeightsError where a key or shape differs."""
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as err:
+        lines = [line.strip() for line in str(err).splitlines()[1:3]]
+        raise WeightsError(f"{where} does not fit: {' '.join(lines)}") from err
+
+
+def is_torchscript(path: Path) -> bool:
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(Path(name).name == "constants.pkl" for name in archive.namelist())
