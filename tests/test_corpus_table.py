@@ -1,0 +1,219 @@
+"""Tables: paths found by column name, all else carried along, every bad row named by its line."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from reducio_latents.corpus import list_corpus
+from reducio_latents.errors import ConfigError, CorpusError
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_the_three_kinds_of_table_say_the_same(tmp_path: Path) -> None:
+    rows = [
+        {"path": "b.mp4", "caption": "a cat\tand \N{CAT FACE}", "score": 0.5, "views": 3},
+        {"path": "x/a.mp4", "caption": 'two, "quoted"\nlines', "score": 1.0, "views": 12},
+    ]
+    quoted = [[str(v).replace('"', '""') for v in row.values()] for row in rows]
+    lines = ["path,caption,score,views"]
+    lines += [",".join(f'"{cell}"' for cell in row) for row in quoted]
+    write(tmp_path / "t.csv", "\r\n".join(lines), "utf-8-sig")
+    tabbed = ["\t".join(f'"{cell}"' for cell in row) for row in quoted]
+    write(tmp_path / "t.tsv", "\n".join([lines[0].replace(",", "\t"), *tabbed, ""]))
+    write(tmp_path / "t.jsonl", "\n\n".join(json.dumps(row) for row in rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+
+    listings = [list_corpus(tmp_path / f"t.{kind}") for kind in ("csv", "tsv", "jsonl", "parquet")]
+    first = listings[0]
+    assert all(listing == first for listing in listings)
+    assert [video.video for video in first] == ["b.mp4", "x/a.mp4"]
+    assert [video.captions[0] for video in first] == [row["caption"] for row in rows]
+    assert [dict(v.extra) for v in first] == [
+        {"score": 0.5, "views": 3},
+        {"score": 1.0, "views": 12},
+    ]
+    assert first[1].source.url == str(tmp_path / "x/a.mp4")
+
+
+def test_a_video_in_a_table_need_not_exist_nor_look_like_one(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "path\nnowhere.mp4\ndata.bin\n")
+    assert [v.video for v in list_corpus(table)] == ["data.bin", "nowhere.mp4"]
+
+
+@pytest.mark.parametrize("header", ["Path", "VIDEO", "file_name", " filepath ", "url"])
+def test_the_path_column_is_found_by_name(tmp_path: Path, header: str) -> None:
+    table = write(tmp_path / "t.csv", f"id,{header},Text\n7,a.mp4,hello\n")
+    (video,) = list_corpus(table)
+    assert (video.video, video.captions, dict(video.extra)) == ("a.mp4", ("hello",), {"id": 7})
+
+
+def test_the_likeliest_of_several_names_is_taken_and_the_others_are_carried(
+    tmp_path: Path,
+) -> None:
+    table = write(tmp_path / "t.csv", "url,path,prompt,caption\nhttp://x/y,a.mp4,p,c\n")
+    (video,) = list_corpus(table)
+    assert (video.video, video.captions) == ("a.mp4", ("c",))
+    assert video.extra == {"url": "http://x/y", "prompt": "p"}
+
+
+def test_columns_are_taken_as_given(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "path,clip,note\nx,007,n\n")
+    (video,) = list_corpus(table, path_column="clip", caption_column="note")
+    assert (video.video, video.captions, dict(video.extra)) == ("007", ("n",), {"path": "x"})
+
+
+def test_relative_paths_are_relative_to_the_table_or_to_root(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "path\na.mp4\n/abs/b.mp4\ns3://bucket/c.mp4\n../d.mp4\n")
+
+    def urls(**options: Any) -> dict[str, str]:
+        return {v.video: v.source.url for v in list_corpus(table, **options)}
+
+    assert urls() == {
+        "a.mp4": f"{tmp_path}/a.mp4",
+        "/abs/b.mp4": "/abs/b.mp4",
+        "s3://bucket/c.mp4": "s3://bucket/c.mp4",
+        "../d.mp4": f"{tmp_path}/../d.mp4",
+    }
+    assert urls(root="/videos")["a.mp4"] == "/videos/a.mp4"
+    assert urls(root="s3://b/videos")["../d.mp4"] == "s3://b/d.mp4"
+
+
+def test_a_remote_table_names_videos_beside_it() -> None:
+    fsspec.filesystem("memory").pipe("/tables/t.csv", b"path\na.mp4\n")
+    (video,) = list_corpus("memory://tables/t.csv")
+    assert video.source.url == "memory://tables/a.mp4"
+    fsspec.filesystem("memory").rm("/tables", recursive=True)
+
+
+def test_numbers_in_csv_become_numbers_only_where_nothing_is_lost(tmp_path: Path) -> None:
+    table = write(
+        tmp_path / "t.csv",
+        "path,count,ratio,zip,big,mixed,gap\n"
+        "a.mp4,1,0.5,007,12345678901234567890,1,\n"
+        "b.mp4,-2,1e3,123,1,x,4\n",
+    )
+    a, b = list_corpus(table)
+    big = "12345678901234567890"
+    assert a.extra == {"count": 1, "ratio": 0.5, "zip": "007", "big": big, "mixed": "1"}
+    assert b.extra == {
+        "count": -2, "ratio": 1000.0, "zip": "123", "big": "1", "mixed": "x", "gap": 4
+    }  # fmt: skip
+
+
+def test_a_list_of_captions_is_several_captions(tmp_path: Path) -> None:
+    rows = [
+        {"path": "a.mp4", "captions": ["one", "", "two"]},
+        {"path": "b.mp4", "captions": "three"},
+        {"path": "c.mp4", "captions": None},
+        {"path": "d.mp4"},
+    ]
+    table = write(tmp_path / "t.jsonl", "\n".join(map(json.dumps, rows)))
+    captions = [video.captions for video in list_corpus(table)]
+    assert captions == [("one", "two"), ("three",), (), ()]
+
+
+def test_nested_values_are_carried_as_json_and_nothing_is_not_carried(tmp_path: Path) -> None:
+    row = {"path": "a.mp4", "tags": ["é", 1], "none": None, "ok": True, "nan": float("nan")}
+    (video,) = list_corpus(write(tmp_path / "t.jsonl", json.dumps(row)))
+    assert video.extra == {"tags": '["é", 1]', "ok": True}
+
+
+def test_parquet_types_that_json_has_not_are_carried_as_text(tmp_path: Path) -> None:
+    moment = datetime.datetime(2024, 2, 3, 4, 5, 6)
+    table = pa.table(
+        {
+            "path": ["a.mp4"],
+            "when": pa.array([moment.isoformat()]).cast(pa.timestamp("ns")),
+            "price": pa.array([Decimal("1.50")]),
+            "missing": pa.array([float("nan")]),
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    (video,) = list_corpus(tmp_path / "t.parquet")
+    assert video.extra.keys() == {"when", "price"}
+    assert str(video.extra["when"]).startswith("2024-02-03 04:05:06")
+    assert video.extra["price"] == "1.50"
+
+
+def test_binary_columns_are_left_out_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"path": "a.mp4", "thumbnail": b"\xff\xd8", "n": 1}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    with caplog.at_level(logging.WARNING):
+        (video,) = list_corpus(tmp_path / "t.parquet")
+    assert video.extra == {"n": 1}
+    assert "thumbnail" in caplog.text
+
+
+def test_equal_rows_count_once_and_different_ones_are_an_error(tmp_path: Path) -> None:
+    same = write(tmp_path / "same.csv", "path,caption\na.mp4,x\nb.mp4,y\na.mp4,x\n")
+    assert [video.video for video in list_corpus(same)] == ["a.mp4", "b.mp4"]
+    other = write(tmp_path / "other.csv", "path,caption\na.mp4,x\nb.mp4,y\na.mp4,z\n")
+    with pytest.raises(CorpusError, match=r"a\.mp4 twice, in line 2 and line 4"):
+        list_corpus(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", b"", r"is empty"),
+        ("t.csv", b"path,caption\n", r"has no rows"),
+        ("t.csv", b"id,name\n1,x\n", r"no column of paths.* id, name.*--path-column"),
+        ("t.csv", b"path,a,a\nx,1,2\n", r"two columns named 'a'"),
+        ("t.csv", b"path,caption\na.mp4,one, two\n", r"line 2: 3 cells, but 2 columns"),
+        ("t.csv", b"path,caption\na.mp4\n", r"line 2: 1 cells"),
+        ("t.csv", b'path,caption\na.mp4,"x\nb.mp4,y\n', r"line 3: unexpected end"),
+        ("t.csv", b'path,caption\na.mp4,"x" y\n', r"line 2"),
+        ("t.csv", b"path,caption\na.mp4,caf\xe9\n", r"not UTF-8: byte 0xe9 at"),
+        ("t.csv", "path\na.mp4\n".encode("utf-16"), r"not UTF-8: byte 0xff at 0"),
+        ("t.csv", b"path,n\n,1\n", r"line 2: path is '', not a path"),
+        ("t.jsonl", b"", r"has no rows"),
+        ("t.jsonl", b'{"path": "a.mp4"}\n\n{"path": \n', r"line 3 is not JSON"),
+        ("t.jsonl", b'["a.mp4"]\n', r"line 1 is not a JSON object"),
+        ("t.jsonl", b'{"path": "a.mp4"}\n{"paht": "b.mp4"}\n', r"line 2: path is None"),
+        ("t.jsonl", b'{"path": 3}\n', r"line 1: path is 3"),
+        ("t.jsonl", b'{"path": "\\ud800.mp4"}\n', r"line 1: path is"),
+        ("t.jsonl", b'{"path": "a.mp4", "caption": "\\ud800"}\n', r"surrogate"),
+        ("t.jsonl", b'{"path": "a.mp4", "n": "\\ud800"}\n', r"surrogate"),
+        ("t.jsonl", b'{"path": "a.mp4", "\\ud800": 1}\n', r"surrogate"),
+        ("t.jsonl", b'{"path": "a.mp4", "caption": 5}\n', r"caption must be text, got 5"),
+        ("t.jsonl", b"[" * 100_000, r"line 1 is not JSON"),
+        ("t.parquet", b"PAR1 not", r"not a readable Parquet file"),
+        ("t.parquet", b"", r"not a readable Parquet file"),
+    ],
+)
+def test_a_bad_table_is_one_clear_error(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=message) as caught:
+        list_corpus(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_a_column_that_is_not_there_is_refused_with_the_nearest_one(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "video,text\na.mp4,x\n")
+    with pytest.raises(ConfigError, match=r"path_column is 'vidoe'.* 'video'"):
+        list_corpus(table, path_column="vidoe")
+    with pytest.raises(ConfigError, match=r"caption_column is 'zzz'.*video, text"):
+        list_corpus(table, caption_column="zzz")
+
+
+def test_an_unnamed_column_is_carried_under_its_number(tmp_path: Path) -> None:
+    (video,) = list_corpus(write(tmp_path / "t.csv", ",path\n0,a.mp4\n"))
+    assert video.extra == {"column_1": 0}
