@@ -2,7 +2,9 @@
 
 A final rule is a small JSON object; it is written into a store and applied when reading:
   {"rule": "layer_norm", "eps": 1e-5}                  over all of (D, t, h, w) of a clip, no affine
-  {"rule": "scale_shift", "scale": s, "shift": m}      (z - m) * s; numbers, or one per channel
+  {"rule": "scale_shift", "scale": s, "shift": m}      (z - m) * s; numbers, or lists of one per
+                                                       channel, or of a list per channel with one
+                                                       per latent step
 """
 
 from __future__ import annotations
@@ -80,16 +82,18 @@ def _scale_shift(z: Tensor, rule: FinalRule) -> Tensor:
 
 
 def _per_channel(value: Any, z: Tensor) -> Tensor:
-    """Return a number as it is, or one value per channel as (D, 1, ...) against z (B, D, ...)."""
+    """Return a number, or values as (D, 1, ...) or (D, t, 1, 1), against z (B, D, ...)."""
     values = torch.as_tensor(value, dtype=torch.float32, device=z.device)
     if values.ndim == 0:
         return values
-    if values.shape != z.shape[1:2]:
+    if values.ndim == 2 and z.ndim == 5:
+        values = values[:, : z.shape[2]]
+    if values.shape != z.shape[1 : 1 + values.ndim]:
         raise ConfigError(
-            f"the final rule has {len(values)} values per channel, the latents {z.shape[1]} "
-            "channels."
+            f"the final rule has values for {tuple(values.shape)} channels (and latent steps), the "
+            f"latents are {tuple(z.shape[1:])}."
         )
-    return values.reshape(-1, *(1,) * (z.ndim - 2))
+    return values.reshape(*values.shape, *(1,) * (z.ndim - 1 - values.ndim))
 
 
 _RULES: dict[str, tuple[tuple[str, ...], Callable[[Tensor, FinalRule], Tensor]]] = {

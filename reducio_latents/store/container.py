@@ -75,7 +75,8 @@ class ZarrLayout:
         for name, rows in columns.items():
             column = meta.columns[name]
             path = zarr.shard_path(key, name, _ndim(column, key.bucket))
-            found[name] = RowsFile(path, zarr.pack_shard(rows, column.kind, meta.shard_rows))
+            parts = zarr.pack_shard(rows, column.kind, meta.shard_rows, column.compression)
+            found[name] = RowsFile(path, parts)
         return found
 
     def locate(self, files: Files, meta: StoreMeta, commit: Commit) -> NDArray[np.int64]:
@@ -87,8 +88,9 @@ class ZarrLayout:
             raise StoreError(
                 f"{where} is missing or truncated. Run `verify` to see what it costs."
             ) from err
-        kind = meta.columns[commit.column].kind
-        return zarr.read_ranges(tail, kind, meta.shard_rows, where)[: commit.rows]
+        column = meta.columns[commit.column]
+        ranges = zarr.read_ranges(tail, column.kind, meta.shard_rows, where, column.compression)
+        return ranges[: commit.rows]
 
 
 def _ndim(column: ColumnMeta, bucket: str) -> int:

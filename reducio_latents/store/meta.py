@@ -44,6 +44,19 @@ class ColumnMeta:
     """Bucket name -> shape of one row; (2D, t, h, w) for moments: mean, then log-variance."""
     final: dict[str, Any] | None = None
     """The rule that turns a sample into final latents, `gaussian.final_latents` reads it."""
+    compression: Literal["none", "zstd"] = "none"
+    """Of each row by itself; `compression.decompress_row` undoes it."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """What a fast path costs, such as `float32_error`: the relative error (2-norm) of its precision
+    against float32. Like `empty_row` it differs in low bits from machine to machine, so neither is
+    part of the fingerprint or of what makes two runs different."""
+    empty_row: str | None = None
+    """For text: base64 of the row of a clip without captions."""
+
+    def decisive(self) -> dict[str, Any]:
+        """Return all that two runs over the same store must agree on, as JSON-like values."""
+        values = asdict(self)
+        return {k: v for k, v in values.items() if k not in ("measured", "empty_row")}
 
     @property
     def fingerprint(self) -> str:
@@ -137,7 +150,7 @@ def require_same(now: StoreMeta, stored: StoreMeta, where: str) -> None:
         lines += differences(getattr(now, name), getattr(stored, name), name)
     lines += differences(asdict(now.clip), asdict(stored.clip), "clip")
     for name in sorted(now.columns.keys() & stored.columns.keys()):
-        ours, theirs = asdict(now.columns[name]), asdict(stored.columns[name])
+        ours, theirs = now.columns[name].decisive(), stored.columns[name].decisive()
         lines += differences(ours, theirs, f"column {name}: ")
     if lines:
         text = "; ".join(line.replace(": .", ": ") for line in lines[:6])

@@ -12,6 +12,7 @@ from reducio_latents.errors import StoreError
 from reducio_latents.files import Files, open_files
 from reducio_latents.plan import Plan, read_plan
 from reducio_latents.store.commit import Commit, ShardKey
+from reducio_latents.store.compression import decompress_row
 from reducio_latents.store.container import LAYOUTS
 from reducio_latents.store.index import Index, build_index
 from reducio_latents.store.meta import StoreMeta
@@ -76,6 +77,7 @@ class Store:
     def decode_row(self, payload: bytes, bucket: str, column: str) -> NDArray[np.generic] | bytes:
         """Turn a row's payload into the array or the bytes that it stands for."""
         meta = self.meta.columns[column]
+        payload = decompress_row(meta, payload)
         if meta.kind == "bytes":
             return payload
         dtype = np.dtype(meta.dtype).newbyteorder("<")

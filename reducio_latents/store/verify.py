@@ -146,6 +146,6 @@ def _damaged_rows(
 def _is_sound(store: Store, commit: Commit, payload: bytes) -> bool:
     try:
         value = store.decode_row(payload, commit.bucket, commit.column)
-    except ValueError:
+    except (ValueError, StoreError):
         return False
     return isinstance(value, bytes) or bool(np.isfinite(value).all())

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Buffer, Files
 from reducio_latents.store.commit import Commit, Failure, ShardKey, commit_path
+from reducio_latents.store.compression import compress_row
 from reducio_latents.store.container import LAYOUTS, Layout
 from reducio_latents.store.meta import ROOT, StoreMeta, require_same
 from reducio_latents.store.statistics import ChannelStatistics
@@ -54,14 +55,15 @@ class StoreWriter:
         stored = read_meta_if_any(files)
         if stored is not None:
             require_same(meta, stored, files.url)
-            columns = {**stored.columns, **meta.columns}
+            # The stored description first: what it measured stays as it was written.
             meta = replace(
                 meta,
-                columns=columns,
+                columns={**meta.columns, **stored.columns},
                 buckets=stored.buckets,
                 counts=stored.counts,
                 statistics=stored.statistics,
             )
+        meta = replace(meta, columns=dict(sorted(meta.columns.items())))
         writer = cls(files, meta)
         small = writer.layout.describe(meta, rows, meta.columns)
         for path, data in small.items():
@@ -81,7 +83,7 @@ class StoreWriter:
         """Write the rows of one shard, then one commit a column, which makes them count."""
         for name, column in columns.items():
             self._check_rows(key, name, column.rows, len(clip_ids))
-        buffers = {name: [_buffer(row) for row in c.rows] for name, c in columns.items()}
+        buffers = {name: self._payloads(name, c.rows) for name, c in columns.items()}
         packed = self.layout.pack(self.meta, key, clip_ids, buffers)
         written: dict[str, tuple[int, str]] = {}
         for file in packed.values():
@@ -113,6 +115,13 @@ class StoreWriter:
     def drop_commit(self, key: ShardKey, column: str) -> None:
         """Make a shard count as not done. Its rows stay until they are written anew."""
         self.files.delete(commit_path(key, column))
+
+    def _payloads(self, name: str, rows: Sequence[Row]) -> list[Buffer | None]:
+        """Return each row as it is stored."""
+        column, payloads = self.meta.columns[name], [_buffer(row) for row in rows]
+        if column.compression == "none":
+            return payloads
+        return [None if p is None else compress_row(column, p) for p in payloads]
 
     def _check_rows(self, key: ShardKey, name: str, rows: Sequence[Row], count: int) -> None:
         column = self.meta.columns[name]

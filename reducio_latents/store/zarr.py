@@ -27,6 +27,7 @@ EMPTY = 2**64 - 1
 CRC_BYTES = 4
 VLEN_HEADER = struct.Struct("<II")
 """Number of values in the chunk (always 1), and the length of the value."""
+ZSTD_LEVEL = 3
 
 
 def shard_path(key: ShardKey, column: str, ndim: int) -> str:
@@ -44,6 +45,10 @@ def array_metadata(column: ColumnMeta, bucket: str, rows: int, shard_rows: int) 
             fill = 0  # type: ignore[assignment]
     else:
         inner, fill = {"name": "vlen-bytes", "configuration": {}}, ""
+    codecs = [inner]
+    if column.compression == "zstd":
+        settings = {"level": ZSTD_LEVEL, "checksum": False}
+        codecs.append({"name": "zstd", "configuration": settings})
     metadata = {
         "zarr_format": 3,
         "node_type": "array",
@@ -61,7 +66,7 @@ def array_metadata(column: ColumnMeta, bucket: str, rows: int, shard_rows: int) 
                 "name": "sharding_indexed",
                 "configuration": {
                     "chunk_shape": [1, *row_shape],
-                    "codecs": [inner],
+                    "codecs": codecs,
                     "index_codecs": [
                         {"name": "bytes", "configuration": {"endian": "little"}},
                         {"name": "crc32c"},
@@ -81,24 +86,32 @@ def group_metadata() -> bytes:
     return json.dumps(group, indent=2).encode() + b"\n"
 
 
-def pack_shard(rows: Sequence[Buffer | None], kind: str, shard_rows: int) -> list[Buffer]:
-    """Return a shard file in parts. Rows that are one object are stored once."""
+def pack_shard(
+    rows: Sequence[Buffer | None], kind: str, shard_rows: int, compression: str = "none"
+) -> list[Buffer]:
+    """Return a shard file in parts. Equal rows of kind `bytes` are stored once.
+
+    Compressed rows are given as `compression.compress_row` makes them.
+    """
+    header = kind == "bytes" and compression == "none"
     index = np.full((shard_rows, 2), EMPTY, dtype="<u8")
     parts: list[Buffer] = []
     offset = 0
-    stored: dict[int, tuple[int, int]] = {}
+    stored: dict[bytes | int, tuple[int, int]] = {}
     for number, row in enumerate(rows):
         if row is None:
             continue
-        if id(row) not in stored:
+        # By value: which rows are equal is a property of the data, which are one object is not.
+        same = bytes(row) if kind == "bytes" else number
+        if same not in stored:
             start, size = offset, memoryview(row).nbytes
-            if kind == "bytes":
+            if header:
                 parts.append(VLEN_HEADER.pack(1, size))
                 size += VLEN_HEADER.size
             parts.append(row)
-            stored[id(row)] = (start, size)
+            stored[same] = (start, size)
             offset += size
-        index[number] = stored[id(row)]
+        index[number] = stored[same]
     table = index.tobytes()
     return [*parts, table, struct.pack("<I", google_crc32c.value(table))]
 
@@ -108,7 +121,9 @@ def index_bytes(shard_rows: int) -> int:
     return shard_rows * 16 + CRC_BYTES
 
 
-def read_ranges(tail: bytes, kind: str, shard_rows: int, where: str) -> NDArray[np.int64]:
+def read_ranges(
+    tail: bytes, kind: str, shard_rows: int, where: str, compression: str = "none"
+) -> NDArray[np.int64]:
     """Return (offset, length) of each row's payload, (shard_rows, 2); (-1, 0) for an empty one.
 
     `tail` is the last `index_bytes(shard_rows)` bytes of the file called `where`.
@@ -121,7 +136,7 @@ def read_ranges(tail: bytes, kind: str, shard_rows: int, where: str) -> NDArray[
         )
     raw = np.frombuffer(table, dtype="<u8").reshape(shard_rows, 2)
     empty = raw[:, 0] == EMPTY
-    header = VLEN_HEADER.size if kind == "bytes" else 0
+    header = VLEN_HEADER.size if kind == "bytes" and compression == "none" else 0
     ranges = np.where(empty[:, None], 0, raw).astype(np.int64)
     ranges[:, 0] += header
     ranges[:, 1] -= header

@@ -1,0 +1,1 @@
+"""What a diffusion model is conditioned on: codes of the content image, codes of the text."""

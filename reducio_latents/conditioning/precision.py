@@ -1,0 +1,74 @@
+"""How few bits a frozen encoder may compute in: chosen by measuring it against float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from reducio_latents.errors import ConfigError
+
+ModelT = TypeVar("ModelT")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+CHOICES = ("auto", *DTYPES)
+AUTO_LIMIT = 0.02
+"""Relative error above which `auto` stays with float32. bfloat16 has 8 bits, 2**-9 = 0.002 a step;
+a sound encoder of tens of layers ends below 0.01."""
+
+
+def settle(
+    model: ModelT,
+    wanted: str,
+    cast: Callable[[ModelT, torch.dtype], ModelT],
+    probe: Callable[[ModelT], Tensor],
+    *,
+    needs_float32: bool = False,
+) -> tuple[ModelT, torch.dtype, float | None]:
+    """Return the float32 `model` in the precision `wanted`, its dtype, and its error.
+
+    The error is relative (2-norm), of `probe` against float32; None where nothing was lowered.
+    `auto` takes bfloat16 unless the model says that it needs float32, or the error is above
+    `AUTO_LIMIT`. `cast` returns a copy. Raises ConfigError for a precision that there is not, or
+    in which the model gives NaN or infinity.
+    """
+    if wanted not in CHOICES:
+        raise ConfigError(f"dtype is {wanted!r}; choose one of {', '.join(CHOICES)}.")
+    if wanted == "float32" or (wanted == "auto" and needs_float32):
+        return model, torch.float32, None
+    dtype = torch.bfloat16 if wanted == "auto" else DTYPES[wanted]
+    exact = probe(model).float()
+    lowered = cast(model, dtype)
+    error = relative_error(probe(lowered), exact)
+    if error <= AUTO_LIMIT or (wanted != "auto" and error < float("inf")):
+        return lowered, dtype, error
+    if wanted == "auto":
+        return model, torch.float32, None
+    raise ConfigError(f"this model gives NaN or infinity in {wanted}. Use bfloat16 or float32.")
+
+
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """Return |found - exact| / |exact|, 2-norms; infinity where `found` is not finite."""
+    if not torch.isfinite(found).all():
+        return float("inf")
+    exact = exact.double()
+    return float((found.double() - exact).norm() / exact.norm().clamp_min(1e-30))
+
+
+def cast_copy(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Return a copy of `model` in another precision."""
+    return deepcopy(model).to(dtype)
+
+
+def probe_pixels(side_px: int) -> Tensor:
+    """Return two pictures to measure on, (2, 3, side, side) in [-1, 1]: a ramp, and noise on it."""
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(-0.9, 0.9, side_px)
+    smooth = torch.stack(
+        [ramp.expand(side_px, -1), ramp[:, None].expand(-1, side_px), -ramp.expand(side_px, -1)]
+    )
+    noise = torch.randn(3, side_px, side_px, generator=generator)
+    return torch.stack([smooth, (smooth + 0.3 * noise).clamp(-1, 1)])

@@ -1,0 +1,258 @@
+"""Models of diffusers and transformers: find them, load them strictly, and say which they are.
+
+A name is a folder, a file, or a repository of the Hugging Face Hub, `OWNER/NAME[@REVISION]`. The
+Hub is asked only for a name that is nothing on this machine, and not at all where `HF_HUB_OFFLINE`
+is set; what it gave before is found in its cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from reducio_latents.errors import ConfigError, WeightsError
+from reducio_latents.vae.weights import WeightsDigest
+
+ModelT = TypeVar("ModelT")
+
+CONFIG_FILE = "config.json"
+HUB_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
+HUB_TIMEOUT_S = 10.0
+"""Longest wait for the Hub's first answer."""
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_WEIGHT_FILES = ("diffusion_pytorch_model", "model", "pytorch_model")
+_LOADERS_OWN = {"architectures", "dtype", "torch_dtype", "transformers_version", "name_or_path"}
+"""Keys of a config that say how it was saved, not what the model computes."""
+
+
+def import_library(name: str) -> Any:
+    """Import diffusers or transformers, quiet; raise ConfigError where it is not installed."""
+    try:
+        library = import_module(name)
+    # A package beside it that is installed but broken (torchvision is a known one) raises anything.
+    except Exception as err:
+        raise ConfigError(
+            f"{name} is needed for this model and cannot be imported ({_first_line(err)}). "
+            "Install it: pip install 'reducio-latents[models]'."
+        ) from err
+    return library
+
+
+def find_model(name: str, part: str = "") -> Path:
+    """Return where the model called `name` lies: a folder with its config, or a file.
+
+    In the folder of a whole pipeline the model is the subfolder `part`. Raises ConfigError for a
+    path that does not exist and for a Hub name that cannot be fetched.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        if name.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(name):
+            raise ConfigError(
+                f"there is no model at {name!r}. Give a folder with {CONFIG_FILE} and the weights, "
+                "a weights file, or a Hub name as OWNER/NAME."
+            )
+        path = _fetch(name, part)
+    inside = path / part
+    return inside if part and inside.is_dir() and not (path / CONFIG_FILE).is_file() else path
+
+
+def _fetch(name: str, part: str) -> Path:
+    hub = import_library("huggingface_hub")
+    repository, _, revision = name.partition("@")
+    wanted = [*HUB_FILES, *(f"{part}/{pattern}" for pattern in HUB_FILES if part)]
+    try:
+        with quiet():
+            folder = hub.snapshot_download(
+                repository,
+                revision=revision or None,
+                allow_patterns=wanted,
+                # A snapshot often holds the same weights in several formats and precisions.
+                ignore_patterns=["*.fp16.*", "*.non_ema.*", "*.msgpack", "*.h5", "openvino*"],
+                etag_timeout=HUB_TIMEOUT_S,
+            )
+    # Of the many errors of the Hub's client and its transport each means that we have no files.
+    except Exception as err:
+        raise ConfigError(
+            f"{name!r} is no folder of this machine, is not in the Hub's cache, and could not be "
+            f"fetched ({_first_line(err)}). Give a local folder with its {CONFIG_FILE} and "
+            f"weights: where there is a network, `hf download {repository} --local-dir DIR` "
+            "makes one."
+        ) from err
+    return Path(folder)
+
+
+def read_config(folder: Path, file: str = CONFIG_FILE) -> dict[str, Any]:
+    """Return a model's config; raise WeightsError where it is missing or no JSON object."""
+    path = folder / file
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        raise WeightsError(
+            f"{folder} has no {file}, so it is not known what its weights are. Give the folder "
+            "that a model was saved to."
+        ) from err
+    except (OSError, ValueError) as err:
+        raise WeightsError(f"{path} cannot be read: {_first_line(err)}. Copy it again.") from err
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} is not a model's config. Give the folder of a saved model.")
+    return config
+
+
+def describe_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config says about numbers, without what depends on who saved it and where."""
+    return {
+        key: value
+        for key, value in config.items()
+        if not key.startswith("_") and key not in _LOADERS_OWN
+    }
+
+
+def load_strictly(
+    load: Callable[..., tuple[ModelT, Mapping[str, Any]]],
+    folder: Path,
+    *,
+    allowed: Iterable[str] = (),
+    **settings: Any,
+) -> ModelT:
+    """Return `load(folder)`, a library's `from_pretrained`, with every weight of its own in place.
+
+    The libraries only warn of missing weights and leave them random. `allowed` are patterns of
+    keys that may lie in the file beside the model's. Raises WeightsError for anything else.
+    """
+    if not any(_weight_files(folder)):
+        raise WeightsError(
+            f"{folder} has no weights beside its {CONFIG_FILE}: no *.safetensors and no *.bin. "
+            "Copy the whole folder."
+        )
+    try:
+        with quiet():
+            model, info = load(folder, local_files_only=True, output_loading_info=True, **settings)
+    # Foreign code reads foreign bytes here; whatever it raises says the same of the folder.
+    except Exception as err:
+        raise WeightsError(
+            f"{folder} cannot be loaded as {_owner(load)}: {_first_line(err)}. Its weights are "
+            "damaged or of another architecture than its config says."
+        ) from err
+    unexpected = [
+        key
+        for key in info["unexpected_keys"]
+        if not any(re.match(pattern, key) for pattern in allowed)
+    ]
+    check_keys(
+        f"{folder} ({_owner(load)})",
+        missing=info["missing_keys"],
+        unexpected=unexpected,
+        mismatched=(str(key[0]) for key in info["mismatched_keys"]),
+    )
+    return model
+
+
+def check_keys(
+    where: str,
+    *,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    mismatched: Iterable[str] = (),
+) -> None:
+    """Raise WeightsError, naming some of each kind, unless there is none of any."""
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
+    found = {kind: sorted(keys) for kind, keys in kinds.items()}
+    wrong = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in found.items() if keys]
+    if wrong:
+        raise WeightsError(
+            f"{where}: the weights are of another architecture than the config: keys "
+            f"{', '.join(wrong)}."
+        )
+
+
+def digest_of(model: nn.Module) -> str:
+    """Return a sha256 over all weights of a loaded model, however they lay in files."""
+    digest = WeightsDigest()
+    for key, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"{key} has values that are not finite. Use another checkpoint.")
+        digest.add(key, tensor)
+    return digest.hexdigest()
+
+
+def digest_of_files(folder: Path, patterns: Iterable[str]) -> str:
+    """Return a sha256 over the names and bytes of the files in `folder` that match."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        digest.update(f"{path.name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def usable_device(name: torch.device | str) -> torch.device:
+    """Return the device; `auto` is a GPU where there is one. Raises ConfigError if it is not."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as err:
+        raise ConfigError(f"device {str(name)!r} cannot be used here: {_first_line(err)}") from err
+
+
+def _weight_files(folder: Path) -> Iterator[Path]:
+    for stem in _WEIGHT_FILES:
+        for suffix in ("safetensors", "bin"):
+            yield from folder.glob(f"{stem}*.{suffix}")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' advice and bars off the terminal; what matters of it is raised."""
+    names = ("transformers", "diffusers", "huggingface_hub")
+    levels = {name: logging.getLogger(name).level for name in names}
+    hub = import_library("huggingface_hub")
+    bars_off = hub.utils.are_progress_bars_disabled()
+    switch = _progress_switch()
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    hub.utils.disable_progress_bars()
+    switch(False)
+    try:
+        yield
+    finally:
+        switch(True)
+        if not bars_off:
+            hub.utils.enable_progress_bars()
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _progress_switch() -> Callable[[bool], None]:
+    """Return what turns transformers' own bars on and off; nothing where it is not in use."""
+    import sys
+
+    library = sys.modules.get("transformers.utils.logging")
+    if library is None or not library.is_progress_bar_enabled():
+        return lambda _: None
+    turn_on, turn_off = library.enable_progress_bar, library.disable_progress_bar
+    return lambda on: turn_on() if on else turn_off()
+
+
+def _owner(load: Callable[..., Any]) -> str:
+    return str(getattr(getattr(load, "__self__", load), "__name__", load))
+
+
+def _first_line(err: BaseException) -> str:
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return (lines[0] if lines else type(err).__name__)[:200].rstrip(".")
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(keys[:3]) + more

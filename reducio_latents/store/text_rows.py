@@ -1,0 +1,141 @@
+"""A row of the column `text`: the token vectors of each caption of a clip, unpadded.
+
+    version u8 = 1 | values u8 | captions u16 | dim u32          8 bytes, little-endian
+    tokens u32 | tokens before truncation u32                     for each caption
+    values of the first caption (tokens, dim), of the second, ...
+
+`values` is 0 for float16, 1 for bfloat16, 2 for int8, where a token is dim + 4 bytes as `quantize`
+packs them. A clip without captions has one, the empty one. numpy only.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reducio_latents.errors import StoreError
+from reducio_latents.store.meta import ColumnMeta
+from reducio_latents.store.quantize import TAIL_BYTES, dequantize, quantize, relative_errors
+
+MEDIA_TYPE = "application/x-token-vectors"
+"""`ColumnMeta.content` of a column of such rows."""
+VALUES = ("float16", "bfloat16", "int8")
+VERSION = 1
+_HEAD = struct.Struct("<BBHI")
+_CAPTION = struct.Struct("<II")
+
+
+class CaptionTokens(NamedTuple):
+    """One caption as the text encoder saw it."""
+
+    vectors: NDArray[np.float32]
+    """(tokens, dim)."""
+    full_length: int
+    """Tokens that it had before it was cut to the longest that is kept."""
+
+
+def pack_text_row(captions: Sequence[CaptionTokens], values: str) -> bytes:
+    """Return the row of a clip's captions, one or more; `values` is one of `VALUES`."""
+    dim = captions[0].vectors.shape[1]
+    head = _HEAD.pack(VERSION, VALUES.index(values), len(captions), dim)
+    lengths = [_CAPTION.pack(len(c.vectors), c.full_length) for c in captions]
+    return b"".join([head, *lengths, *(_PACKERS[values](c.vectors) for c in captions)])
+
+
+def decode_text_row(payload: bytes | memoryview) -> list[NDArray[np.floating]]:
+    """Return the token vectors (tokens, dim) of each caption.
+
+    float16 as stored; bfloat16 and int8 come as float32, which holds them exactly. Raises
+    StoreError for bytes that are no such row.
+    """
+    found = []
+    for values, tokens, dim in _token_bytes(payload):
+        if values == "float16":
+            found.append(tokens.view("<f2").reshape(-1, dim))
+        elif values == "bfloat16":
+            wide = tokens.view("<u2").astype(np.uint32) << 16
+            found.append(wide.view(np.float32).reshape(-1, dim))
+        else:
+            found.append(dequantize(tokens.view(np.int8).reshape(-1, dim + TAIL_BYTES)))
+    return found
+
+
+def text_row_lengths(payload: bytes | memoryview) -> list[tuple[int, int]]:
+    """Return (tokens kept, tokens before truncation) of each caption."""
+    _, count, _ = _read_head(payload)
+    return [_CAPTION.unpack_from(payload, _HEAD.size + i * _CAPTION.size) for i in range(count)]
+
+
+def text_row_errors(payload: bytes | memoryview) -> NDArray[np.float32]:
+    """Return the relative error of each token, (tokens of all captions,), of an int8 row."""
+    rows = [
+        relative_errors(tokens.view(np.int8).reshape(-1, dim + TAIL_BYTES))
+        for values, tokens, dim in _token_bytes(payload)
+        if values == "int8"
+    ]
+    return np.concatenate(rows) if rows else np.zeros(0, np.float32)
+
+
+def empty_caption(column: ColumnMeta) -> NDArray[np.floating]:
+    """Return the token vectors (tokens, dim) of the empty caption, for guidance dropout.
+
+    Raises StoreError for a column that holds no text.
+    """
+    if column.empty_row is None:
+        raise StoreError("this column keeps no vectors of the empty caption: it is not of text.")
+    return decode_text_row(base64.b64decode(column.empty_row))[0]
+
+
+def _read_head(payload: bytes | memoryview) -> tuple[str, int, int]:
+    if len(payload) < _HEAD.size:
+        raise StoreError(f"a text row has {len(payload)} bytes: it is damaged. Run `verify`.")
+    version, values, count, dim = _HEAD.unpack_from(payload)
+    if version != VERSION or values >= len(VALUES):
+        raise StoreError(
+            f"a text row is of version {version}, values {values}; this version reads {VERSION}. "
+            "It is damaged (run `verify`), or a newer version wrote it."
+        )
+    return VALUES[values], count, dim
+
+
+def _token_bytes(payload: bytes | memoryview) -> list[tuple[str, NDArray[np.uint8], int]]:
+    values, count, dim = _read_head(payload)
+    width = dim + TAIL_BYTES if values == "int8" else 2 * dim
+    start = _HEAD.size + count * _CAPTION.size
+    if len(payload) < start:
+        raise StoreError("a text row ends within its lengths: it is damaged. Run `verify`.")
+    data = np.frombuffer(payload, np.uint8)
+    found = []
+    for kept, _ in text_row_lengths(payload):
+        found.append((values, data[start : start + kept * width], dim))
+        start += kept * width
+    if start != len(payload):
+        raise StoreError(f"a text row has {len(payload)} bytes, not {start}: it is damaged.")
+    return found
+
+
+def _pack_bfloat16(vectors: NDArray[np.float32]) -> bytes:
+    bits = np.ascontiguousarray(vectors, np.float32).view(np.uint32)
+    # Round to nearest, ties to even: add half a step, less where the kept bit is even.
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (rounded >> np.uint32(16)).astype("<u2").tobytes()
+
+
+def _pack_float16(vectors: NDArray[np.float32]) -> bytes:
+    return vectors.astype("<f2").tobytes()
+
+
+def _pack_int8(vectors: NDArray[np.float32]) -> bytes:
+    return quantize(vectors).tobytes()
+
+
+_PACKERS: dict[str, Callable[[NDArray[np.float32]], bytes]] = {
+    "float16": _pack_float16,
+    "bfloat16": _pack_bfloat16,
+    "int8": _pack_int8,
+}
