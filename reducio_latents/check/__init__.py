@@ -1,0 +1,1 @@
+"""Looking at what a store holds: decode it, compare it with the videos, report what is wrong."""

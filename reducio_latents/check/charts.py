@@ -1,0 +1,157 @@
+"""Small charts as inline SVG, coloured by the page's own style sheet. No script, no library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+WIDTH, HEIGHT = 560, 220
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 30
+SERIES = 6
+"""Colours that the style sheet has: `.s0` to `.s5`."""
+
+
+def line_chart(
+    series: Mapping[str, Sequence[float]], *, x_label: str, y_label: str, title: str
+) -> str:
+    """Return lines over 0, 1, 2, ...; each series is a name and its values."""
+    values = [value for line in series.values() for value in line if math.isfinite(value)]
+    if not values:
+        return ""
+    low, high = _span(values)
+    longest = max(map(len, series.values()))
+    parts = [_axes(low, high, longest, x_label, y_label)]
+    for number, (name, line) in enumerate(series.items()):
+        points = " ".join(
+            f"{_x(i, longest):.1f},{_y(value, low, high):.1f}" for i, value in enumerate(line)
+        )
+        parts.append(f'<polyline class="line s{number % SERIES}" points="{points}"/>')
+        parts += [
+            f'<circle class="dot s{number % SERIES}" cx="{_x(i, longest):.1f}" '
+            f'cy="{_y(value, low, high):.1f}" r="3"><title>{escape(name)}, {i}: {value:.2f}'
+            "</title></circle>"
+            for i, value in enumerate(line)
+        ]
+    return _figure("".join(parts), title, _legend(list(series)))
+
+
+def bar_chart(
+    values: Sequence[float],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str,
+    spread: Sequence[float] = (),
+) -> str:
+    """Return one bar for each value, from 0, with whiskers of +- `spread`."""
+    if not values:
+        return ""
+    ends = [v + sign * s for v, s in zip(values, spread, strict=True) for sign in (-1, 1)]
+    low, high = _span([0.0, *values, *ends])
+    step = (WIDTH - LEFT - RIGHT) / len(values)
+    parts = [_axes(low, high, 0, x_label, y_label)]
+    for i, value in enumerate(values):
+        x = LEFT + i * step + step * 0.15
+        top, bottom = sorted((_y(value, low, high), _y(0, low, high)))
+        shown = f"{i}: {value:.3g}" + (f" +- {spread[i]:.3g}" if spread else "")
+        parts.append(
+            f'<rect class="bar" x="{x:.1f}" y="{top:.1f}" width="{step * 0.7:.1f}" '
+            f'height="{max(0.5, bottom - top):.1f}"><title>{shown}</title></rect>'
+        )
+        if spread:
+            middle = x + step * 0.35
+            y1, y2 = (_y(value + sign * spread[i], low, high) for sign in (-1, 1))
+            parts.append(
+                f'<line class="whisker" x1="{middle:.1f}" x2="{middle:.1f}" '
+                f'y1="{y1:.1f}" y2="{y2:.1f}"/>'
+            )
+    return _figure("".join(parts), title, "")
+
+
+def spark_line(values: Sequence[float], label: str, *, width: int = 120, height: int = 28) -> str:
+    """Return a line the size of a word; its own lowest value is at the bottom."""
+    if len(values) < 2:
+        return ""
+    low, high = _span(values)
+    points = " ".join(
+        f"{2 + i * (width - 4) / (len(values) - 1):.1f},"
+        f"{height - 2 - (v - low) / (high - low) * (height - 4):.1f}"
+        for i, v in enumerate(values)
+    )
+    return (
+        f'<svg class="spark" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"'
+        f'><title>{escape(label)}</title><polyline class="line s0" points="{points}"/></svg>'
+    )
+
+
+def spark_bars(counts: Sequence[int], label: str, *, width: int = 120, height: int = 28) -> str:
+    """Return a histogram the size of a word."""
+    tallest = max(counts, default=0)
+    if tallest == 0:
+        return ""
+    step = width / len(counts)
+    bars = "".join(
+        f'<rect class="bar" x="{i * step:.1f}" y="{height - count / tallest * height:.1f}" '
+        f'width="{step * 0.85:.1f}" height="{count / tallest * height:.1f}"/>'
+        for i, count in enumerate(counts)
+    )
+    return (
+        f'<svg class="spark" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"'
+        f"><title>{escape(label)}</title>{bars}</svg>"
+    )
+
+
+def _figure(inner: str, title: str, legend: str) -> str:
+    return (
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'role="img" aria-label="{escape(title)}">{inner}</svg>{legend}</figure>'
+    )
+
+
+def _legend(names: Sequence[str]) -> str:
+    if len(names) < 2:
+        return ""
+    keys = "".join(
+        f'<span><i class="key s{n % SERIES}"></i>{escape(name)}</span>'
+        for n, name in enumerate(names)
+    )
+    return f'<div class="legend">{keys}</div>'
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    return (low - 0.5, high + 0.5) if high - low < 1e-9 else (low, high)
+
+
+def _x(i: int, count: int) -> float:
+    return LEFT + (WIDTH - LEFT - RIGHT) * (i / max(1, count - 1))
+
+
+def _y(value: float, low: float, high: float) -> float:
+    return TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low))
+
+
+def _axes(low: float, high: float, count: int, x_label: str, y_label: str) -> str:
+    parts = []
+    for tick in range(5):
+        value = low + (high - low) * tick / 4
+        y = _y(value, low, high)
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" '
+            f'text-anchor="end">{value:.3g}</text>'
+        )
+    if count:
+        step = max(1, (count - 1) // 5)
+        parts += [
+            f'<text class="tick" x="{_x(i, count):.1f}" y="{HEIGHT - 16}" '
+            f'text-anchor="middle">{i}</text>'
+            for i in range(0, count, step)
+        ]
+    parts.append(
+        f'<text class="tick" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 3}" '
+        f'text-anchor="middle">{escape(x_label)}</text>'
+        f'<text class="tick" x="{LEFT + 4}" y="{TOP - 2}">{escape(y_label)}</text>'
+    )
+    return "".join(parts)

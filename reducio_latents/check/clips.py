@@ -1,0 +1,196 @@
+"""Which clips of a store to look at: by id, at random, or the worst that were measured."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import NamedTuple
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.geometry import Bucket
+from reducio_latents.store import Store
+from reducio_latents.store.commit import ShardKey
+
+MOTION, CONTENT_IMAGE, CAPTION = "motion", "content_image", "caption"
+QUALITY = "quality.parquet"
+
+
+class StoredClip(NamedTuple):
+    """One clip that a store holds, and where."""
+
+    clip_id: str
+    video: str
+    """Path of its video, relative to the corpus."""
+    start_s: float
+    key: ShardKey
+    row: int
+    captions: tuple[str, ...]
+
+    @property
+    def bucket(self) -> Bucket:
+        return Bucket.parse(self.key.bucket)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What to look at. `ids` or `worst` come before a random choice."""
+
+    ids: tuple[str, ...] = ()
+    """Clip ids, in the order to show them in."""
+    num: int = 8
+    """How many, if no ids are given; fewer where the store holds fewer."""
+    seed: int = 0
+    """Of the random choice: the same seed and store give the same clips."""
+    worst: bool = False
+    """Take the clips with the lowest PSNR that was recorded while encoding."""
+    buckets: tuple[str, ...] = ()
+    """Only clips of these; none: of all."""
+
+    def __post_init__(self) -> None:
+        if self.num < 1 and not self.ids:
+            raise ConfigError(f"the number of clips is {self.num}; ask for at least 1.")
+        for name in self.buckets:
+            Bucket.parse(name)
+
+
+def select_clips(store: Store, selection: Selection) -> list[StoredClip]:
+    """Return the clips that `selection` names, all of them encoded.
+
+    Raises StoreError for an id that the store does not hold, saying what became of it, and where
+    there is nothing to choose from.
+    """
+    store.require_columns([MOTION])
+    shards = _stored_shards(store, selection.buckets)
+    if selection.ids:
+        return _by_id(store, shards, selection.ids)
+    total = sum(rows - len(empty) for rows, empty in shards.values())
+    if total == 0:
+        what = f" in {', '.join(selection.buckets)}" if selection.buckets else ""
+        raise StoreError(
+            f"{store.files.url} holds no encoded clip{what}. See `status` for what it holds."
+        )
+    if selection.worst:
+        return _worst(store, shards, selection.num)
+    chosen = random.Random(selection.seed).sample(range(total), min(selection.num, total))
+    return list(_at_positions(store, shards, sorted(chosen)))
+
+
+def all_clips(store: Store) -> Iterator[StoredClip]:
+    """Yield every clip whose motion latents the store holds, shard by shard."""
+    for key, (rows, empty) in _stored_shards(store, ()).items():
+        table = store.plan.shard_clips(key.bucket, key.shard)
+        clips = _rows(table.to_pylist())
+        yield from (clip for clip in clips[:rows] if clip.row not in empty)
+
+
+_Shards = Mapping[ShardKey, tuple[int, frozenset[int]]]
+
+
+def _stored_shards(store: Store, buckets: Sequence[str]) -> _Shards:
+    unknown = sorted(set(buckets) - set(store.meta.buckets))
+    if unknown:
+        raise StoreError(
+            f"{store.files.url} has no bucket {unknown[0]}; it has {', '.join(store.meta.buckets)}."
+        )
+    found = store.index.shards([MOTION])
+    return {key: value for key, value in found.items() if not buckets or key.bucket in buckets}
+
+
+def _at_positions(store: Store, shards: _Shards, positions: list[int]) -> Iterator[StoredClip]:
+    """Yield the clips at ascending positions among all rows that are not empty."""
+    before, waiting = 0, iter(positions)
+    wanted = next(waiting, None)
+    for key, (rows, empty) in shards.items():
+        here = [row for row in range(rows) if row not in empty]
+        table = store.plan.shard_clips(key.bucket, key.shard)
+        while wanted is not None and wanted < before + len(here):
+            yield _rows(table.slice(here[wanted - before], 1).to_pylist())[0]
+            wanted = next(waiting, None)
+        before += len(here)
+
+
+def _by_id(store: Store, shards: _Shards, ids: Sequence[str]) -> list[StoredClip]:
+    table = store.plan.clips
+    found = table.filter(pc.is_in(table["clip_id"], value_set=_strings(ids)))
+    clips = {clip.clip_id: clip for clip in _rows(found.to_pylist())}
+    for clip_id in ids:
+        if clip_id not in clips:
+            close = get_close_matches(clip_id, table["clip_id"].slice(0, 10_000).to_pylist(), n=1)
+            hint = f" Did you mean {close[0]}?" if close else " `decode --num` shows some."
+            raise StoreError(f"{store.files.url} has no clip {clip_id!r}.{hint}")
+        _require_stored(store, shards, clips[clip_id])
+    return [clips[clip_id] for clip_id in ids]
+
+
+def _require_stored(store: Store, shards: _Shards, clip: StoredClip) -> None:
+    if clip.key not in shards:
+        raise StoreError(
+            f"clip {clip.clip_id} is planned but not encoded yet, or of another bucket "
+            f"({clip.key.bucket}). Run the encode command again."
+        )
+    if clip.row in shards[clip.key][1]:
+        failed = {f.row: f.reason for f in store.commit(clip.key, MOTION).failed}
+        raise StoreError(f"clip {clip.clip_id} of {clip.video} failed: {failed[clip.row]}")
+
+
+def _worst(store: Store, shards: _Shards, num: int) -> list[StoredClip]:
+    measured = recorded_psnr(store)
+    if not measured:
+        raise StoreError(
+            f"{store.files.url} has no recorded PSNR, so the worst clips are not known. Encode "
+            "with --check-every, or look at clips at random: leave --worst out."
+        )
+    ranked = sorted(measured, key=lambda clip_id: (measured[clip_id], clip_id))
+    table = store.plan.clips
+    rows = table.filter(pc.is_in(table["clip_id"], value_set=_strings(ranked)))
+    clips = {clip.clip_id: clip for clip in _rows(rows.to_pylist())}
+    stored = [
+        clips[clip_id]
+        for clip_id in ranked
+        if clip_id in clips
+        and clips[clip_id].key in shards
+        and clips[clip_id].row not in shards[clips[clip_id].key][1]
+    ]
+    return stored[:num]
+
+
+def recorded_psnr(store: Store) -> dict[str, float]:
+    """Return the PSNR, in dB, of each clip that was decoded while encoding; often none."""
+    try:
+        data = store.files.read(QUALITY)
+    except FileNotFoundError:
+        return {}
+    try:
+        table = pq.read_table(io.BytesIO(data), columns=["clip_id", "psnr_db"])
+    except (OSError, ValueError, KeyError) as err:
+        raise StoreError(
+            f"{store.files.url}/{QUALITY} cannot be read: {err}. Restore it from a copy."
+        ) from err
+    pairs = zip(table["clip_id"].to_pylist(), table["psnr_db"].to_pylist(), strict=True)
+    return {clip_id: float(value) for clip_id, value in pairs if value is not None}
+
+
+def _strings(values: Iterable[str]) -> object:
+    import pyarrow as pa
+
+    return pa.array(list(values), pa.string())
+
+
+def _rows(rows: list[dict[str, object]]) -> list[StoredClip]:
+    return [
+        StoredClip(
+            clip_id=str(row["clip_id"]),
+            video=str(row["video"]),
+            start_s=float(row["start_s"]),  # type: ignore[arg-type]
+            key=ShardKey(str(row["bucket"]), int(row["shard"])),  # type: ignore[call-overload]
+            row=int(row["row"]),  # type: ignore[call-overload]
+            captions=tuple(row["captions"] or ()),  # type: ignore[arg-type]
+        )
+        for row in rows
+    ]

@@ -1,0 +1,134 @@
+"""`decode`: stored clips as videos and one picture, beside what they were made of."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from reducio_latents.check.clips import Selection, StoredClip, select_clips
+from reducio_latents.check.decoding import DecodedClip, decode_clips
+from reducio_latents.check.model import load_store_model
+from reducio_latents.check.originals import Originals
+from reducio_latents.check.pictures import Panel, SheetRow, contact_sheet, side_by_side
+from reducio_latents.errors import StoreError
+from reducio_latents.store import open_store
+from reducio_latents.video.write import write_mp4
+
+SHEET = "contact_sheet.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions:
+    """What to decode with, and what to compare it with."""
+
+    selection: Selection = field(default_factory=Selection)
+    model: str | None = None
+    """Name of the autoencoder; None: the one that the store names."""
+    weights: str | None = None
+    """Where its weights lie now."""
+    corpus: str | None = None
+    """Where the original videos are; None: where the store says they were."""
+    root: str | None = None
+    """Folder that a table's relative paths start from, if not its own."""
+    sample_seed: int | None = None
+    """Decode a seeded draw from each posterior instead of its mean."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    video_backend: str = "pyav"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+class DecodeResult(NamedTuple):
+    """What became of one clip."""
+
+    clip: StoredClip
+    path: Path
+    """The video that was written."""
+    psnr_db: float | None
+    """None where there is no original to compare with."""
+    problem: str | None
+    """Why there is none."""
+
+
+def decode_store(
+    store: str | Path,
+    out: Path,
+    options: DecodeOptions,
+    on_clip: Callable[[DecodeResult], None] = lambda _: None,
+) -> list[DecodeResult]:
+    """Decode clips of `store` into `out`: one mp4 a clip, and `contact_sheet.png` of all.
+
+    In each, the original stands before the decoded clip; where it cannot be had, the stored content
+    image does, and alone what was decoded where there is none either. `on_clip` is told of each
+    clip as it is done. Raises StoreError or ConfigError for clips that are not there, and for a
+    model that did not make the store.
+    """
+    opened = open_store(store)
+    clips = select_clips(opened, options.selection)
+    model = load_store_model(
+        opened,
+        model=options.model,
+        weights=options.weights,
+        device=options.device,
+        dtype=options.torch_dtype,
+    )
+    originals = Originals(opened, options.corpus, root=options.root, backend=options.video_backend)
+    make_folder(out)
+    rate_fps = opened.meta.clip.rate_fps
+    results, rows = [], []
+    for decoded in decode_clips(opened, model, clips, originals, sample_seed=options.sample_seed):
+        panels = panels_of(decoded)
+        path = out / f"{file_name(decoded.clip.clip_id)}.mp4"
+        write_mp4(path, side_by_side(panels), rate_fps)
+        result = DecodeResult(decoded.clip, path, decoded.psnr_db, decoded.problem)
+        rows.append(SheetRow(_title(result), panels))
+        results.append(result)
+        on_clip(result)
+    contact_sheet(rows).save(out / SHEET)
+    return results
+
+
+def panels_of(decoded: DecodedClip) -> list[Panel]:
+    """Return what to show of a clip, left to right: original or content image, then decoded."""
+    panels = [Panel("decoded", decoded.decoded_THWC)]
+    if decoded.original_THWC is not None:
+        panels.insert(0, Panel("original", decoded.original_THWC))
+    elif decoded.content_HWC is not None:
+        still = np.repeat(decoded.content_HWC[None], len(panels[0].frames), axis=0)
+        panels.insert(0, Panel("content image", still))
+    return panels
+
+
+def mean_psnr(results: list[DecodeResult]) -> float:
+    """Return the mean over the clips that were compared, in dB; NaN if none was."""
+    values = [result.psnr_db for result in results if result.psnr_db is not None]
+    return sum(values) / len(values) if values else math.nan
+
+
+def file_name(clip_id: str) -> str:
+    """Return a clip id as a file name; ids of stores from elsewhere may hold anything."""
+    return re.sub(r"[^\w.-]", "_", clip_id).lstrip(".") or "clip"
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise StoreError(f"cannot write to {folder}: {err.strerror}.") from err
+
+
+def _title(result: DecodeResult) -> str:
+    clip = result.clip
+    score = "no original" if result.psnr_db is None else f"{result.psnr_db:.2f} dB"
+    return f"{clip.clip_id}   {clip.video} at {clip.start_s:g} s   {score}"

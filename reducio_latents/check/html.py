@@ -1,0 +1,300 @@
+"""The report as one HTML file that opens offline: style, script and videos are inside."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from reducio_latents import __version__
+from reducio_latents.check.charts import bar_chart, line_chart, spark_bars, spark_line
+from reducio_latents.check.decode import make_folder
+from reducio_latents.check.report import HISTOGRAM_LIMIT, Report, ReportClip, Scores
+from reducio_latents.errors import StoreError
+
+POLICY = (
+    "default-src 'none'; media-src data:; img-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'"
+)
+"""Nothing is fetched, whatever a caption or a file name says."""
+FAILED_SHOWN = 200
+WARNED_SHOWN = 12
+SORTS = {
+    "psnr:up": "worst PSNR first",
+    "psnr:down": "best PSNR first",
+    "ssim:up": "worst SSIM first",
+    "flicker:down": "most flicker first",
+    "kl:up": "lowest KL first",
+    "video:up": "by video",
+    "bucket:up": "by bucket",
+}
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the page; raise StoreError where that cannot be done."""
+    make_folder(path.parent)
+    try:
+        path.write_text(render(report), encoding="utf-8")
+    except OSError as err:
+        raise StoreError(f"cannot write {path}: {err.strerror}.") from err
+
+
+def render(report: Report) -> str:
+    """Return the page. Everything that comes from the store is escaped."""
+    here = files("reducio_latents.check")
+    style = (here / "report.css").read_text(encoding="utf-8")
+    script = (here / "report.js").read_text(encoding="utf-8")
+    sections = [
+        _head(report),
+        _warnings(report),
+        _clips(report),
+        _curves(report),
+        _buckets(report),
+        _statistics(report),
+        _failures(report),
+        _description(report),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(Path(report.store).name)}: spot check</title>"
+        f"<style>\n{style}</style></head>\n<body>\n"
+        + "\n".join(section for section in sections if section)
+        + f"\n<script>\n{script}</script>\n</body></html>\n"
+    )
+
+
+def _head(report: Report) -> str:
+    scored = [scores for _, scores in report.scored]
+    clips = report.meta.counts.get("clips", {})
+    tiles = {
+        "clips shown": str(len(report.clips)),
+        "mean PSNR": _decibel([s.psnr_db for s in scored]),
+        "mean SSIM": _mean([s.ssim for s in scored], "{:.3f}"),
+        "lowest PSNR": f"{min(s.psnr_db for s in scored):.2f} dB" if scored else "none",
+        **{f"clips {name}": f"{number:,}" for name, number in clips.items()},
+    }
+    rows = "".join(
+        f'<div class="tile"><b>{escape(value)}</b><span class="small faint">{escape(name)}</span>'
+        "</div>"
+        for name, value in tiles.items()
+    )
+    meta = report.meta
+    notes = "".join(f"<p class='small faint'>{escape(note)}</p>" for note in report.notes)
+    return (
+        f"<header><h1>{escape(report.store)}</h1>"
+        f'<p class="faint">Spot check. Decoded by {escape(report.model)}; corpus '
+        f"{escape(meta.corpus)}; clips of {meta.clip.frames} frames at {meta.clip.rate_fps:g} fps."
+        f'</p><p class="small faint">Protocol {escape(report.protocol.name)}: '
+        f"{escape(report.protocol.note)}.</p>"
+        f'<div class="tiles">{rows}</div>{notes}</header>'
+    )
+
+
+def _warnings(report: Report) -> str:
+    if not report.warnings:
+        return "<h2>Health</h2><p>No warnings.</p>"
+    items = []
+    for warning in report.warnings:
+        shown = ", ".join(map(escape, warning.clips[:WARNED_SHOWN]))
+        more = len(warning.clips) - WARNED_SHOWN
+        items.append(
+            f'<div class="warning"><b>{escape(warning.kind)}</b>: {escape(warning.text)}. '
+            f'<span class="small">Clips: {shown}{f" and {more:,} more" if more > 0 else ""}</span>'
+            "</div>"
+        )
+    return f"<h2>Health</h2>{''.join(items)}"
+
+
+def _clips(report: Report) -> str:
+    options = "".join(f'<option value="{key}">{name}</option>' for key, name in SORTS.items())
+    cards = "\n".join(_card(clip) for clip in report.clips)
+    return (
+        '<h2>Clips</h2><div class="bar-tools">'
+        f'<select id="sort" aria-label="Order of the clips">{options}</select>'
+        '<input id="filter" type="search" placeholder="Filter by video, caption, id" '
+        'aria-label="Filter">'
+        '<button id="play" type="button">Pause all</button>'
+        '<span id="shown" class="small faint" role="status"></span></div>'
+        f'<div id="cards" class="cards">\n{cards}\n</div>'
+    )
+
+
+def _card(item: ReportClip) -> str:
+    clip, scores = item.clip, item.scores
+    labels = "".join(f"<span>{escape(label)}</span>" for label in item.labels)
+    text = " ".join([clip.video, clip.clip_id, *clip.captions]).lower()
+    data = {
+        "id": clip.clip_id,
+        "psnr": _attribute(None if scores is None else scores.psnr_db),
+        "ssim": _attribute(None if scores is None else scores.ssim),
+        "flicker": _attribute(None if scores is None else scores.flicker),
+        "kl": _attribute(item.kl_nats),
+        "video": f"{clip.video} {clip.start_s:012.3f}",
+        "bucket": clip.key.bucket,
+        "text": text,
+    }
+    attributes = " ".join(f'data-{name}="{escape(value)}"' for name, value in data.items())
+    caption = "\n".join(clip.captions)
+    source = base64.b64encode(item.video).decode()
+    return (
+        f'<article class="card" {attributes}>'
+        f'<video muted loop playsinline preload="auto" title="Click to pause or play" '
+        f'src="data:video/mp4;base64,{source}"></video>'
+        f'<div class="labels">{labels}</div><div class="body">'
+        f'<div class="numbers">{_numbers(item)}</div>'
+        f'<p class="where small">{escape(clip.video)} at {clip.start_s:g} s, {clip.key.bucket}'
+        f'<br><span class="faint">{escape(clip.clip_id)}, shard {clip.key.shard}, row {clip.row}'
+        "</span></p>"
+        + (f'<p class="caption small">{escape(caption)}</p>' if caption else "")
+        + (f'<p class="small faint">{escape(item.problem)}</p>' if item.problem else "")
+        + f'<div class="sparks">{_sparks(item)}</div></div></article>'
+    )
+
+
+def _numbers(item: ReportClip) -> str:
+    parts = []
+    if item.scores is not None:
+        parts.append(f"<span><b>{item.scores.psnr_db:.2f}</b> dB PSNR</span>")
+        if item.scores.frame_ssim:
+            parts.append(f"<span><b>{item.scores.ssim:.3f}</b> SSIM</span>")
+        parts.append(f"<span><b>{item.scores.flicker:.2f}</b> flicker</span>")
+    parts.append(f"<span><b>{item.kl_nats:.2f}</b> nats a value</span>")
+    return "".join(parts)
+
+
+def _sparks(item: ReportClip) -> str:
+    charts = []
+    if item.scores is not None:
+        charts.append(("PSNR by frame", _spark(item.scores.frame_psnr_db, "dB")))
+        charts.append(("SSIM by frame", _spark(item.scores.frame_ssim, "SSIM")))
+    limit = f"{HISTOGRAM_LIMIT:g}"
+    histogram = spark_bars(item.histogram, f"final latents from -{limit} to {limit}")
+    charts.append((f"latents, &plusmn;{limit}", histogram))
+    return "".join(f"<figure>{chart}{name}</figure>" for name, chart in charts if chart)
+
+
+def _spark(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return ""
+    listed = ", ".join(f"{value:.4g}" for value in values)
+    return spark_line(values, f"{unit} of each frame: {listed}")
+
+
+def _curves(report: Report) -> str:
+    if not report.scored:
+        return ""
+    groups = _by_bucket(report)
+    psnr = {name: _average([s.frame_psnr_db for s in group]) for name, group in groups.items()}
+    ssim = {name: _average([s.frame_ssim for s in group]) for name, group in groups.items()}
+    charts = [
+        line_chart(lines, x_label="frame", y_label=unit, title=f"{what}, mean over clips")
+        for lines, unit, what in [(psnr, "dB", "PSNR by frame"), (ssim, "", "SSIM by frame")]
+    ]
+    return f'<h2>Quality by frame</h2><div class="charts">{"".join(charts)}</div>'
+
+
+def _by_bucket(report: Report) -> dict[str, list[Scores]]:
+    found: dict[str, list[Scores]] = {}
+    for clip, scores in report.scored:
+        found.setdefault(clip.clip.key.bucket, []).append(scores)
+    return dict(sorted(found.items()))
+
+
+def _average(lines: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(column) / len(column) for column in zip(*lines, strict=True)]
+
+
+def _buckets(report: Report) -> str:
+    if not report.scored:
+        return ""
+    rows = [
+        [
+            bucket,
+            str(len(scores)),
+            _decibel([s.psnr_db for s in scores]),
+            f"{min(s.psnr_db for s in scores):.2f} dB",
+            _mean([s.ssim for s in scores], "{:.3f}"),
+            _mean([s.flicker for s in scores], "{:.2f}"),
+        ]
+        for bucket, scores in _by_bucket(report).items()
+    ]
+    head = ["bucket", "clips", "mean PSNR", "lowest", "mean SSIM", "flicker"]
+    return f"<h2>By bucket</h2>{_table(head, rows)}"
+
+
+def _statistics(report: Report) -> str:
+    charts = []
+    for name, summaries in report.meta.statistics.items():
+        column, _, bucket = name.partition("/")
+        if bucket != "all":
+            continue
+        for what, summary in summaries.items():
+            title = f"{column}, {what}: mean and std of each channel"
+            mean, std = summary["mean"], summary["std"]
+            charts.append(bar_chart(mean, spread=std, x_label="channel", y_label="", title=title))
+    charts.append(
+        bar_chart(
+            report.channel_kl,
+            x_label="channel",
+            y_label="nats",
+            title="KL to N(0, 1) of each channel, nats per latent value",
+        )
+    )
+    return f'<h2>Latents</h2><div class="charts">{"".join(charts)}</div>'
+
+
+def _failures(report: Report) -> str:
+    if not report.failed:
+        return "<h2>Failures</h2><p>None.</p>"
+    reasons = Counter(failed.reason for failed in report.failed)
+    summary = _table(
+        ["clips", "reason"], [[f"{n:,}", reason] for reason, n in reasons.most_common(20)]
+    )
+    rows = [[f.video, f.clip_id, f.reason] for f in report.failed[:FAILED_SHOWN]]
+    more = len(report.failed) - FAILED_SHOWN
+    rest = f"<p>and {more:,} more: see errors.parquet.</p>" if more > 0 else ""
+    return (
+        f"<h2>Failures</h2>{summary}<details><summary>Each one ({len(report.failed):,})</summary>"
+        f"{_table(['video', 'clip', 'reason'], rows)}{rest}</details>"
+    )
+
+
+def _description(report: Report) -> str:
+    text = json.dumps(asdict(report.meta), indent=2, ensure_ascii=False)
+    return (
+        "<h2>The store</h2><details><summary>Its description</summary>"
+        f"<pre>{escape(text)}</pre></details>"
+        f'<p class="small faint">Made by reducio-latents {__version__}.</p>'
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>'
+        "</div>"
+    )
+
+
+def _attribute(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.6g}"
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    finite = [value for value in values if math.isfinite(value)]
+    return form.format(sum(finite) / len(finite)) if finite else "none"
+
+
+def _decibel(values: Sequence[float]) -> str:
+    return _mean(values, "{:.2f} dB")

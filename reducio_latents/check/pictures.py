@@ -1,0 +1,115 @@
+"""Pictures for people: clips side by side, contact sheets. Frames are uint8 RGB (T, H, W, 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Frames = NDArray[np.uint8]
+
+LABEL_PX = 24
+"""Height of the strip with the labels; even, as H.264 wants it."""
+GAP_PX = 4
+INK, PAPER, FAINT = (240, 240, 240), (24, 24, 24), (150, 150, 150)
+THUMBNAIL_PX = 144
+SHEET_COLUMNS = 8
+
+
+class Panel(NamedTuple):
+    """One of several clips that are shown together."""
+
+    label: str
+    frames: Frames
+
+
+class SheetRow(NamedTuple):
+    """One clip on a contact sheet: a title, and its panels one above the other."""
+
+    title: str
+    panels: Sequence[Panel]
+
+
+def side_by_side(panels: Sequence[Panel], *, labelled: bool = True) -> Frames:
+    """Return clips of one size and length next to each other, `labelled` with a strip above.
+
+    Both sides of the result are even.
+    """
+    frames, height, width = panels[0].frames.shape[:3]
+    top = LABEL_PX if labelled else 0
+    total_width = len(panels) * width + (len(panels) - 1) * GAP_PX
+    shape = (frames, top + height + height % 2, total_width + total_width % 2, 3)
+    canvas = np.full(shape, PAPER, np.uint8)
+    if labelled:
+        canvas[:, :top] = _labels([p.label for p in panels], width, shape[2])
+    for number, panel in enumerate(panels):
+        left = number * (width + GAP_PX)
+        canvas[:, top : top + height, left : left + width] = panel.frames
+    return canvas
+
+
+def difference(original: Frames, decoded: Frames, gain: int = 4) -> Frames:
+    """Return the absolute difference, `gain` times as bright."""
+    apart = np.abs(original.astype(np.int16) - decoded.astype(np.int16)) * gain
+    clipped: Frames = np.minimum(apart, 255).astype(np.uint8)
+    return clipped
+
+
+def contact_sheet(rows: Sequence[SheetRow]) -> Image.Image:
+    """Return one picture: for each clip some of its frames in time from left to right, panel under
+    panel, so that the same moment stands in one column.
+    """
+    blocks = [_sheet_block(row) for row in rows]
+    width = max(block.width for block in blocks)
+    sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), PAPER)
+    top = 0
+    for block in blocks:
+        sheet.paste(block, (0, top))
+        top += block.height
+    return sheet
+
+
+def _sheet_block(row: SheetRow) -> Image.Image:
+    height, width = row.panels[0].frames.shape[1:3]
+    scale = min(1.0, THUMBNAIL_PX / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    block = Image.new(
+        "RGB",
+        (
+            SHEET_COLUMNS * (size[0] + GAP_PX),
+            LABEL_PX + len(row.panels) * (size[1] + GAP_PX) + GAP_PX,
+        ),
+        PAPER,
+    )
+    draw = ImageDraw.Draw(block)
+    draw.text((GAP_PX, 5), row.title, fill=INK, font=_font())
+    for line, panel in enumerate(row.panels):
+        top = LABEL_PX + line * (size[1] + GAP_PX)
+        moments = np.linspace(0, len(panel.frames) - 1, SHEET_COLUMNS).round().astype(int)
+        for column, moment in enumerate(moments):
+            thumbnail = Image.fromarray(panel.frames[moment]).resize(size, Image.Resampling.LANCZOS)
+            block.paste(thumbnail, (column * (size[0] + GAP_PX), top))
+        draw.text(
+            (GAP_PX, top + 2),
+            panel.label,
+            fill=INK,
+            font=_font(10),
+            stroke_width=2,
+            stroke_fill=PAPER,
+        )
+    return block
+
+
+def _labels(labels: Sequence[str], width: int, total_width: int) -> Frames:
+    strip = Image.new("RGB", (total_width, LABEL_PX), PAPER)
+    draw = ImageDraw.Draw(strip)
+    for number, label in enumerate(labels):
+        draw.text((number * (width + GAP_PX) + GAP_PX, 5), label, fill=INK, font=_font())
+    return np.asarray(strip)
+
+
+def _font(size: float = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

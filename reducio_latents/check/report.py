@@ -1,0 +1,227 @@
+"""What a report says: clips decoded and measured, curves, statistics, warnings, failures."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from reducio_latents.check.clips import StoredClip, select_clips
+from reducio_latents.check.decode import DecodeOptions, panels_of
+from reducio_latents.check.decoding import DecodedClip, decode_clips
+from reducio_latents.check.health import (
+    Frames,
+    HealthWarning,
+    Thresholds,
+    motion_warnings,
+    scan_store,
+)
+from reducio_latents.check.model import load_store_model
+from reducio_latents.check.originals import Originals
+from reducio_latents.check.pictures import Panel, difference, side_by_side
+from reducio_latents.gaussian import kl_to_unit_normal
+from reducio_latents.metrics.protocol import PROTOCOLS, Protocol
+from reducio_latents.metrics.psnr import flicker, psnr
+from reducio_latents.metrics.ssim import WINDOW_PX, ssim
+from reducio_latents.store import Store, open_store
+from reducio_latents.store.meta import StoreMeta
+from reducio_latents.video.write import write_mp4
+
+HISTOGRAM_BINS = 31
+HISTOGRAM_LIMIT = 4.0
+"""Final latents of a sound store lie mostly within +-4."""
+DIFFERENCE_GAIN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One clip against its original."""
+
+    frame_psnr_db: tuple[float, ...]
+    frame_ssim: tuple[float, ...]
+    """Empty where the frames are too small for SSIM."""
+    flicker: float
+
+    @property
+    def psnr_db(self) -> float:
+        return sum(self.frame_psnr_db) / len(self.frame_psnr_db)
+
+    @property
+    def ssim(self) -> float:
+        """The mean over frames; NaN where there is none."""
+        return sum(self.frame_ssim) / len(self.frame_ssim) if self.frame_ssim else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportClip:
+    """One clip of the report."""
+
+    clip: StoredClip
+    video: bytes
+    """H.264 in MP4: the panels next to each other."""
+    labels: tuple[str, ...]
+    """Of the panels."""
+    scores: Scores | None
+    problem: str | None
+    """Why there are no scores."""
+    kl_nats: float
+    """KL to N(0, 1) per latent value."""
+    histogram: tuple[int, ...]
+    """Final latents in HISTOGRAM_BINS equal bins of +-HISTOGRAM_LIMIT."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A clip that the store does not have, and why."""
+
+    video: str
+    clip_id: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that the page shows."""
+
+    store: str
+    meta: StoreMeta
+    model: str
+    protocol: Protocol
+    clips: Sequence[ReportClip]
+    warnings: Sequence[HealthWarning]
+    channel_std: tuple[float, ...]
+    channel_kl: tuple[float, ...]
+    failed: Sequence[Failed]
+    notes: tuple[str, ...] = field(default=())
+    """What was not looked at, and why."""
+
+    @property
+    def scored(self) -> list[tuple[ReportClip, Scores]]:
+        return [(clip, clip.scores) for clip in self.clips if clip.scores is not None]
+
+
+def build_report(
+    store: str | Path,
+    options: DecodeOptions,
+    *,
+    protocol: Protocol = PROTOCOLS["standard"],
+    thresholds: Thresholds | None = None,
+    on_clip: Callable[[int, int], None] = lambda _, __: None,
+) -> Report:
+    """Decode and measure the clips that `options` choose, and look through the whole store.
+
+    `on_clip` is told (clips done, clips in all). Raises as `decode_store` does.
+    """
+    opened = open_store(store)
+    clips = select_clips(opened, options.selection)
+    model = load_store_model(
+        opened,
+        model=options.model,
+        weights=options.weights,
+        device=options.device,
+        dtype=options.torch_dtype,
+    )
+    originals = Originals(opened, options.corpus, root=options.root, backend=options.video_backend)
+    shown: list[ReportClip] = []
+    seen: list[tuple[StoredClip, Frames]] = []
+    for decoded in decode_clips(opened, model, clips, originals, sample_seed=options.sample_seed):
+        shown.append(_measure(decoded, protocol, opened.meta.clip.rate_fps))
+        frames = decoded.original_THWC
+        seen.append((decoded.clip, decoded.decoded_THWC if frames is None else frames))
+        on_clip(len(shown), len(clips))
+    scan = scan_store(opened, thresholds)
+    notes = []
+    if originals.problem is not None:
+        notes.append(f"No originals to compare with: {originals.problem}.")
+    if len(shown) < scan.clips:
+        notes.append(
+            f"Frozen and cut-through clips were looked for among the {len(shown)} clips shown, "
+            f"all other faults among all {scan.clips} clips of the store."
+        )
+    return Report(
+        store=opened.files.url,
+        meta=opened.meta,
+        model=model.name,
+        protocol=protocol,
+        clips=shown,
+        warnings=[*scan.warnings(), *_only_new(motion_warnings(seen, thresholds), scan.black)],
+        channel_std=tuple(scan.channel_std.tolist()),
+        channel_kl=tuple(scan.channel_kl.tolist()),
+        failed=list(_failures(opened)),
+        notes=tuple(notes),
+    )
+
+
+def _measure(decoded: DecodedClip, protocol: Protocol, rate_fps: float) -> ReportClip:
+    panels = panels_of(decoded)
+    if decoded.original_THWC is not None:
+        apart = difference(decoded.original_THWC, decoded.decoded_THWC, DIFFERENCE_GAIN)
+        panels.append(Panel(f"difference x{DIFFERENCE_GAIN}", apart))
+    values = kl_to_unit_normal(decoded.posterior) / decoded.posterior.mean[0].numel()
+    return ReportClip(
+        clip=decoded.clip,
+        video=encode_mp4(side_by_side(panels, labelled=False), rate_fps),
+        labels=tuple(panel.label for panel in panels),
+        scores=_score(decoded, protocol),
+        problem=decoded.problem,
+        kl_nats=float(values[0]),
+        histogram=_histogram(decoded.latents.cpu().numpy()),
+    )
+
+
+def _score(decoded: DecodedClip, protocol: Protocol) -> Scores | None:
+    original = decoded.original_TCHW
+    if original is None:
+        return None
+    wide_enough = min(original.shape[-2:]) >= WINDOW_PX
+    similar = ssim(original, decoded.decoded_TCHW, protocol) if wide_enough else torch.empty(0)
+    return Scores(
+        frame_psnr_db=tuple(psnr(original, decoded.decoded_TCHW, protocol).tolist()),
+        frame_ssim=tuple(similar.tolist()),
+        flicker=float(flicker(original, decoded.decoded_TCHW)),
+    )
+
+
+def _histogram(latents: NDArray[np.float32]) -> tuple[int, ...]:
+    clipped = np.clip(latents.ravel(), -HISTOGRAM_LIMIT, HISTOGRAM_LIMIT)
+    counts, _ = np.histogram(clipped, HISTOGRAM_BINS, (-HISTOGRAM_LIMIT, HISTOGRAM_LIMIT))
+    return tuple(counts.tolist())
+
+
+def encode_mp4(frames_THWC: Frames, rate_fps: float) -> bytes:
+    """Return a clip as an MP4 file that browsers play."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        write_mp4(path, frames_THWC, rate_fps)
+        return path.read_bytes()
+
+
+def _only_new(warnings: list[HealthWarning], known_black: list[str]) -> Iterator[HealthWarning]:
+    """Yield warnings, without the black clips that the content images have shown already."""
+    for warning in warnings:
+        fresh = tuple(clip for clip in warning.clips if clip not in known_black)
+        if warning.kind != "black clips":
+            yield warning
+        elif fresh:
+            yield HealthWarning(warning.kind, warning.text, fresh)
+
+
+def _failures(store: Store) -> Iterator[Failed]:
+    """Yield videos that failed, then clips that did; the first column that lacks one speaks."""
+    for row in store.plan.videos.select(["video", "status", "reason"]).to_pylist():
+        if row["status"] == "failed":
+            yield Failed(video=row["video"], clip_id="", reason=row["reason"] or "")
+    told: set[str] = set()
+    for (column, key), entry in store.index.entries.items():
+        if not entry.failed:
+            continue
+        for failure in store.commit(key, column).failed:
+            if failure.clip_id not in told:
+                told.add(failure.clip_id)
+                yield Failed(video=failure.video, clip_id=failure.clip_id, reason=failure.reason)

@@ -1,0 +1,65 @@
+"""`reducio-latents check`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reducio_latents.cli.check_options import check_options, take_selection
+
+PROTOCOL_NAMES = ("standard", "paper")
+
+
+@click.command("check")
+@click.argument("store")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="report.html",
+    show_default=True,
+    metavar="FILE",
+)
+@check_options(num=24)
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOL_NAMES),
+    default="standard",
+    show_default=True,
+    help="How PSNR and SSIM are measured; `paper` as the published repository does.",
+)
+def check(store: str, report: Path, protocol: str, **settings: Any) -> None:
+    """Decode clips of STORE and write one HTML page about them, which opens anywhere.
+
+    The page plays original, decoded and difference side by side, with scores, curves, statistics,
+    warnings and failures.
+
+    \b
+    reducio-latents check pexels.latents --num 24 --report pexels.html --weights FILE
+    """
+    from tqdm import tqdm
+
+    from reducio_latents.check.decode import DecodeOptions
+    from reducio_latents.check.html import write_report
+    from reducio_latents.check.report import build_report
+    from reducio_latents.metrics.protocol import protocol_named
+
+    options = DecodeOptions(**take_selection(settings))
+    with tqdm(desc="decode", unit="clip", file=sys.stderr) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        found = build_report(store, options, protocol=protocol_named(protocol), on_clip=advance)
+    write_report(found, report)
+    scored = [scores.psnr_db for _, scores in found.scored]
+    if scored:
+        click.echo(f"mean PSNR {sum(scored) / len(scored):.2f} dB (protocol: {protocol})")
+    for warning in found.warnings:
+        click.echo(f"warning: {warning.kind}: {warning.text} ({len(warning.clips)} clips)")
+    for note in found.notes:
+        click.echo(note)
+    click.echo(f"{len(found.clips)} clips are in {report}")
