@@ -54,9 +54,10 @@ def from_mapping(cls: type[ConfigT], raw: Mapping[str, Any], *, where: str) -> C
     for. `where` names the source in the message of a ConfigError.
     """
     try:
-        return _build(cls, raw)
+        built: ConfigT = _build(cls, raw)
     except _MisfitError as err:
         raise ConfigError(f"{where}{err}") from err
+    return built
 
 
 def convert(value: Any, hint: Any, *, where: str) -> Any:
@@ -83,7 +84,7 @@ class _MisfitError(ConfigError):
         return self
 
 
-def _build(cls: type[ConfigT], raw: Mapping[str, Any]) -> ConfigT:
+def _build(cls: Any, raw: Mapping[str, Any]) -> Any:
     readers = _field_readers(cls)
     values = {}
     for key, value in raw.items():
@@ -110,7 +111,7 @@ _Reader = Callable[[Any], Any]
 
 
 @cache
-def _field_readers(cls: type[Any]) -> dict[str, _Reader]:
+def _field_readers(cls: Any) -> dict[str, _Reader]:
     hints = typing.get_type_hints(cls)
     return {field.name: _reader(hints[field.name]) for field in fields(cls)}
 

@@ -270,8 +270,10 @@ def _touch(blob: Path) -> bool:
     """Mark a file as used now; return whether it exists."""
     try:
         os.utime(blob)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except PermissionError:  # another user's, in a cache that is shared
+        return True
     return True
 
 

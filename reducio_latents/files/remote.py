@@ -103,9 +103,10 @@ class ObjectFiles:
                     next(iter(obstore.list(store, chunk_size=1)), None)
             except FileNotFoundError:
                 pass
-            except obstore.exceptions.PermissionDeniedError:
-                # Some may read a bucket and not list it.
-                obstore.head(store, "zarr.json")
+            except obstore.exceptions.BaseError as err:
+                if " 403 " not in str(err):
+                    raise
+                obstore.head(store, "zarr.json")  # some may read a bucket and not list it
 
     def read(self, path: str) -> bytes:
         return self._call("read", path, lambda o, store: bytes(o.get(store, path).bytes()))
