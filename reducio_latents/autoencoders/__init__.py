@@ -25,6 +25,8 @@ LOADERS: dict[str, str] = {
     "reducio": "reducio_latents.autoencoders.reducio:load_any_width",
     "reducio-random": "reducio_latents.autoencoders.reducio:load_random",
     "diffusers": "reducio_latents.autoencoders.diffusers:load_diffusers",
+    "repeat-content": "reducio_latents.autoencoders.baselines:load_baseline",
+    "bicubic-32x": "reducio_latents.autoencoders.baselines:load_baseline",
 }
 """The part of a name before its first colon -> where the `Loader` of the whole name is. Imported
 when asked for, so that one model's libraries are not needed for another."""
@@ -45,7 +47,8 @@ def load_autoencoder(
 
     Names: `reducio-ft4-fs32` and `reducio-ft2-fs32`, the published sizes; `reducio`, sizes read off
     the weights; `reducio-random:WIDTH[:ft2|ft4][:SEED]`, untrained, for trying things out;
-    `diffusers:DIR` or `diffusers:OWNER/NAME`, autoencoders of other makers, weights included.
+    `diffusers:DIR` or `diffusers:OWNER/NAME`, autoencoders of other makers, weights included;
+    `repeat-content` and `bicubic-32x`, floors to compare with, without weights.
     weights: a .ckpt or .safetensors file, or the directory that import-checkpoint made.
 
     Raises ConfigError for a name, option or device that there is not; WeightsError for weights that

@@ -1,0 +1,119 @@
+"""Two floors that any autoencoder must stand above, behind the `Autoencoder` protocol.
+
+`repeat-content` has no latents: it shows the content image for the whole clip. `bicubic-32x` keeps
+each frame at 1/32 of its size. Neither has weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.errors import ConfigError, GeometryError
+from reducio_latents.gaussian import final_latents
+from reducio_latents.geometry import LatentGeometry
+from reducio_latents.pretrained import usable_device
+from reducio_latents.store.meta import fingerprint_of
+from reducio_latents.values import Posterior
+
+SPATIAL_STRIDE = 32
+NO_NOISE_LOGVAR = -30.0
+"""exp(-15) is below the spacing of float16: a point, not a distribution."""
+
+
+class Baseline:
+    """What two baselines have in common: a size, and no weights."""
+
+    name: str
+    geometry: LatentGeometry
+    needs_content: bool
+    weights_sha256 = ""
+    final_rule: dict[str, Any] = {"rule": "scale_shift", "scale": 1.0, "shift": 0.0}
+    dtype = torch.float32
+
+    def __init__(self, options: LoadOptions) -> None:
+        self.device = usable_device(options.device)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of({"architecture": self.name})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"architecture": self.name, "tiling": None, "precision": self.precision}
+
+    @property
+    def precision(self) -> dict[str, Any]:
+        return {"dtype": "float32", "device": self.device.type}
+
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        self.geometry.latent_shape(frames, height, width)
+
+    def final_latents(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
+        return final_latents(posterior, noise, self.final_rule)
+
+
+class RepeatContent(Baseline):
+    """Shows the content image `FRAMES` times; its latents have no values."""
+
+    name = "repeat-content"
+    needs_content = True
+    geometry = LatentGeometry(channels=0, temporal_stride=1, spatial_stride=SPATIAL_STRIDE)
+
+    def encode(self, video_BCTHW: Tensor) -> Posterior:
+        """Return a posterior of shape (B, 0, T, h, w): it says how long the clip is, no more."""
+        batch, _, *size = video_BCTHW.shape
+        shape = (batch, *self.geometry.latent_shape(*size))
+        empty = torch.zeros(shape, device=self.device)
+        return Posterior(empty, empty)
+
+    def decode(self, latents: Tensor, content_image: Tensor | None = None) -> Tensor:
+        if content_image is None:
+            raise ConfigError(f"{self.name} decodes with the clip's content image; give it too.")
+        still = content_image.to(self.device).float()
+        return still[:, :, None].expand(-1, -1, latents.shape[2], -1, -1)
+
+
+class Bicubic(Baseline):
+    """Resizes every frame to 1/32 a side, antialiased, and back; the latents are its pixels."""
+
+    name = "bicubic-32x"
+    needs_content = False
+    geometry = LatentGeometry(channels=3, temporal_stride=1, spatial_stride=SPATIAL_STRIDE)
+
+    def encode(self, video_BCTHW: Tensor) -> Posterior:
+        _, _, frames, height, width = video_BCTHW.shape
+        _, _, h, w = self.geometry.latent_shape(frames, height, width)
+        small = _resize(video_BCTHW.to(self.device).float(), (h, w))
+        return Posterior(small, torch.full_like(small, NO_NOISE_LOGVAR))
+
+    def decode(self, latents: Tensor, content_image: Tensor | None = None) -> Tensor:
+        """Return the video of latents; a content image is not needed or used."""
+        if latents.ndim != 5 or latents.shape[1] != 3:
+            raise GeometryError(f"latents are {tuple(latents.shape)}; bicubic decodes (B, 3, ...).")
+        h, w = latents.shape[3:]
+        return _resize(latents.to(self.device).float(), (h * SPATIAL_STRIDE, w * SPATIAL_STRIDE))
+
+
+def load_baseline(name: str, weights: Path | None, options: LoadOptions) -> Baseline:
+    """Make `repeat-content` or `bicubic-32x`; raise ConfigError for weights, which neither has."""
+    if weights is not None:
+        raise ConfigError(f"{name} has no weights; leave out {weights}.")
+    if name == RepeatContent.name and options.parts == "encoder":
+        raise ConfigError(f"{name} has no latents to store: it is a floor for `evaluate`.")
+    for baseline in (RepeatContent, Bicubic):
+        if name == baseline.name:
+            return baseline(options)
+    raise ConfigError(f"there is no autoencoder {name!r}; baselines take no `:`.")
+
+
+def _resize(video_BCTHW: Tensor, size: tuple[int, int]) -> Tensor:
+    batch, _, frames = video_BCTHW.shape[:3]
+    flat = video_BCTHW.transpose(1, 2).flatten(0, 1)
+    flat = F.interpolate(flat, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return flat.reshape(batch, frames, *flat.shape[1:]).transpose(1, 2)
