@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from reducio_latents.config import from_mapping
 from reducio_latents.errors import ConfigError, StoreError, WeightsError
-from reducio_latents.files import LocalFiles
 from reducio_latents.vae.config import ReducioVAEConfig
 from reducio_latents.vae.model import FINAL_RULE
 from reducio_latents.vae.weight_files import MODEL_FILE, open_tensor_file
@@ -94,15 +96,16 @@ def write_weights(tensors: Mapping[str, Tensor], config: ReducioVAEConfig, folde
     sha256 = digest.hexdigest()
     _refuse_other_weights(folder, sha256)
     if not (folder / MODEL_FILE).exists():
-        _write_safetensors(tensors, folder / MODEL_FILE)
+        with _replacing(folder / MODEL_FILE) as partial:
+            save_file({k: t.contiguous() for k, t in tensors.items()}, partial, {"format": "pt"})
     description = {
         "architecture": ARCHITECTURE,
         "config": asdict(config),
         "weights_sha256": sha256,
         "fingerprint": fingerprint_of(config, sha256),
     }
-    text = json.dumps(description, indent=2) + "\n"
-    LocalFiles(folder).write(CONFIG_FILE, text.encode())
+    with _replacing(folder / CONFIG_FILE) as partial:
+        partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return sha256
 
 
@@ -119,21 +122,21 @@ def _refuse_other_weights(folder: Path, sha256: str) -> None:
         raise WeightsError(f"{model} holds other weights. Give an empty folder.")
 
 
-def _write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; on success it is on disk and takes its name."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: t.contiguous() for key, t in tensors.items()}, partial, {"format": "pt"})
-        with partial.open("rb") as file:
+        yield partial
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, SafetensorError) as err:
         raise StoreError(f"cannot write {path}: {err}.") from err
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:

@@ -50,6 +50,11 @@ def open_tensor_file(path: Path) -> TensorFile:
     if head[8:9] == b"{":
         return _open_safetensors(path)
     if head.startswith((b"PK\x03\x04", b"\x80")):
+        if path.suffix == ".safetensors":  # torch.load goes by this name, whatever is inside
+            raise WeightsError(
+                f"{path} is a torch checkpoint under the name of a safetensors file. "
+                f"Rename it to {path.stem}.ckpt."
+            )
         return _open_torch(path, is_zip=head.startswith(b"PK"))
     raise WeightsError(
         f"{path} is {_kind_of(head)}, not a weights file. Give a .ckpt or .safetensors file; if it "

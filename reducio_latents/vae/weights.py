@@ -207,6 +207,8 @@ def load_vae(
     """
     config = infer_config(state.shapes, state.where)
     check_shapes(state.shapes, config, state.where)
+    with torch.device("meta"):
+        model = ReducioVAE(config, parts)
     digest = WeightsDigest()
     kept: dict[str, Tensor] = {}
     for key in state.shapes:
@@ -216,8 +218,6 @@ def load_vae(
         if key.partition(".")[0] in PARTS[parts]:
             # A copy: the file may be replaced while the model is in use.
             kept[key] = tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True)
-    with torch.device("meta"):
-        model = ReducioVAE(config, parts)
     model.load_state_dict(kept, strict=True, assign=True)
     return LoadedVAE(model, digest.hexdigest())
 

@@ -77,7 +77,7 @@ def digest_of_keys(shapes: dict[str, list[int]]) -> str:
 
 
 def main(reference: Path) -> None:
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, Any] = {}
     for name in REFERENCES:
         with np.load(reference / f"{name}.npz") as file:
             arrays |= {f"{name}.{key}": file[key] for key in file}
