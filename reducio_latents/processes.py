@@ -121,7 +121,8 @@ class ProcessPool:
     """Shared-memory slots of each worker."""
     slot_bytes: int = 0
     preload: tuple[str, ...] = ()
-    """Modules that the workers share from the start; import time is paid once."""
+    """Modules that the workers share from the start, so that importing them is paid for once. All
+    pools of a process share one fork server: the first one's modules are what it has."""
 
     def __post_init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")

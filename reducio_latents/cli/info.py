@@ -28,11 +28,11 @@ def info(store: str, as_json: bool) -> None:
         {
             "store": f"{store} ({meta.container}, format {meta.format_version})",
             "corpus": meta.corpus,
-            "clips": f"{clip.frames} frames at {clip.rate_fps:g} fps, {clip.policy}",
+            "a clip": f"{clip.frames} frames at {clip.rate_fps:g} fps, {clip.policy}",
             "resize": f"{meta.resize}, antialiased, to cover; centre crop",
             "shards": f"up to {meta.shard_rows} clips",
             **{
-                name: ", ".join(f"{number} {what}" for what, number in tally.items())
+                f"{name} found": ", ".join(f"{number} {what}" for what, number in tally.items())
                 for name, tally in meta.counts.items()
             },
             "versions": ", ".join(f"{name} {number}" for name, number in meta.versions.items()),

@@ -20,6 +20,9 @@ from reducio_latents.video import get_backend
 from reducio_latents.video.protocol import ClipFrames
 from reducio_latents.video.source import VideoSource
 
+PRELOAD = ("reducio_latents.encode.decoding", "reducio_latents.probe", "reducio_latents.video.pyav")
+"""For every pool of a run: they share one fork server, which imports these once."""
+
 
 @dataclass(frozen=True)
 class DecodeTask:

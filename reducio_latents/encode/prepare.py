@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from reducio_latents.corpus import CorpusVideo, list_corpus
+from reducio_latents.encode.decoding import PRELOAD
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.source import PlannedClip, ShardWork
 from reducio_latents.files import Files
@@ -111,7 +112,7 @@ def probe_videos(
         workers=min(options.workers, len(videos)),
         timeout_s=max(PROBE_TIMEOUT_S, options.clip_timeout_s),
         memory_bytes=options.worker_memory_mb << 20,
-        preload=("reducio_latents.probe", "reducio_latents.video.pyav"),
+        preload=PRELOAD,
     ) as pool:
         tasks = ((video.source, options.video_backend) for video in videos)
         for number, record, lost in pool.run(tasks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -58,15 +59,16 @@ class EncodeReport:
 
 
 def kind_of(reason: str, *names: str) -> str:
-    """Return a reason with `names` (video, clip id) and numbers taken out, to count it by kind."""
+    """Return a reason without a leading path, `names` (video, clip id) and numbers.
+
+    What is left is the same for all videos that fail in the same way, and can be counted.
+    """
+    head, colon, rest = reason.partition(": ")
+    if colon and any(head.endswith(name) for name in names):
+        reason = rest
     for name in names:
-        reason = reason.replace(name, "")
-    words = (_digits_out(word) for word in reason.strip(" :").split())
-    return " ".join(words)
-
-
-def _digits_out(word: str) -> str:
-    return "N" if any(c.isdigit() for c in word) and not word.isalpha() else word
+        reason = reason.replace(name, "it")
+    return re.sub(r"(?<![\w.])\d+(\.\d+)?(?![\w.]*\w)", "N", reason)
 
 
 def count_kinds(reasons: Iterable[tuple[str, ...]]) -> dict[str, int]:

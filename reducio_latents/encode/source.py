@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from reducio_latents.encode.columns import CONTENT, FRAMES, ClipBatch
-from reducio_latents.encode.decoding import DecodedClip, DecodeTask, decode_clips
+from reducio_latents.encode.decoding import PRELOAD, DecodedClip, DecodeTask, decode_clips
 from reducio_latents.geometry import Bucket
-from reducio_latents.processes import Event, ProcessPool, Slot
+from reducio_latents.processes import Event, ProcessPool, Slot, Target
 from reducio_latents.store.commit import Failure, ShardKey
 from reducio_latents.video.source import VideoSource
 
@@ -150,11 +150,13 @@ class DecodedBatches:
         locate: Locate,
         options: DecodeOptions,
         needs: frozenset[str],
+        target: Target = decode_clips,
     ) -> None:
         self._shards = iter(shards)
         self._locate = locate
         self._options = options
         self._needs = needs
+        self._target = target
         self._order: deque[_Pending] = deque()
         self._running: dict[int, _Running] = {}
         self._deferred: list[tuple[_Running, DecodedClip, Slot]] = []
@@ -201,13 +203,13 @@ class DecodedBatches:
     def _pool(self) -> ProcessPool:
         options = self._options
         return ProcessPool(
-            target=decode_clips,
+            target=self._target,
             workers=options.workers,
             timeout_s=options.timeout_s,
             memory_bytes=options.memory_bytes,
             slots=2,
             slot_bytes=max(map(_clip_bytes, self._options.buckets)),
-            preload=("reducio_latents.encode.decoding",),
+            preload=PRELOAD,
         )
 
     def _feed(self, pool: ProcessPool) -> bool:

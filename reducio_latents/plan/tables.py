@@ -134,10 +134,13 @@ def concat_parts(tables: Sequence[pa.Table]) -> pa.Table:
     """Join parts whose carried columns may differ: a missing one is null, mixed types are text."""
     if len(tables) == 1:
         return tables[0]
-    kinds: dict[str, set[pa.DataType]] = {}
+    kinds: dict[str, list[pa.DataType]] = {}
     for table in tables:
         for field in table.schema:
-            kinds.setdefault(field.name, set()).add(field.type)
+            seen = kinds.setdefault(field.name, [])
+            # By equality, not by hash: a list's type read from Parquet names its items otherwise.
+            if field.type not in seen:
+                seen.append(field.type)
     wanted = {name: _common(found) for name, found in kinds.items()}
     cast = []
     for table in tables:
@@ -149,7 +152,7 @@ def concat_parts(tables: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(cast, promote_options="default")
 
 
-def _common(kinds: set[pa.DataType]) -> pa.DataType:
+def _common(kinds: Sequence[pa.DataType]) -> pa.DataType:
     if len(kinds) == 1:
-        return next(iter(kinds))
-    return pa.float64() if kinds == {pa.int64(), pa.float64()} else pa.string()
+        return kinds[0]
+    return pa.float64() if set(kinds) == {pa.int64(), pa.float64()} else pa.string()

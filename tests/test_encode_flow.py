@@ -1,0 +1,243 @@
+"""A corpus goes in, a store comes out, and nothing is lost, done twice or mixed up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import zarr
+
+from reducio_latents import encode_corpus, load_autoencoder, open_store
+from reducio_latents.encode import EncodeReport, Tally, plan_corpus
+from reducio_latents.errors import ConfigError, CorpusError, StoreError
+from reducio_latents.geometry import Bucket
+from reducio_latents.images import decode_image
+from reducio_latents.pixels import fit_frame, to_unit
+from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.verify import verify
+from reducio_latents.video import VideoSource, get_backend
+from tests.corpora import write_corpus, write_video
+
+BUCKET = "16x32x32"
+
+
+def encode(corpus: Path, store: Path, **settings: Any) -> EncodeReport:
+    defaults = {"model": "reducio-random:8", "resolution": 32, "shard_rows": 2, "batch_size": 2}
+    return encode_corpus(corpus, store, **{**defaults, "workers": 2, **settings})
+
+
+def files_of(store: Path) -> dict[str, bytes]:
+    """Return every file of a store, commits without their timings."""
+    found = {}
+    for path in sorted(p for p in store.rglob("*") if p.is_file()):
+        name, data = path.relative_to(store).as_posix(), path.read_bytes()
+        if name.startswith("commits/"):
+            commit = json.loads(data)
+            del commit["timings"]
+            data = json.dumps(commit).encode()
+        found[name] = data
+    return found
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def encoded(
+    corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, EncodeReport]:
+    store = tmp_path_factory.mktemp("stores") / "sample.latents"
+    return store, encode(corpus, store)
+
+
+def test_every_video_and_clip_is_accounted_for(encoded: tuple[Path, EncodeReport]) -> None:
+    store, report = encoded
+    assert report.videos == Tally(found=6, encoded=3, skipped=2, failed=1)
+    assert report.clips == Tally(found=5, encoded=4, skipped=1, failed=0)
+    assert sum(report.failed.values()) == 1
+    errors = pq.read_table(store / "errors.parquet").to_pylist()
+    assert [(e["video"], e["clip_id"], e["stage"]) for e in errors] == [("text.mp4", None, "probe")]
+    counts = open_store(store).meta.counts
+    assert counts["clips"] == {"found": 5, "encoded": 4, "skipped": 1, "failed": 0}
+
+
+def test_the_store_is_sound_and_says_what_made_it(encoded: tuple[Path, EncodeReport]) -> None:
+    store, _ = encoded
+    opened = open_store(store)
+    report = verify(opened)
+    assert report.ok, report.damage
+    assert report.missing == {}
+    model = load_autoencoder("reducio-random:8")
+    assert opened.meta.columns["motion"].config["fingerprint"] == model.fingerprint
+
+
+def test_rows_are_what_the_encoder_makes_of_the_exact_frames(
+    corpus: Path, encoded: tuple[Path, EncodeReport]
+) -> None:
+    store, _ = encoded
+    opened = open_store(store)
+    model = load_autoencoder("reducio-random:8")
+    for shard in opened.plan.shards():
+        key = ShardKey(shard.bucket, shard.shard)
+        for clip in opened.plan.shard_clips(*key).to_pylist():
+            source = VideoSource(str(corpus / clip["video"]))
+            read = get_backend("pyav").read_clips(
+                source, [clip["start_s"]], frames=16, rate_fps=16.0
+            )
+            frames = next(iter(read))
+            assert not isinstance(frames, Exception)
+            bucket = Bucket.parse(key.bucket)
+            pixels = np.stack([fit_frame(f, bucket, "bicubic") for f in frames.frames])
+            image = opened.read_row(key, clip["row"], "content_image")
+            assert isinstance(image, bytes)
+            np.testing.assert_array_equal(decode_image(image), pixels[7])
+            times = opened.read_row(key, clip["row"], "frame_times")
+            np.testing.assert_array_equal(times, frames.times_s)
+            posterior = model.encode(to_unit(torch.from_numpy(pixels)[None]))
+            moments = torch.cat([posterior.mean, posterior.logvar], 1)[0]
+            row = opened.read_row(key, clip["row"], "motion")
+            assert isinstance(row, np.ndarray)
+            np.testing.assert_allclose(row, moments.numpy(), rtol=2e-3, atol=2e-3)
+
+
+def test_plain_zarr_reads_the_same_numbers(encoded: tuple[Path, EncodeReport]) -> None:
+    store, _ = encoded
+    opened = open_store(store)
+    group = zarr.open_group(store, mode="r")
+    motion = group[f"{BUCKET}/motion"]
+    captions = group[f"{BUCKET}/caption"][:].tolist()
+    assert motion.shape == (4, 32, 4, 1, 1)
+    for number in range(4):
+        key, row = ShardKey(BUCKET, number // 2), number % 2
+        np.testing.assert_array_equal(motion[number], opened.read_row(key, row, "motion"))
+        assert captions[number] == opened.read_row(key, row, "caption")
+    texts = {caption.decode() for caption in captions}
+    assert texts == {"tab\there, emoji 🎬", ""}
+
+
+def test_statistics_are_those_of_all_rows(encoded: tuple[Path, EncodeReport]) -> None:
+    store, report = encoded
+    motion = np.asarray(zarr.open_group(store, mode="r")[f"{BUCKET}/motion"][:], np.float64)
+    mean = motion[:, :16]
+    found = report.statistics["motion/all"]["mean"]
+    np.testing.assert_allclose(found["mean"], mean.mean(axis=(0, 2, 3, 4)), atol=1e-12)
+    np.testing.assert_allclose(found["std"], mean.std(axis=(0, 2, 3, 4)), atol=1e-12)
+    final = torch.nn.functional.layer_norm(torch.tensor(mean), mean.shape[1:], eps=1e-5).numpy()
+    found = report.statistics["motion/all"]["final"]
+    np.testing.assert_allclose(found["mean"], final.mean(axis=(0, 2, 3, 4)), atol=1e-5)
+
+
+def test_the_same_command_again_encodes_nothing_and_changes_no_byte(
+    corpus: Path, encoded: tuple[Path, EncodeReport]
+) -> None:
+    store, _ = encoded
+    before = files_of(store)
+    report = encode(corpus, store)
+    assert report.clips == Tally(found=5, encoded=0, skipped=5, failed=0)
+    assert report.videos == Tally(found=6, encoded=0, skipped=5, failed=1)
+    assert files_of(store) == before
+
+
+def test_videos_that_come_later_are_added_and_nothing_moves(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    write_video(corpus / "m.mp4", 3.1, seed=1)
+    store = tmp_path / "store"
+    encode(corpus, store)
+    before = {n: d for n, d in files_of(store).items() if "/c/" in n or n.startswith("plan/")}
+    write_video(corpus / "a.mp4", 1.1, seed=2)  # sorts before what is there
+    report = encode(corpus, store)
+    assert report.clips == Tally(found=4, encoded=1, skipped=3, failed=0)
+    after = files_of(store)
+    assert {name: after[name] for name in before} == before
+    assert verify(open_store(store)).ok
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"model": "reducio-random:8:ft4:1"}, "weights_sha256"),
+        ({"model": "reducio-random:16"}, "width"),
+        ({"model": "reducio-random:8:ft2"}, "temporal_stride"),
+        ({"resolution": 64}, "buckets"),
+        ({"shard_rows": 4}, "shard_rows"),
+        ({"resize": "bilinear"}, "resize"),
+        ({"image_codec": "png"}, "content_image"),
+        ({"dtype": "bfloat16"}, "precision"),
+    ],
+)
+def test_a_store_that_was_made_differently_is_refused_naming_what_differs(
+    corpus: Path, encoded: tuple[Path, EncodeReport], settings: dict[str, Any], what: str
+) -> None:
+    store, _ = encoded
+    before = files_of(store)
+    with pytest.raises(StoreError, match=what):
+        encode(corpus, store, **settings)
+    assert files_of(store) == before
+
+
+def test_a_place_that_holds_something_else_is_refused(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(StoreError, match=r"notes\.txt"):
+        encode(corpus, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_folder_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match="empty"):
+        encode(tmp_path / "empty", tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_failed_videos_are_taken_up_again_only_when_asked(tmp_path: Path) -> None:
+    corpus, store = tmp_path / "corpus", tmp_path / "store"
+    write_video(corpus / "a.mp4", 1.1, seed=1)
+    (corpus / "b.mp4").write_bytes(b"")
+    assert encode(corpus, store).videos.failed == 1
+    write_video(corpus / "b.mp4", 1.1, seed=2)
+    assert encode(corpus, store).videos.failed == 1
+    report = encode(corpus, store, retry_failed=True)
+    assert report.videos == Tally(found=2, encoded=1, skipped=1, failed=0)
+    assert verify(open_store(store)).ok
+
+
+def test_a_video_that_changes_after_planning_fails_and_the_others_do_not(tmp_path: Path) -> None:
+    corpus, store = tmp_path / "corpus", tmp_path / "store"
+    write_video(corpus / "a.mp4", 1.1, seed=1)
+    write_video(corpus / "b.mp4", 1.1, seed=2)
+    settings = {"resolution": 32, "shard_rows": 2}
+    plan_corpus(corpus, store, write=True, **settings)
+    write_video(corpus / "a.mp4", 2.1, seed=3)
+    report = encode(corpus, store)
+    assert report.clips == Tally(found=2, encoded=1, skipped=0, failed=1)
+    assert any("changed since it was planned" in reason for reason in report.failed)
+    assert report.exit_code == 3
+
+
+def test_a_dry_run_writes_nothing(corpus: Path, tmp_path: Path) -> None:
+    summary = plan_corpus(corpus, tmp_path / "store", resolution=32)
+    assert summary.counts.clips["found"] == 5
+    assert not (tmp_path / "store").exists()
+
+
+def test_aspect_buckets_sort_videos_by_shape(corpus: Path, tmp_path: Path) -> None:
+    report = encode(corpus, tmp_path / "store", resolution=64, buckets="aspect")
+    assert report.clips.encoded == 4
+    opened = open_store(tmp_path / "store")
+    used = {shard.bucket for shard in opened.plan.shards()}
+    assert used == {"16x64x64"} or all(Bucket.parse(b).width > 64 for b in used)
+    assert verify(opened).ok
+
+
+def test_unknown_settings_are_named() -> None:
+    with pytest.raises(ConfigError, match="resoluton"):
+        encode_corpus("x", "y", resoluton=3)
+    with pytest.raises(ConfigError, match="did you mean 'motion'"):
+        encode_corpus("x", "y", model="reducio-random:8", columns=("moton",))
