@@ -21,6 +21,8 @@ COMMANDS = {
     "status": "status",
     "info": "info",
     "verify": "verify",
+    "decode": "decode",
+    "check": "check",
     "import-checkpoint": "import_checkpoint",
 }
 """Command -> its module in this package, and the name of the function in there."""
