@@ -42,7 +42,7 @@ def import_library(name: str) -> Any:
     # A package beside it that is installed but broken (torchvision is a known one) raises anything.
     except Exception as err:
         raise ConfigError(
-            f"{name} is needed for this model and cannot be imported ({_first_line(err)}). "
+            f"{name} is needed for this model and cannot be imported ({first_line(err)}). "
             "Install it: pip install 'reducio-latents[models]'."
         ) from err
     return library
@@ -86,7 +86,7 @@ def _fetch(name: str, part: str) -> Path:
     except Exception as err:
         raise ConfigError(
             f"{name!r} is no folder of this machine, is not in the Hub's cache, and could not be "
-            f"fetched ({_first_line(err)}). Give a local folder with its {CONFIG_FILE} and "
+            f"fetched ({first_line(err)}). Give a local folder with its {CONFIG_FILE} and "
             f"weights: where there is a network, `hf download {repository} --local-dir DIR` "
             "makes one."
         ) from err
@@ -104,7 +104,7 @@ def read_config(folder: Path, file: str = CONFIG_FILE) -> dict[str, Any]:
             "that a model was saved to."
         ) from err
     except (OSError, ValueError) as err:
-        raise WeightsError(f"{path} cannot be read: {_first_line(err)}. Copy it again.") from err
+        raise WeightsError(f"{path} cannot be read: {first_line(err)}. Copy it again.") from err
     if not isinstance(config, dict):
         raise WeightsError(f"{path} is not a model's config. Give the folder of a saved model.")
     return config
@@ -142,7 +142,7 @@ def load_strictly(
     # Foreign code reads foreign bytes here; whatever it raises says the same of the folder.
     except Exception as err:
         raise WeightsError(
-            f"{folder} cannot be loaded as {_owner(load)}: {_first_line(err)}. Its weights are "
+            f"{folder} cannot be loaded as {_owner(load)}: {first_line(err)}. Its weights are "
             "damaged or of another architecture than its config says."
         ) from err
     unexpected = [
@@ -202,7 +202,7 @@ def usable_device(name: torch.device | str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as err:
-        raise ConfigError(f"device {str(name)!r} cannot be used here: {_first_line(err)}") from err
+        raise ConfigError(f"device {str(name)!r} cannot be used here: {first_line(err)}") from err
 
 
 def _weight_files(folder: Path) -> Iterator[Path]:
@@ -248,7 +248,7 @@ def _owner(load: Callable[..., Any]) -> str:
     return str(getattr(getattr(load, "__self__", load), "__name__", load))
 
 
-def _first_line(err: BaseException) -> str:
+def first_line(err: BaseException) -> str:
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     return (lines[0] if lines else type(err).__name__)[:200].rstrip(".")
 

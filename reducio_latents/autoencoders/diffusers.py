@@ -61,7 +61,7 @@ class DiffusersAutoencoder:
         self.tiling = None if options.tiling == "auto" else options.tiling
         self.model = model
         self._options = options
-        self._described = describe_config(config)
+        self.described = describe_config(config)
         self._set_tiling()
 
     @property
@@ -81,7 +81,7 @@ class DiffusersAutoencoder:
     def fingerprint(self) -> str:
         identity = {
             "architecture": self.architecture,
-            "model": self._described,
+            "model": self.described,
             "weights_sha256": self.weights_sha256,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -91,7 +91,7 @@ class DiffusersAutoencoder:
         tiling = self.tiling
         return {
             "architecture": self.architecture,
-            "model": self._described,
+            "model": self.described,
             "fingerprint": self.fingerprint,
             "weights_sha256": self.weights_sha256,
             "tiling": tiling and {"tile_px": tiling.tile_px, "overlap": tiling.overlap},

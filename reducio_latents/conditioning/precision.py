@@ -14,7 +14,6 @@ from reducio_latents.errors import ConfigError
 ModelT = TypeVar("ModelT")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CHOICES = ("auto", *DTYPES)
 AUTO_LIMIT = 0.02
 """Relative error above which `auto` stays with float32. bfloat16 has 8 bits, 2**-9 = 0.002 a step;
 a sound encoder of tens of layers ends below 0.01."""
@@ -32,11 +31,9 @@ def settle(
 
     The error is relative (2-norm), of `probe` against float32; None where nothing was lowered.
     `auto` takes bfloat16 unless the model says that it needs float32, or the error is above
-    `AUTO_LIMIT`. `cast` returns a copy. Raises ConfigError for a precision that there is not, or
-    in which the model gives NaN or infinity.
+    `AUTO_LIMIT`. `cast` returns a copy. Raises ConfigError for a precision in which the model gives
+    NaN or infinity.
     """
-    if wanted not in CHOICES:
-        raise ConfigError(f"dtype is {wanted!r}; choose one of {', '.join(CHOICES)}.")
     if wanted == "float32" or (wanted == "auto" and needs_float32):
         return model, torch.float32, None
     dtype = torch.bfloat16 if wanted == "auto" else DTYPES[wanted]
@@ -50,6 +47,27 @@ def settle(
     raise ConfigError(f"this model gives NaN or infinity in {wanted}. Use bfloat16 or float32.")
 
 
+def place(
+    model: torch.nn.Module,
+    wanted: str,
+    device: torch.device,
+    probe: Callable[[torch.nn.Module], Tensor],
+) -> tuple[torch.nn.Module, torch.dtype, float | None]:
+    """Return the float32 `model` on `device`, as `settle` does.
+
+    One that does not fit there in float32 goes there lowered, and its error stays unknown.
+    """
+    try:
+        return settle(model.to(device), wanted, _cast_copy, probe)
+    except torch.OutOfMemoryError as err:
+        if wanted == "float32":
+            raise ConfigError(
+                f"{type(model).__name__} does not fit on {device} in float32. Use bfloat16."
+            ) from err
+    dtype = torch.bfloat16 if wanted == "auto" else DTYPES[wanted]
+    return model.to("cpu").to(dtype).to(device), dtype, None
+
+
 def relative_error(found: Tensor, exact: Tensor) -> float:
     """Return |found - exact| / |exact|, 2-norms; infinity where `found` is not finite."""
     if not torch.isfinite(found).all():
@@ -58,7 +76,7 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm().clamp_min(1e-30))
 
 
-def cast_copy(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+def _cast_copy(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     """Return a copy of `model` in another precision."""
     return deepcopy(model).to(dtype)
 

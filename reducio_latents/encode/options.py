@@ -6,6 +6,11 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from reducio_latents.conditioning.options import (
+    ContentClipOptions,
+    ContentLatentOptions,
+    TextOptions,
+)
 from reducio_latents.config import DUPLICATE_POLICIES, IMAGE_CODECS, RESIZE_MODES, ClipSpec
 from reducio_latents.errors import ConfigError
 from reducio_latents.geometry import Bucket, aspect_buckets, square_bucket
@@ -42,6 +47,13 @@ class EncodeOptions:
     shard_rows: int = 512
     dtype: str = "float32"
     """Precision of the encoder."""
+    content_latent: ContentLatentOptions = field(default_factory=ContentLatentOptions)
+    content_clip: ContentClipOptions = field(default_factory=ContentClipOptions)
+    """Also of the column content_clip_pooled."""
+    text: TextOptions = field(default_factory=TextOptions)
+    zstd: tuple[str, ...] = ()
+    """Columns whose rows are compressed. Raw content images and 8-bit codes shrink; moments hardly
+    do, and every row then costs its decompression when it is read."""
     tiling: str = "auto"
     """`auto`: tiles of 256 px for frames above 256 px, as published. `none`: whole frames."""
     path_column: str | None = None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from reducio_latents.encode.columns import (
     CaptionColumn,
+    ClipBatch,
     ColumnEncoder,
     ContentImageColumn,
     FrameTimesColumn,
@@ -14,13 +18,36 @@ from reducio_latents.encode.columns import (
 )
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.errors import ConfigError
+from reducio_latents.geometry import Bucket
+from reducio_latents.store.meta import ColumnMeta
+from reducio_latents.store.statistics import ChannelStatistics
+from reducio_latents.store.writer import Row
+
+if TYPE_CHECKING:
+    from reducio_latents.encode.conditioning_columns import SharedImageEncoder
 
 
-def _motion(options: EncodeOptions) -> ColumnEncoder:
+@dataclass(frozen=True)
+class Build:
+    """What the columns of one run are built from; models that two of them use are loaded once."""
+
+    options: EncodeOptions
+
+    @cached_property
+    def image_encoder(self) -> SharedImageEncoder:
+        from reducio_latents.conditioning.clip import ImageEncoder
+        from reducio_latents.encode.conditioning_columns import SharedImageEncoder
+
+        options = self.options
+        return SharedImageEncoder(ImageEncoder(options.content_clip, options.torch_device))
+
+
+def _motion(build: Build) -> ColumnEncoder:
     import torch
 
     from reducio_latents.autoencoders import load_autoencoder
 
+    options = build.options
     on_gpu = torch.device(options.torch_device).type == "cuda"
     autoencoder = load_autoencoder(
         options.model,
@@ -35,24 +62,80 @@ def _motion(options: EncodeOptions) -> ColumnEncoder:
     return MotionColumn(autoencoder, options.resize)
 
 
-def _content_image(options: EncodeOptions) -> ColumnEncoder:
-    return ContentImageColumn(options.image_codec, options.resize)
+def _content_image(build: Build) -> ColumnEncoder:
+    return ContentImageColumn(build.options.image_codec, build.options.resize)
 
 
-def _caption(options: EncodeOptions) -> ColumnEncoder:
+def _content_latent(build: Build) -> ColumnEncoder:
+    from reducio_latents.conditioning.content_latent import ImageAutoencoder
+    from reducio_latents.encode.conditioning_columns import ContentLatentColumn
+
+    options = build.options
+    encoder = ImageAutoencoder(options.content_latent, options.torch_device)
+    return ContentLatentColumn(encoder, options.resize)
+
+
+def _content_clip(build: Build) -> ColumnEncoder:
+    from reducio_latents.encode.conditioning_columns import ContentClipColumn
+
+    return ContentClipColumn(build.image_encoder, build.options.resize)
+
+
+def _content_clip_pooled(build: Build) -> ColumnEncoder:
+    from reducio_latents.encode.conditioning_columns import ContentClipPooledColumn
+
+    return ContentClipPooledColumn(build.image_encoder, build.options.resize)
+
+
+def _text(build: Build) -> ColumnEncoder:
+    from reducio_latents.conditioning.text import TextEncoder
+    from reducio_latents.encode.conditioning_columns import TextColumn
+
+    return TextColumn(TextEncoder(build.options.text, build.options.torch_device))
+
+
+def _caption(build: Build) -> ColumnEncoder:
     return CaptionColumn()
 
 
-def _frame_times(options: EncodeOptions) -> ColumnEncoder:
-    return FrameTimesColumn(options.video_backend)
+def _frame_times(build: Build) -> ColumnEncoder:
+    return FrameTimesColumn(build.options.video_backend)
 
 
-COLUMN_BUILDERS: dict[str, Callable[[EncodeOptions], ColumnEncoder]] = {
+COLUMN_BUILDERS: dict[str, Callable[[Build], ColumnEncoder]] = {
     "motion": _motion,
     "content_image": _content_image,
+    "content_latent": _content_latent,
+    "content_clip": _content_clip,
+    "content_clip_pooled": _content_clip_pooled,
+    "text": _text,
     "caption": _caption,
     "frame_times": _frame_times,
 }
+
+
+@dataclass(frozen=True)
+class ZstdColumn:
+    """A column whose rows are compressed; what they hold is another encoder's."""
+
+    encoder: ColumnEncoder
+
+    @property
+    def name(self) -> str:
+        return self.encoder.name
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.encoder.needs
+
+    def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
+        return replace(self.encoder.describe(buckets), compression="zstd")
+
+    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+        return self.encoder.encode(batch)
+
+    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
+        return self.encoder.statistics(rows)
 
 
 def build_columns(options: EncodeOptions) -> Sequence[ColumnEncoder]:
@@ -61,12 +144,21 @@ def build_columns(options: EncodeOptions) -> Sequence[ColumnEncoder]:
     Raise ConfigError for a name that there is not, or one that is given twice.
     """
     for name in options.columns:
-        if name not in COLUMN_BUILDERS:
-            close = get_close_matches(name, COLUMN_BUILDERS, n=1)
-            hint = (
-                f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COLUMN_BUILDERS)}."
-            )
-            raise ConfigError(f"there is no column {name!r}; {hint}")
+        check_column_name(name)
         if options.columns.count(name) > 1:
             raise ConfigError(f"column {name!r} is given twice.")
-    return [COLUMN_BUILDERS[name](options) for name in options.columns]
+    if options.zstd and options.container != "zarr":
+        raise ConfigError("zstd compresses rows of the zarr container only; leave it out.")
+    for name in options.zstd:
+        check_column_name(name)
+    build = Build(options)
+    encoders = [COLUMN_BUILDERS[name](build) for name in options.columns]
+    return [ZstdColumn(e) if e.name in options.zstd else e for e in encoders]
+
+
+def check_column_name(name: str) -> None:
+    """Raise ConfigError, naming what was meant, unless there is such a column."""
+    if name not in COLUMN_BUILDERS:
+        close = get_close_matches(name, COLUMN_BUILDERS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COLUMN_BUILDERS)}."
+        raise ConfigError(f"there is no column {name!r}; {hint}")

@@ -1,0 +1,180 @@
+"""Captions as the text encoder gets them: as they are, or cleaned as PixArt-style models expect.
+
+Those models were trained on web captions from which addresses, markup, file names, serial numbers
+and advertising were removed; a caption that keeps them is one that they have not seen. The steps
+and their order are those of the published extraction, applied twice as there. One difference: text
+in a wrong encoding is not guessed at and repaired.
+"""
+
+# ruff: noqa: RUF001 (characters that look like others are what is replaced here)
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from html import unescape
+from html.entities import html5
+from html.parser import HTMLParser
+from urllib.parse import unquote_plus
+
+from reducio_latents.errors import ConfigError
+
+_SUFFIXES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
+_DOMAINS = "com|co|ru|net|org|edu|gov|it"
+_ADDRESS = rf"[a-zA-Z0-9.-]+\.(?:{_DOMAINS})[\w/-]*\b/?(?!@)"
+_DASHES = (
+    "-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0"
+    "\ufe31\ufe32\ufe58\ufe63\uff0d"
+)
+_IDEOGRAPHS = "\u31c0-\u31ff\u3200-\u33ff\u3400-\u4dbf\u4dc0-\u4dff\u4e00-\u9fff"
+
+Rules = tuple[tuple[re.Pattern[str], str], ...]
+
+
+def _rules(*pairs: tuple[str, str]) -> Rules:
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in pairs)
+
+
+_BEFORE_MARKUP = _rules(
+    (r"<person>", "person"),
+    (rf"\b(?:https?:(?:/{{1,3}}|[a-zA-Z0-9%])|{_ADDRESS})", ""),
+    (rf"\b(?:www:(?:/{{1,3}}|[a-zA-Z0-9%])|{_ADDRESS})", ""),
+)
+_AFTER_MARKUP = _rules(
+    (r"@\w+\b", ""),  # a nickname
+    (rf"[{_IDEOGRAPHS}]+", ""),
+    (rf"[{_DASHES}]+", "-"),
+    (r"[`´«»“”¨]", '"'),
+    (r"[‘’]", "'"),
+    (r"&quot;?", ""),
+    (r"&amp", ""),
+    (r"\d{1,3}(?:\.\d{1,3}){3}", " "),  # an IP address
+    (r"\d:\d\d\s+$", ""),  # an article's number
+    (r"\\n", " "),
+    (r"#\d{1,3}\b", ""),
+    (r"#\d{5,}\b", ""),
+    (r"\b\d{6,}\b", ""),
+    (rf"\S+\.(?:{_SUFFIXES})", ""),
+    (r"[\"']{2,}", '"'),
+    (r"\.{2,}", " "),
+    (r"[#®•©™&@·º½¾¿¡§~()\[\]{}|\\/*]+", " "),
+    (r"\s+\.\s+", " "),
+)
+_JOINED_WORDS = re.compile(r"[-_]")
+_LAST = _rules(
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # serial numbers: ab1234, ab12cd, 12ab34
+    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
+    (r"\b\d+[a-zA-Z]+\d+\b", ""),
+    (r"(?:worldwide\s+)?(?:free\s+)?shipping", ""),
+    (r"(?:free\s)?download(?:\sfree)?", ""),
+    (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b(?:{_SUFFIXES})(?:\simages?)?", ""),
+    (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
+    (r"\b\d+\.?\d*[xх×]\d+\.?\d*\b", ""),  # a size; the second x is Cyrillic
+    (r"\b\s+:\s+", ": "),
+    (r"(\D[,./])\b", r"\1 "),
+    (r"\s+", " "),
+    (r"^[\"']([\w\W]+)[\"']$", r"\1"),
+    (r"^['_,\-:;]", ""),
+    (r"['_,\-:+]$", ""),
+    (r"^\.\S+$", ""),
+)
+
+
+def clean_pixart(caption: str) -> str:
+    """Return a caption as PixArt-style models expect it: lower case, plain words."""
+    return _clean_once(_clean_once(caption))
+
+
+def _clean_once(caption: str) -> str:
+    text = _apply(_BEFORE_MARKUP, unquote_plus(caption).strip().lower())
+    text = _apply(_AFTER_MARKUP, _without_markup(text))
+    if len(_JOINED_WORDS.findall(text)) > 3:
+        text = _JOINED_WORDS.sub(" ", text)
+    text = unescape(unescape(_plain_characters(text))).strip()
+    return _apply(_LAST, text).strip()
+
+
+def _apply(rules: Rules, text: str) -> str:
+    for pattern, replacement in rules:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class _TextOnly(HTMLParser):
+    """Collects what a page would show."""
+
+    HIDDEN = ("script", "style", "template")
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=False)
+        self.parts: list[str] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self._hidden += tag in self.HIDDEN
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in self.HIDDEN and self._hidden > 0
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.parts.append(data)
+
+    def handle_entityref(self, name: str) -> None:
+        self.handle_data(html5.get(f"{name};", f"&{name}"))
+
+    def handle_charref(self, name: str) -> None:
+        self.handle_data(unescape(f"&#{name};"))
+
+
+def _without_markup(text: str) -> str:
+    if "<" not in text and "&" not in text:
+        return text
+    parser = _TextOnly()
+    parser.feed(text)
+    parser.close()
+    return "".join(parser.parts)
+
+
+_LIGATURES = {
+    "ﬀ": "ff",
+    "ﬁ": "fi",
+    "ﬂ": "fl",
+    "ﬃ": "ffi",
+    "ﬄ": "ffl",
+    "ﬅ": "ſt",
+    "ﬆ": "st",
+    "Ĳ": "IJ",
+    "ĳ": "ij",
+    "ŉ": "ʼn",
+}
+_QUOTES = {"\u02bc": "'", "‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"'}
+_FULL_WIDTH = {
+    chr(code): unicodedata.normalize("NFKC", chr(code))
+    for code in (0x3000, *range(0xFF01, 0xFFF0))
+    if unicodedata.name(chr(code), "")
+}
+_TABLE = str.maketrans(_LIGATURES | _QUOTES | _FULL_WIDTH)
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]")
+
+
+def _plain_characters(text: str) -> str:
+    """Undo typography that changes tokens: ligatures, curled quotes, full-width forms."""
+    return unicodedata.normalize("NFC", _CONTROLS.sub("", text.translate(_TABLE)))
+
+
+def _as_it_is(caption: str) -> str:
+    return caption
+
+
+CLEANINGS: dict[str, Callable[[str], str]] = {"none": _as_it_is, "pixart": clean_pixart}
+"""Name -> what is done to a caption before it is cut into tokens."""
+
+
+def get_cleaning(name: str) -> Callable[[str], str]:
+    """Return the cleaning called `name`; raise ConfigError if there is none."""
+    if name not in CLEANINGS:
+        raise ConfigError(f"text cleaning is {name!r}; choose one of {', '.join(CLEANINGS)}.")
+    return CLEANINGS[name]

@@ -1,0 +1,55 @@
+"""Image autoencoders for the content image: AutoencoderKL of diffusers, as Stable Diffusion's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reducio_latents.autoencoders.diffusers import DiffusersAutoencoder, load_diffusers
+from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.conditioning.options import ContentLatentOptions
+from reducio_latents.conditioning.precision import probe_pixels, settle
+from reducio_latents.errors import ConfigError
+from reducio_latents.values import Posterior
+
+PROBE_PX = 256
+
+
+class ImageAutoencoder:
+    """A frozen AutoencoderKL, on one device."""
+
+    def __init__(self, options: ContentLatentOptions, device: torch.device | str = "cpu") -> None:
+        exact = load_diffusers(
+            f"diffusers:{options.model}", None, LoadOptions(device=device, parts="encoder")
+        )
+        if not exact.rules.framewise:
+            raise ConfigError(
+                f"{options.model} is a video autoencoder ({exact.architecture}); content_latent "
+                "takes an AutoencoderKL. Use it for motion: --model diffusers:DIR."
+            )
+        self.autoencoder, self.dtype, self.error = settle(
+            exact,
+            options.dtype,
+            DiffusersAutoencoder.with_dtype,
+            _probe,
+            needs_float32=exact.described.get("force_upcast") is True,
+        )
+        self.name = self.autoencoder.name
+        self.geometry = self.autoencoder.geometry
+        self.final_rule = self.autoencoder.final_rule
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that changes numbers, as JSON."""
+        return self.autoencoder.config
+
+    def encode(self, images_BCHW: Tensor) -> Posterior:
+        """Return the moments, float32 (B, D, h, w), of pixels in [-1, 1]."""
+        mean, logvar = self.autoencoder.encode(images_BCHW[:, :, None])
+        return Posterior(mean[:, :, 0], logvar[:, :, 0])
+
+
+def _probe(autoencoder: DiffusersAutoencoder) -> Tensor:
+    return autoencoder.encode(probe_pixels(PROBE_PX)[:, :, None]).mean

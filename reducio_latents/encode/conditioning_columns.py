@@ -1,0 +1,271 @@
+"""The columns a diffusion model is conditioned on: codes of the content image and of the text."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reducio_latents.conditioning.clip import ImageCodes, ImageEncoder
+from reducio_latents.conditioning.content_latent import ImageAutoencoder
+from reducio_latents.conditioning.text import TextEncoder
+from reducio_latents.encode.columns import CAPTIONS, CONTENT, ClipBatch
+from reducio_latents.errors import ConfigError
+from reducio_latents.gaussian import apply_final_rule
+from reducio_latents.geometry import Bucket
+from reducio_latents.pixels import to_unit
+from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.meta import ColumnMeta
+from reducio_latents.store.quantize import TAIL_BYTES, dequantize, quantize, relative_errors
+from reducio_latents.store.statistics import ChannelStatistics
+from reducio_latents.store.text_rows import (
+    MEDIA_TYPE,
+    CaptionTokens,
+    decode_text_row,
+    pack_text_row,
+    text_row_errors,
+    text_row_lengths,
+)
+from reducio_latents.store.writer import Row
+
+TOKENS, INT8_TOKENS, VECTOR = "tokens", "tokens/int8", "vector"
+"""`ColumnMeta.content` of rows (tokens, dim), of the same as `store.quantize` packs it, and of
+rows (dim,)."""
+ROWS_AT_ONCE = 32
+"""Rows whose statistics are taken together; bounds memory."""
+
+
+def pixels_of(batch: ClipBatch) -> Tensor:
+    """Return the content images of a batch, float32 (B, 3, H, W) in [-1, 1]."""
+    assert batch.content_BHWC is not None
+    return to_unit(batch.content_BHWC[:, None])[:, :, 0]
+
+
+def measured(error: float | None) -> dict[str, float]:
+    """Return what `ColumnMeta.measured` says of the precision."""
+    return {} if error is None else {"float32_error": float(f"{error:.3g}")}
+
+
+class _Running:
+    """Statistics of many rows, a few at a time, in order."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, ChannelStatistics] = {}
+
+    def add(self, name: str, values: NDArray[np.floating]) -> None:
+        """Add values (N, C, ...)."""
+        part = ChannelStatistics.of(values)
+        self._sums[name] = self._sums[name].merge(part) if name in self._sums else part
+
+    def result(self) -> dict[str, ChannelStatistics]:
+        return self._sums
+
+
+@dataclass(frozen=True)
+class ContentLatentColumn:
+    """`content_latent`: moments of the content image, mean above log-variance, (2D, h, w)."""
+
+    encoder: ImageAutoencoder
+    resize: str
+    name: str = "content_latent"
+    needs: frozenset[str] = frozenset({CONTENT})
+
+    def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
+        shapes = {}
+        for bucket in buckets:
+            depth, _, *grid = self.encoder.geometry.latent_shape(1, bucket.height, bucket.width)
+            shapes[bucket.name] = (2 * depth, *grid)
+        return ColumnMeta(
+            kind="array",
+            content="moments",
+            encoder=self.encoder.name,
+            config={**self.encoder.config, "resize": self.resize},
+            row_shapes=shapes,
+            final=dict(self.encoder.final_rule),
+            measured=measured(self.encoder.error),
+        )
+
+    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+        moments = torch.cat(self.encoder.encode(pixels_of(batch)), dim=1)
+        return list(moments.to(torch.float16).cpu().contiguous().numpy())
+
+    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
+        running = _Running()
+        for part in _stacks(rows):
+            mean = torch.from_numpy(part).float().chunk(2, dim=1)[0]
+            running.add("mean", mean.numpy())
+            running.add("final", apply_final_rule(self.encoder.final_rule, mean).numpy())
+        return running.result()
+
+
+class _Codes(NamedTuple):
+    batch: ClipBatch
+    codes: ImageCodes
+
+
+@dataclass
+class SharedImageEncoder:
+    """One image encoder for two columns: the last batch is not encoded twice."""
+
+    encoder: ImageEncoder
+    _last: _Codes | None = field(default=None, repr=False)
+
+    def encode(self, batch: ClipBatch) -> ImageCodes:
+        if self._last is None or self._last.batch is not batch:
+            self._last = _Codes(batch, self.encoder.encode(pixels_of(batch)))
+        return self._last.codes
+
+
+@dataclass(frozen=True)
+class ContentClipColumn:
+    """`content_clip`: the content image's patch tokens, float16 (tokens, dim), or in 8 bits."""
+
+    shared: SharedImageEncoder
+    resize: str
+    name: str = "content_clip"
+    needs: frozenset[str] = frozenset({CONTENT})
+
+    @property
+    def _is_int8(self) -> bool:
+        return self.shared.encoder.options.quantization == "int8"
+
+    def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
+        encoder = self.shared.encoder
+        tokens, dim = encoder.tokens_shape
+        shape = (tokens, dim + TAIL_BYTES if self._is_int8 else dim)
+        return ColumnMeta(
+            kind="array",
+            content=INT8_TOKENS if self._is_int8 else TOKENS,
+            encoder=encoder.name,
+            config={**encoder.config, "resize": self.resize},
+            dtype="int8" if self._is_int8 else "float16",
+            row_shapes={bucket.name: shape for bucket in buckets},
+            measured=measured(encoder.error),
+        )
+
+    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+        tokens = self.shared.encode(batch).tokens
+        if self._is_int8:
+            return list(quantize(tokens.cpu().numpy()))
+        return list(tokens.to(torch.float16).cpu().contiguous().numpy())
+
+    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
+        running = _Running()
+        for part in _stacks(rows):
+            tokens = dequantize(part) if self._is_int8 else part
+            running.add("final", tokens.reshape(-1, tokens.shape[-1]))
+            if self._is_int8:
+                running.add("int8_error", relative_errors(part).reshape(-1, 1))
+        return running.result()
+
+
+@dataclass(frozen=True)
+class ContentClipPooledColumn:
+    """`content_clip_pooled`: the content image as one vector, float16 (dim,)."""
+
+    shared: SharedImageEncoder
+    resize: str
+    name: str = "content_clip_pooled"
+    needs: frozenset[str] = frozenset({CONTENT})
+
+    def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
+        encoder = self.shared.encoder
+        if encoder.pooled_dim is None:
+            raise ConfigError(
+                f"{encoder.options.model} has no pooled vector; leave {self.name} out."
+            )
+        return ColumnMeta(
+            kind="array",
+            content=VECTOR,
+            encoder=encoder.name,
+            config={**encoder.config, "resize": self.resize},
+            row_shapes={bucket.name: (encoder.pooled_dim,) for bucket in buckets},
+            measured=measured(encoder.error),
+        )
+
+    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+        pooled = self.shared.encode(batch).pooled
+        assert pooled is not None
+        return list(pooled.to(torch.float16).cpu().contiguous().numpy())
+
+    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
+        running = _Running()
+        for part in _stacks(rows):
+            running.add("final", part)
+        return running.result()
+
+
+@dataclass
+class TextColumn:
+    """`text`: token vectors of each caption of a clip; `store.text_rows` says how a row lies.
+
+    Within a shard equal captions are encoded once and give one row, and a shard's rows depend on
+    nothing outside it.
+    """
+
+    encoder: TextEncoder
+    name: str = "text"
+    needs: frozenset[str] = frozenset({CAPTIONS})
+    _shard: ShardKey | None = field(default=None, repr=False)
+    _rows: dict[tuple[str, ...], bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def values(self) -> str:
+        return self.encoder.options.values
+
+    def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
+        return ColumnMeta(
+            kind="bytes",
+            content=MEDIA_TYPE,
+            encoder=self.encoder.name,
+            config={**self.encoder.config, "dim": self.encoder.dim, "values": self.values},
+            dtype="bytes",
+            measured=measured(self.encoder.error),
+            empty_row=base64.b64encode(self._pack([self.encoder.empty])).decode(),
+        )
+
+    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+        if batch.key != self._shard:
+            self._shard, self._rows = batch.key, {}
+        new = [key for key in dict.fromkeys(batch.captions) if key not in self._rows]
+        # A clip without captions has the empty one.
+        found = iter(self.encoder.encode([caption for key in new for caption in key or ("",)]))
+        for key in new:
+            self._rows[key] = self._pack([next(found) for _ in key or ("",)])
+        return [self._rows[captions] for captions in batch.captions]
+
+    def _pack(self, captions: Sequence[CaptionTokens]) -> bytes:
+        limit = np.finfo(np.float16).max if self.values == "float16" else np.finfo(np.float32).max
+        for caption in captions:
+            if not (np.abs(caption.vectors) <= limit).all():
+                raise ConfigError(
+                    f"{self.encoder.name} gave NaN or a value beyond {self.values}. Compute in "
+                    "float32 or bfloat16, and store text as bfloat16."
+                )
+        return pack_text_row(captions, self.values)
+
+    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
+        running = _Running()
+        payloads = [row for row in rows if isinstance(row, bytes)]
+        for start in range(0, len(payloads), ROWS_AT_ONCE):
+            part = payloads[start : start + ROWS_AT_ONCE]
+            lengths = np.concatenate([text_row_lengths(row) for row in part]).astype(np.float64)
+            kept, full = lengths[:, :1], lengths[:, 1:]
+            running.add("tokens", kept)
+            running.add("truncated", (kept < full).astype(np.float64))
+            running.add("final", np.concatenate([v for row in part for v in decode_text_row(row)]))
+            if self.values == "int8":
+                errors = np.concatenate([text_row_errors(row) for row in part])
+                running.add("int8_error", errors[:, None])
+        return running.result()
+
+
+def _stacks(rows: Sequence[Row]) -> list[NDArray[Any]]:
+    arrays = [row for row in rows if isinstance(row, np.ndarray)]
+    return [np.stack(arrays[i : i + ROWS_AT_ONCE]) for i in range(0, len(arrays), ROWS_AT_ONCE)]
