@@ -1,0 +1,259 @@
+"""Everything that a training run is told, as strict YAML: one small dataclass a section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from reducio_latents.config import RESIZE_MODES, ClipSpec
+from reducio_latents.errors import ConfigError
+from reducio_latents.train.schedule import Schedule
+from reducio_latents.vae import ReducioVAEConfig, Tiling
+from reducio_latents.vae.config import FRAMES, SPATIAL_STRIDE
+
+FREEZABLE = {
+    "video_encoder": ("encoder_3d", "quant_conv"),
+    "content_encoder": ("encoder_2d",),
+    "decoder": ("post_quant_conv", "decoder"),
+}
+"""What `train.freeze` may name, and the modules that it means."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise ConfigError(message) unless `holds`."""
+    if not holds:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which clips are trained on, and what is done to them."""
+
+    corpus: str | None = None
+    """What `encode-corpus` takes: a folder, a glob, a table, tars. The presets leave it open."""
+    validation_corpus: str | None = None
+    """Another corpus to validate on. None: `validation_share` of the first one."""
+    validation_share: float = 0.05
+    """Share of the videos that is set apart, chosen by a hash of their names; whole videos."""
+    clip: ClipSpec = field(default_factory=ClipSpec)
+    size_px: int = 256
+    """Height and width; with `aspect`, the side of a square of the buckets' area."""
+    crop: Literal["random_resized", "square", "aspect"] = "random_resized"
+    """random_resized: a random part of the frame. square: the frame's centre. aspect: resized to
+    the bucket nearest in aspect ratio. Validation never crops at random."""
+    crop_area: tuple[float, float] = (0.5, 1.0)
+    """random_resized: smallest and largest share of the largest square in the frame."""
+    flip: bool = True
+    """Mirror every second clip left to right."""
+    resize: str = "bicubic"
+    video_backend: str = "pyav"
+    workers: int = 4
+    """Decoding processes of each rank."""
+    ahead: int = 4
+    """Batches that are decoded before they are asked for."""
+    timeout_s: float = 120.0
+    """A decoder that is silent for so long is replaced, and its clip counted as failed."""
+    max_failed: float = 0.1
+    """Stop when more than this share of the clips seen could not be read."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.clip.frames == FRAMES, f"data.clip.frames must be {FRAMES}, what the VAE takes."
+        )
+        require(
+            self.size_px >= SPATIAL_STRIDE and self.size_px % SPATIAL_STRIDE == 0,
+            f"data.size_px is {self.size_px}; use a multiple of {SPATIAL_STRIDE}, such as "
+            f"{max(SPATIAL_STRIDE, self.size_px // SPATIAL_STRIDE * SPATIAL_STRIDE)}.",
+        )
+        low, high = self.crop_area
+        require(
+            0 < low <= high <= 1,
+            f"data.crop_area is [{low}, {high}]; give two shares, 0 < smallest <= largest <= 1.",
+        )
+        require(
+            0 <= self.validation_share < 1,
+            f"data.validation_share must be in [0, 1), got {self.validation_share}.",
+        )
+        require(
+            self.resize in RESIZE_MODES,
+            f"data.resize is {self.resize!r}; choose one of {', '.join(RESIZE_MODES)}.",
+        )
+        require(
+            self.workers >= 1 and self.ahead >= 1 and self.timeout_s > 0,
+            "data.workers and data.ahead must be >= 1 and data.timeout_s > 0, got "
+            f"{self.workers}, {self.ahead} and {self.timeout_s}.",
+        )
+        require(
+            0 <= self.max_failed <= 1, f"data.max_failed must be in [0, 1], got {self.max_failed}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The terms that do not need a discriminator."""
+
+    reconstruction: Literal["l1", "l2"] = "l1"
+    perceptual: Literal["vgg", "none"] = "vgg"
+    """LPIPS with VGG16, over the frames; `none` needs no other weights."""
+    perceptual_weight: float = 0.1
+    kl_weight: float = 1e-6
+    """Of the KL divergence summed over a clip."""
+    penalty_weight: float = 1.0
+    logvar: float = 0.0
+    """Log-variance of the pixels' noise; it is not trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig:
+    """The discriminators. With none of them the adversarial term is off."""
+
+    discriminators: tuple[Literal["3d", "2d"], ...] = ("3d",)
+    weight: float = 0.05
+    adaptive: bool = True
+    """Multiply the weight by the ratio of gradients at the decoder's last layer."""
+    start_step: int = 10_001
+    """The first step in which the discriminators are trained and the generator listens to them."""
+    sync: bool = True
+    """Batch statistics and gradient norms are those of all ranks, so a run does not depend on
+    their number. False: each rank has its own, as the published models were trained."""
+    lr_factor: float = 0.1
+    """The discriminators' rate as a share of `train.lr`."""
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(start=0.1, end=1.0, from_step=5_000, to_step=6_000)
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            len(set(self.discriminators)) == len(self.discriminators),
+            f"adversarial.discriminators names one twice: {', '.join(self.discriminators)}.",
+        )
+        require(
+            self.start_step >= 0, f"adversarial.start_step must be >= 0, got {self.start_step}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisationConfig:
+    """How the weights are changed. A step is one update of the VAE."""
+
+    steps: int = 1_000_000
+    batch_size: int = 4
+    """Clips that one rank sees in one forward pass."""
+    accumulate: int = 1
+    """Forward passes a step; a step sees batch_size * accumulate * ranks clips."""
+    lr: float = 2e-5
+    betas: tuple[float, float] = (0.5, 0.9)
+    """Of Adam, for VAE and discriminators."""
+    schedule: Schedule = field(default_factory=lambda: Schedule(end=0.01, to_step=1_000_000))
+    max_grad_norm: float | None = None
+    """Clip the VAE's gradient to this norm."""
+    ema_decay: float | None = None
+    """Keep a running average of the weights, and validate with it."""
+    freeze: tuple[Literal["video_encoder", "content_encoder", "decoder"], ...] = ()
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Of the networks; weights and losses are float32. fp16 scales the loss."""
+    checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """torch.compile each residual block."""
+    channels_last: bool = False
+    seed: int = 0
+    deterministic: bool = False
+    """Ask torch for kernels that give the same bits again, where a GPU has others."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate"):
+            value = getattr(self, name)
+            require(value >= 1, f"train.{name} must be >= 1, got {value}.")
+        require(self.lr > 0, f"train.lr must be > 0, got {self.lr}.")
+        require(
+            self.max_grad_norm is None or self.max_grad_norm > 0,
+            f"train.max_grad_norm must be > 0, got {self.max_grad_norm}; null turns it off.",
+        )
+        require(
+            self.ema_decay is None or 0 < self.ema_decay < 1,
+            f"train.ema_decay must be between 0 and 1, got {self.ema_decay}; null turns it off.",
+        )
+        require(
+            len(set(self.freeze)) < len(FREEZABLE),
+            "train.freeze names all three networks, so there is nothing to train. Leave one out.",
+        )
+        require(0 <= self.seed < 2**32, f"train.seed must be in [0, 2**32), got {self.seed}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """When and on what the model is measured."""
+
+    every_steps: int = 5_000
+    clips: int = 64
+    """At most so many, one of each video before a second one of any."""
+    batch_size: int = 1
+    tiling: Tiling | None = None
+    """For frames higher than a whole tile; null: frames are seen whole."""
+
+    def __post_init__(self) -> None:
+        require(
+            min(self.every_steps, self.clips, self.batch_size) >= 1,
+            "validation.every_steps, clips and batch_size must be >= 1, got "
+            f"{self.every_steps}, {self.clips} and {self.batch_size}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written while it trains."""
+
+    every_steps: int = 10
+    batch_frequency: int = 1_000
+    """Steps from one picture and video of originals above reconstructions to the next."""
+    pictures: int = 4
+    """Clips in a picture."""
+    tensorboard: bool = True
+    wandb: Literal["off", "online", "offline"] = "off"
+    wandb_project: str = "reducio-vae"
+
+    def __post_init__(self) -> None:
+        require(
+            min(self.every_steps, self.batch_frequency, self.pictures) >= 1,
+            "log.every_steps, batch_frequency and pictures must be >= 1, got "
+            f"{self.every_steps}, {self.batch_frequency} and {self.pictures}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the state is saved, and what is kept."""
+
+    every_steps: int = 5_000
+    keep_last: int = 3
+    """Besides the one that validated best."""
+
+    def __post_init__(self) -> None:
+        require(
+            min(self.every_steps, self.keep_last) >= 1,
+            "checkpoint.every_steps and keep_last must be >= 1, got "
+            f"{self.every_steps} and {self.keep_last}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run, but for where it writes."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ReducioVAEConfig = field(default_factory=ReducioVAEConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    train: OptimisationConfig = field(default_factory=OptimisationConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            not (self.adversarial.adaptive and self.adversarial.discriminators)
+            or "decoder" not in self.train.freeze,
+            "train.freeze has the decoder, but adversarial.adaptive weighs by gradients at its "
+            "last layer. Set adversarial.adaptive=false, or train the decoder.",
+        )

@@ -1,0 +1,327 @@
+"""The run: what happens, in order, from the first step to the last."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from reducio_latents.errors import ConfigError, TrainingError
+from reducio_latents.files import LocalFiles
+from reducio_latents.metrics.lpips import LPIPS, load_lpips
+from reducio_latents.pixels import to_unit
+from reducio_latents.train.batch import Batch
+from reducio_latents.train.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
+from reducio_latents.train.config import TrainConfig
+from reducio_latents.train.order import BatchOrder, batch_numbers
+from reducio_latents.train.pretrained import take_pretrained
+from reducio_latents.train.ranks import Ranks, join_ranks
+from reducio_latents.train.records import Records, write_pictures
+from reducio_latents.train.settings import SETTINGS, refuse_other_run, to_yaml
+from reducio_latents.train.split import ClipTable, Split, make_split
+from reducio_latents.train.state import Best, TrainState, build_state, prepare_networks
+from reducio_latents.train.step import Stepper, train_step
+from reducio_latents.train.stream import BatchStream, training_requests
+from reducio_latents.train.validate import Pair, Validation, reconstruct, to_pairs, validate
+
+log = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a run is told beside its config: where things are, and how to show itself."""
+
+    pretrained: Path | None = None
+    """Weights to start from, where the run has no checkpoint yet."""
+    lpips_weights: Path | None = None
+    """VGG16's state dict, if it is not where torch.hub keeps it."""
+    wandb_key: str | None = None
+    eval_only: bool = False
+    """Validate and return."""
+    tell: Callable[[str], None] = log.info
+    """Takes what the run has to say, a line at a time, from the first rank."""
+    bar: bool = False
+    """Show a bar on the terminal."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """How a run stands when `train` returns."""
+
+    step: int
+    checkpoint: Path | None
+    """The newest one."""
+    best: Best | None
+    scores: dict[str, float] | None
+    """Of the last validation, if there was one; see `validate.Validation`."""
+
+
+def train(config: TrainConfig, out: Path, options: RunOptions | None = None) -> TrainReport:
+    """Train a Reducio-VAE in `out`; to resume, call it again with the same arguments.
+
+    Under torchrun every process calls it, with an `out` that all of them see. Raises ConfigError
+    for settings that cannot be, CorpusError for a corpus that cannot be listed, WeightsError for
+    weights that do not fit, TrainingError where the run cannot go on; its checkpoints stay.
+    """
+    options = options or RunOptions()
+    with join_ranks() as ranks:
+        run = _prepare(config, out, options, ranks)
+        if options.eval_only:
+            return _evaluate(run)
+        with _naming_the_last_checkpoint(out):
+            return _train(run)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run that is ready: everything it has, at the step where it stands."""
+
+    config: TrainConfig
+    out: Path
+    options: RunOptions
+    ranks: Ranks
+    split: Split
+    state: TrainState
+    lpips: LPIPS | None
+    scores: dict[str, float] | None = None
+
+    def tell(self, line: str) -> None:
+        if self.ranks.first:
+            self.options.tell(line)
+
+    def report(self) -> TrainReport:
+        found = checkpoints(self.out / CHECKPOINTS)
+        return TrainReport(
+            self.state.step, found[-1] if found else None, self.state.best, self.scores
+        )
+
+
+def _prepare(config: TrainConfig, out: Path, options: RunOptions, ranks: Ranks) -> Run:
+    """Bring everything up that can fail, the quickest first."""
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    lpips = None
+    if config.loss.perceptual != "none":
+        lpips = load_lpips("vgg", options.lpips_weights).to(ranks.device)
+    refuse_other_run(out, config)
+    state = build_state(config, ranks.device)
+    lines = _start_weights(state, out, options)
+    with ranks.after_first():
+        if ranks.first:
+            LocalFiles(out).write(SETTINGS, to_yaml(config).encode())
+        split = make_split(out, config.data, training=not options.eval_only)
+    run = Run(
+        config=config, out=out, options=options, ranks=ranks, split=split, state=state, lpips=lpips
+    )
+    for line in [*lines, *_describe(run)]:
+        run.tell(line)
+    return run
+
+
+def _start_weights(state: TrainState, out: Path, options: RunOptions) -> list[str]:
+    """Load the newest checkpoint, or what the run is to start from; say which."""
+    found = checkpoints(out / CHECKPOINTS)
+    if found and not (options.eval_only and options.pretrained):
+        load_checkpoint(found[-1], state)
+        lines = [f"continuing from {found[-1]}"]
+        if options.pretrained is not None:
+            lines.append("--pretrained was taken when this run began; it is not taken again")
+        return lines
+    if options.pretrained is not None:
+        return take_pretrained(state, options.pretrained).lines()
+    if options.eval_only:
+        raise ConfigError(
+            f"there is nothing to evaluate: {out} has no checkpoint. Give --pretrained WEIGHTS."
+        )
+    return []
+
+
+def _describe(run: Run) -> Iterator[str]:
+    parameters = sum(p.numel() for p in run.state.vae.parameters())
+    yield f"model: {parameters / 1e6:.2f} M parameters, on {run.ranks.size} x {run.ranks.device}"
+    for name, table in (("training", run.split.train), ("validation", run.split.validation)):
+        if table is not None:
+            yield f"{name}: {len(table)} clips of {table.videos} videos"
+    if run.split.unusable:
+        video, why = next(iter(run.split.unusable.items()))
+        yield f"left out: {len(run.split.unusable)} videos; the first one, {video}: {why}"
+
+
+def _evaluate(run: Run) -> TrainReport:
+    if run.split.validation is None:
+        raise ConfigError(
+            "there are no validation videos. Set data.validation_share or data.validation_corpus."
+        )
+    found = validate(run.state.measured, run.split.validation, run.config, run.ranks, run.lpips)
+    run.scores = found.scores
+    if run.ranks.first:
+        record = {"step": run.state.step, "clips": found.clips, **found.scores}
+        LocalFiles(run.out).write("evaluation.json", json.dumps(record, indent=2).encode())
+        rate_fps = run.config.data.clip.rate_fps
+        write_pictures(run.out, "evaluation", run.state.step, found.pairs, rate_fps)
+    run.tell(_words(found))
+    return run.report()
+
+
+def _train(run: Run) -> TrainReport:
+    config, state, ranks = run.config, run.state, run.ranks
+    assert run.split.train is not None
+    records = None
+    if ranks.first:
+        records = Records(run.out, config, state.step, run.options.wandb_key)
+    stepper = Stepper(config, prepare_networks(state, config.train, ranks), run.lpips, ranks)
+    stream, per_epoch = _open_stream(run, run.split.train)
+    bar = tqdm(
+        total=config.train.steps, initial=state.step, unit="step", dynamic_ncols=True,
+        disable=not (run.options.bar and ranks.first),
+    )  # fmt: skip
+    clock = Clock(clips_per_step=config.train.batch_size * config.train.accumulate * ranks.size)
+    with closing(iter(stream)) as batches, bar, _stop_signal() as stop:  # type: ignore[type-var]
+        while state.step < config.train.steps:
+            with clock.waiting():
+                taken = list(islice(batches, config.train.accumulate))
+            values = train_step(state, taken, stepper)
+            last = state.step == config.train.steps
+            bar.set_postfix({k: f"{values[k]:.4g}" for k in SHOWN if k in values}, refresh=False)
+            bar.update()
+
+            if records and (last or state.step % config.log.every_steps == 0):
+                pace = clock.read()
+                epoch = state.batches / per_epoch
+                failed = float(len(stream.failed))
+                records.train(
+                    state.step, {**values, **pace, "epoch": epoch, "failed_clips": failed}
+                )
+            if records and state.step % config.log.batch_frequency == 0:
+                records.pictures("training", state.step, _look(run, taken))
+            improved = False
+            if run.split.validation and (last or state.step % config.validation.every_steps == 0):
+                improved = _validate(run, run.split.validation, records)
+            stopping = ranks.any(stop.is_set())
+            if last or improved or stopping or state.step % config.checkpoint.every_steps == 0:
+                _save(run)
+            if stopping and not last:
+                raise TrainingError(f"stopped by a signal after step {state.step}.")
+    if records:
+        records.close()
+    return run.report()
+
+
+SHOWN = ("total", "nll", "kl", "disc")
+"""Terms beside the bar."""
+
+
+def _open_stream(run: Run, table: ClipTable) -> tuple[BatchStream, int]:
+    """Return this rank's batches from where the run stands, and how many an epoch has."""
+    settings, state, ranks = run.config.train, run.state, run.ranks
+    order = BatchOrder(table.bucket_numbers, settings.batch_size, settings.seed)
+    steps = settings.steps - state.step
+    numbers = batch_numbers(state.batches, steps, ranks.size, ranks.rank, settings.accumulate)
+    requests = training_requests(order, numbers, settings.seed)
+    return BatchStream(table, run.config.data, requests), order.batches_per_epoch
+
+
+def _look(run: Run, batches: list[Batch]) -> list[Pair]:
+    """Reconstruct the first clips of a step, one at a time."""
+    pairs: list[Pair] = []
+    for frames in islice((f for b in batches for f in b.frames_BTHWC), run.config.log.pictures):
+        video = to_unit(frames[None].to(run.ranks.device)).contiguous()
+        pairs += to_pairs(video, reconstruct(run.state.measured, video, run.config))
+    return pairs
+
+
+def _validate(run: Run, table: ClipTable, records: Records | None) -> bool:
+    """Measure, record, and return whether it went better than ever before."""
+    state = run.state
+    found = validate(state.measured, table, run.config, run.ranks, run.lpips)
+    run.scores = found.scores
+    run.tell(f"step {state.step}: {_words(found)}")
+    if records:
+        records.validation(state.step, {"clips": float(found.clips), **found.scores})
+        records.pictures("validation", state.step, found.pairs)
+    improved = state.best is None or found.scores["psnr_db"] > state.best.psnr_db
+    if improved:
+        state.best = Best(state.step, found.scores["psnr_db"])
+    return improved
+
+
+def _save(run: Run) -> None:
+    if run.ranks.first:
+        root = run.out / CHECKPOINTS
+        save_checkpoint(root, run.state, run.config)
+        prune(root, run.state.best, run.config.checkpoint.keep_last)
+
+
+def _words(found: Validation) -> str:
+    scores = ", ".join(f"{name} {value:.4g}" for name, value in found.scores.items())
+    return f"validation on {found.clips} clips: {scores}"
+
+
+class Clock:
+    """How fast it goes, and how much of the time it waited for batches."""
+
+    def __init__(self, clips_per_step: int) -> None:
+        self._clips = clips_per_step
+        self._start_s, self._waited_s = time.perf_counter(), 0.0
+        self._steps = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block as waiting, and one step."""
+        start_s = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - start_s
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Return clips a second and the share of waiting since the last reading."""
+        elapsed_s = time.perf_counter() - self._start_s
+        pace = {
+            "clips_per_s": self._steps * self._clips / elapsed_s,
+            "waiting_share": self._waited_s / elapsed_s,
+        }
+        self._start_s, self._waited_s, self._steps = time.perf_counter(), 0.0, 0
+        return pace
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """Have SIGTERM, which job managers send before they kill, ask for a last checkpoint."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _naming_the_last_checkpoint(out: Path) -> Iterator[None]:
+    """Say, when a run ends early, from where the same command continues."""
+    try:
+        yield
+    except (TrainingError, dist.DistError) as err:
+        found = checkpoints(out / CHECKPOINTS)
+        place = found[-1] if found else "the start"
+        what = str(err)
+        if not isinstance(err, TrainingError):
+            what = f"another process of this run is gone ({what.splitlines()[0]})."
+        raise TrainingError(f"{what} The same command continues from {place}.") from err

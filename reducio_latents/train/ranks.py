@@ -1,0 +1,82 @@
+"""The processes of a run: one, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+PREPARE_TIMEOUT = timedelta(days=2)
+"""How long ranks wait while the first one lists and probes the corpus."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who this process is among those of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes files."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over ranks, on every rank."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+    def any(self, flag: bool) -> bool:
+        """Return, on every rank, whether any rank raised its flag."""
+        return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def distribute(self, module: nn.Module) -> nn.Module:
+        """Return the module with its gradients averaged over ranks."""
+        if self.size == 1 or not any(p.requires_grad for p in module.parameters()):
+            return module
+        return DistributedDataParallel(
+            module, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    @contextmanager
+    def after_first(self) -> Iterator[None]:
+        """Let the first rank go through the block alone, then the others."""
+        if self.size == 1:
+            yield
+            return
+        patient = dist.new_group(backend="gloo", timeout=PREPARE_TIMEOUT)
+        if not self.first:
+            dist.barrier(patient)
+        yield
+        if self.first:
+            dist.barrier(patient)
+
+
+@contextmanager
+def join_ranks() -> Iterator[Ranks]:
+    """Join the other processes that torchrun started, if it did; leave them at the end."""
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    if has_gpu:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks(0, 1, device)
+        return
+    dist.init_process_group("nccl" if has_gpu else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,195 @@
+"""Which clips a run trains on and which it is measured on: made once, kept in the run's folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from reducio_latents.corpus import CorpusVideo, corpus_root, join_url, list_corpus
+from reducio_latents.errors import ConfigError
+from reducio_latents.files import open_files
+from reducio_latents.geometry import Bucket, aspect_buckets, square_bucket
+from reducio_latents.plan import Plan, PlanSpec, plan_part, read_plan, write_part
+from reducio_latents.probe import ProbeRecord, failed_record, probe_video
+from reducio_latents.processes import Channel, ProcessPool
+from reducio_latents.train.batch import ClipName
+from reducio_latents.train.config import DataConfig
+from reducio_latents.video import get_backend
+from reducio_latents.video.source import VideoSource
+
+PROBE_TIMEOUT_S = 300.0
+"""Probing reads a whole file to hash it; a slow disk is no hang."""
+
+OnProbe = Callable[[int, int], None]
+"""Told (videos probed, videos to be)."""
+
+
+class ClipTable:
+    """Clips by number, and where their videos are."""
+
+    def __init__(self, plan: Plan, root: str, videos: Sequence[str]) -> None:
+        self._clips = plan.own_clips(videos).select(["video", "start_s", "bucket"])
+        self._sources = plan.videos.select(["url", "offset", "length"])
+        self._row = {name: i for i, name in enumerate(plan.videos["video"].to_pylist())}
+        self._root = root
+        codes = self._clips["bucket"].combine_chunks().dictionary_encode()
+        self._code: NDArray[np.int32] = codes.indices.to_numpy()
+        self.sizes: tuple[Bucket, ...] = tuple(map(Bucket.parse, codes.dictionary.to_pylist()))
+        """The buckets that there are."""
+        self.videos = len(videos)
+        """How many videos the clips are of."""
+
+    def __len__(self) -> int:
+        return len(self._code)
+
+    @property
+    def bucket_numbers(self) -> NDArray[np.int32]:
+        """The bucket of each clip, an index into `sizes`."""
+        return self._code
+
+    def bucket(self, clip: int) -> Bucket:
+        return self.sizes[self._code[clip]]
+
+    def name(self, clip: int) -> ClipName:
+        return ClipName(self._clips["video"][clip].as_py(), self._clips["start_s"][clip].as_py())
+
+    def source(self, clip: int) -> VideoSource:
+        row = self._row[self._clips["video"][clip].as_py()]
+        url, offset, length = (column[row].as_py() for column in self._sources.columns)
+        return VideoSource(join_url(self._root, url), offset, length)
+
+    def following(self, clip: int) -> int:
+        """Return the next clip of the same bucket, after the last one the first."""
+        same = np.flatnonzero(self._code == self._code[clip])
+        return int(same[(np.searchsorted(same, clip) + 1) % len(same)])
+
+    def spread(self, count: int) -> list[int]:
+        """Return up to `count` clips, one of each video before a second one of any."""
+        seen: dict[str, int] = {}
+        rounds = []
+        for clip, video in enumerate(self._clips["video"].to_pylist()):
+            seen[video] = seen.get(video, -1) + 1
+            rounds.append((seen[video], _digest(video), clip))
+        return sorted(clip for _, _, clip in sorted(rounds)[:count])
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training clips and validation clips; no video has clips in both."""
+
+    train: ClipTable | None
+    """None where only a validation was asked for, of a corpus of its own."""
+    validation: ClipTable | None
+    unusable: dict[str, str]
+    """Videos that could not be used -> why."""
+
+
+def make_split(
+    out: Path, data: DataConfig, *, training: bool = True, on_probe: OnProbe = lambda _, __: None
+) -> Split:
+    """Return the split of a run; list, probe and plan the corpus where `out` has no plan of it yet.
+
+    The plan in `out` is what a run trains on, also when the corpus has grown since.
+    Raises CorpusError for a corpus that cannot be listed, ConfigError for a split that is empty.
+    """
+    if data.corpus is None and (training or data.validation_corpus is None):
+        raise ConfigError("data.corpus names no videos. Give --set data.corpus=FOLDER.")
+    train = validation = None
+    unusable: dict[str, str] = {}
+    hashes: set[str] = set()
+    if data.corpus is not None:
+        plan = _plan(out, data.corpus, data, on_probe)
+        share = data.validation_share if data.validation_corpus is None else 0.0
+        usable = _usable(plan)
+        apart = set_apart(usable, share)
+        train = _table(plan, data.corpus, [v for v in usable if v not in set(apart)])
+        validation = _table(plan, data.corpus, apart) if share else None
+        unusable, hashes = _unusable(plan), set(usable.values())
+    if data.validation_corpus is not None:
+        other = _plan(out / "validation", data.validation_corpus, data, on_probe)
+        # A video that is trained on, under whatever name, proves nothing.
+        apart = [video for video, sha256 in _usable(other).items() if sha256 not in hashes]
+        validation = _table(other, data.validation_corpus, apart)
+        unusable |= _unusable(other)
+    return Split(train, validation, unusable)
+
+
+def _table(plan: Plan, corpus: str, videos: Sequence[str]) -> ClipTable:
+    """Return the clips of `videos`; raise ConfigError if there are none."""
+    if videos:
+        return ClipTable(plan, corpus_root(corpus), videos)
+    reasons = [f"{video}: {why}" for video, why in _unusable(plan).items()]
+    hint = f" The first one that was left out: {reasons[0]}." if reasons else ""
+    raise ConfigError(
+        f"{corpus} has no clip for one of the splits: {plan.videos.num_rows} videos were listed, "
+        f"{len(reasons)} of them are unreadable or too short.{hint} Give more videos, or another "
+        "data.validation_share."
+    )
+
+
+def set_apart(videos: Collection[str], share: float) -> list[str]:
+    """Return the videos whose hashes are smallest: `share` of them, and at least one if above 0."""
+    count = max(1, round(len(videos) * share)) if share and videos else 0
+    return sorted(sorted(videos, key=_digest)[:count])
+
+
+def _digest(video: str) -> bytes:
+    return hashlib.sha256(video.encode()).digest()
+
+
+def _plan(out: Path, corpus: str, data: DataConfig, on_probe: OnProbe) -> Plan:
+    files = open_files(out)
+    spec = PlanSpec(clip=data.clip, buckets=_buckets(data))
+    plan = read_plan(files)
+    if plan is not None:
+        plan.spec.require_same(spec)
+        return plan
+    listed = list_corpus(corpus)
+    records = dict(zip((v.video for v in listed), _probe_all(listed, data, on_probe), strict=True))
+    part = plan_part(listed, records, spec)
+    write_part(files, 0, part)
+    return Plan.of(part)
+
+
+def _buckets(data: DataConfig) -> tuple[Bucket, ...]:
+    if data.crop == "aspect":
+        return aspect_buckets(data.clip.frames, data.size_px)
+    return (square_bucket(data.clip.frames, data.size_px),)
+
+
+def _usable(plan: Plan) -> dict[str, str]:
+    """Return the videos that clips are cut from, and the hash of each."""
+    planned = plan.videos.filter(pc.equal(plan.videos["status"], "planned"))
+    return dict(zip(planned["video"].to_pylist(), planned["sha256"].to_pylist(), strict=True))
+
+
+def _unusable(plan: Plan) -> dict[str, str]:
+    failed = plan.videos.filter(pc.is_in(plan.videos["status"], pa.array(["failed", "too_short"])))
+    return dict(zip(failed["video"].to_pylist(), failed["reason"].to_pylist(), strict=True))
+
+
+def _probe_all(
+    videos: Sequence[CorpusVideo], data: DataConfig, on_probe: OnProbe
+) -> Iterator[ProbeRecord]:
+    with ProcessPool(
+        target=_probe,
+        workers=min(data.workers, len(videos)),
+        timeout_s=max(PROBE_TIMEOUT_S, data.timeout_s),
+        preload=("reducio_latents.probe", "reducio_latents.video.pyav"),
+    ) as pool:
+        tasks = ((video.source, data.video_backend) for video in videos)
+        for number, record, lost in pool.run(tasks):
+            on_probe(number + 1, len(videos))
+            yield record if lost is None else failed_record(lost)
+
+
+def _probe(task: tuple[VideoSource, str], channel: Channel) -> None:
+    source, backend = task
+    channel.emit(probe_video(source, get_backend(backend)))

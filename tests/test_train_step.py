@@ -1,0 +1,194 @@
+"""One training step: what it computes, what it changes, what it refuses to keep."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from reducio_latents.errors import TrainingError
+from reducio_latents.train.config import AdversarialConfig, OptimisationConfig, TrainConfig
+from reducio_latents.train.ranks import Ranks
+from reducio_latents.train.state import DTYPES, TrainState, build_state, prepare_networks
+from reducio_latents.train.step import Stepper, generator_terms, train_step
+from tests.test_train_losses import rule_discriminator, rule_vae, rule_video
+from tests.train_ranks import made_up_batch, run_steps, start_ranks, tiny_config, weights
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+QUIET = AdversarialConfig(discriminators=())
+HEARD = AdversarialConfig(start_step=0)
+
+
+def prepared(config: TrainConfig) -> tuple[TrainState, Stepper]:
+    state = build_state(config, ALONE.device)
+    return state, Stepper(config, prepare_networks(state, config.train, ALONE), None, ALONE)
+
+
+def fp32(**settings: object) -> OptimisationConfig:
+    return OptimisationConfig(precision="fp32", lr=1e-4, **settings)  # type: ignore[arg-type]
+
+
+def terms_of(values: dict[str, float]) -> dict[str, float]:
+    """Leave out the norm of the gradient: in so small a model, norms of four values make it jump."""
+    return {name: value for name, value in values.items() if name != "grad_norm"}
+
+
+def test_the_step_adds_the_terms_up_as_published() -> None:
+    golden = json.loads((Path(__file__).parent / "golden" / "train_losses.json").read_text())
+    state, run = prepared(tiny_config())
+    state.vae, video = rule_vae(8).requires_grad_(True), rule_video(21, 32)
+    state.discriminators["3d"] = rule_discriminator()
+    recon, posterior = state.vae(video)
+    terms = generator_terms(state, video, recon, posterior, run, adversarial=True)
+    total, weight = (float(terms[name].detach()) for name in ("total", "adversarial_weight"))
+    assert total == pytest.approx(golden["total_loss_ae"], rel=1e-5)
+    assert weight == pytest.approx(golden["d_weight"], rel=1e-3)
+    quiet = generator_terms(state, video, recon, posterior, run, adversarial=False)
+    expected = golden["nll_loss"] + 1e-6 * golden["kl_loss"] + golden["penalty_loss"]
+    assert float(quiet["total"].detach()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_discriminator_rests_until_its_first_step() -> None:
+    state, run = prepared(tiny_config(adversarial=AdversarialConfig(start_step=1)))
+    before = {k: t.clone() for k, t in state.discriminators.state_dict().items()}
+    first = train_step(state, [made_up_batch([0, 1])], run)
+    assert "disc" not in first
+    assert all(torch.equal(t, before[k]) for k, t in state.discriminators.state_dict().items())
+    second = train_step(state, [made_up_batch([2, 3])], run)
+    assert second["disc"] > 0
+    moved = [not torch.equal(t, before[k]) for k, t in state.discriminators.named_parameters()]
+    assert all(moved)
+
+
+def test_the_generator_leaves_no_gradient_in_the_discriminator() -> None:
+    state, run = prepared(tiny_config(adversarial=HEARD))
+    seen = {}
+
+    def look(*_: object) -> None:
+        seen["before its own pass"] = [p.grad for p in state.discriminators.parameters()]
+
+    state.discriminators.register_forward_pre_hook(look)
+    train_step(state, [made_up_batch([0, 1])], run)
+    assert all(grad is None for grad in seen["before its own pass"])
+
+
+def test_training_lowers_the_loss() -> None:
+    config = tiny_config(fp32(max_grad_norm=1.0), QUIET)
+    config = replace(config, train=replace(config.train, lr=1e-3))
+    state, run = prepared(config)
+    smooth = made_up_batch([0, 1])
+    smooth.frames_BTHWC.fill_(60)
+    values = [train_step(state, [smooth], run)["total"] for _ in range(12)]
+    assert values[-1] < 0.7 * values[0]
+
+
+def test_accumulated_batches_count_as_one_large_one() -> None:
+    outcomes = []
+    for accumulate in (1, 2):
+        config = tiny_config(fp32(accumulate=accumulate), QUIET)
+        outcomes.append(run_steps(build_state(config, ALONE.device), config, ALONE))
+    for whole, parts in zip(*outcomes, strict=True):
+        assert terms_of(parts) == pytest.approx(terms_of(whole), rel=1e-4)
+
+
+def test_two_ranks_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
+    ranks = start_ranks(["tests.train_ranks", str(tmp_path / "values.json")], 2)
+    config = tiny_config()
+    alone = run_steps(build_state(config, ALONE.device), config, ALONE)
+    outputs = [process.communicate(timeout=120)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], outputs
+    together = json.loads((tmp_path / "values.json").read_text())
+    assert "disc" in alone[-1]  # the last step is adversarial: batch norms and weight agree too
+    for one, two in zip(alone, together, strict=True):
+        for name, value in terms_of(one).items():
+            loose = name == "adversarial_weight"  # a gradient through the kinks of LeakyReLU
+            assert two[name] == pytest.approx(value, rel=2e-2 if loose else 1e-3), name
+
+
+def test_checkpointed_activations_give_the_same_bits() -> None:
+    outcomes = []
+    for checkpointing in (False, True):
+        config = tiny_config(fp32(checkpointing=checkpointing))
+        state, run = prepared(config)
+        train_step(state, [made_up_batch([0, 1])], run)
+        outcomes.append(weights(state))
+    assert all(torch.equal(outcomes[0][key], tensor) for key, tensor in outcomes[1].items())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_close_to_single(
+    precision: Literal["bf16", "fp16"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What matters of fp16 here is the scaler; CPUs take minutes for its convolutions.
+    monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)
+    outcomes = []
+    for name in ("fp32", precision):
+        config = tiny_config(OptimisationConfig(precision=name, lr=1e-4), HEARD)
+        state, run = prepared(config)
+        outcomes.append(train_step(state, [made_up_batch([0, 1])], run))
+    assert state.scaler.is_enabled() == (precision == "fp16")
+    assert terms_of(outcomes[1]) == pytest.approx(terms_of(outcomes[0]), rel=0.05, abs=0.1)
+    assert all(p.dtype == torch.float32 for p in state.vae.parameters())
+
+
+def test_an_overflow_of_scaled_gradients_skips_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)
+    state, run = prepared(tiny_config(OptimisationConfig(precision="fp16", lr=1e-4), QUIET))
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=3e38)
+    before = {key: tensor.clone() for key, tensor in state.vae.state_dict().items()}
+    values = train_step(state, [made_up_batch([0])], run)
+    assert not math.isfinite(values["grad_norm"])
+    assert state.scaler.get_scale() < 3e38
+    assert all(torch.equal(t, before[key]) for key, t in state.vae.state_dict().items())
+
+
+def test_the_average_follows_the_weights_slowly() -> None:
+    config = tiny_config(fp32(ema_decay=0.9), QUIET)
+    state, run = prepared(config)
+    start = state.vae.decoder.conv_in.get_parameter("weight").detach().clone()
+    train_step(state, [made_up_batch([0, 1])], run)
+    now = state.vae.decoder.conv_in.get_parameter("weight").detach()
+    average = state.measured.decoder.conv_in.get_parameter("weight")
+    assert state.measured is state.average
+    torch.testing.assert_close(average, 0.9 * start + 0.1 * now)
+    assert not torch.equal(average, now)
+
+
+def test_what_is_frozen_stays_and_the_rest_moves() -> None:
+    config = tiny_config(fp32(freeze=("content_encoder", "video_encoder")))
+    state, run = prepared(config)
+    before = {k: t.clone() for k, t in state.vae.state_dict().items()}
+    train_step(state, [made_up_batch([0, 1])], run)
+    moved = {k for k, t in state.vae.state_dict().items() if not torch.equal(t, before[k])}
+    assert moved
+    assert {key.partition(".")[0] for key in moved} == {"decoder", "post_quant_conv"}
+
+
+def test_the_rates_of_a_step_are_those_of_the_schedules() -> None:
+    state, run = prepared(tiny_config())
+    state.step = 3
+    train_step(state, [made_up_batch([0, 1])], run)
+    schedule = run.config.train.schedule
+    assert state.vae_optimizer.param_groups[0]["lr"] == 1e-4 * schedule.multiplier(3)
+
+
+def test_a_loss_that_is_not_a_number_stops_and_changes_nothing() -> None:
+    state, run = prepared(tiny_config(fp32(ema_decay=0.9)))
+    train_step(state, [made_up_batch([0, 1])], run)
+    with torch.no_grad():
+        state.vae.decoder.conv_out.get_parameter("bias")[0] = float("nan")
+    before = {k: t.clone() for k, t in weights(state).items()}
+    with pytest.raises(TrainingError) as caught:
+        train_step(state, [made_up_batch([4, 5])], run)
+    message = str(caught.value)
+    assert "step 2: total, nll, l1" in message.replace("l1, nll", "nll, l1")
+    assert "4.mp4 at 0.000 s; 5.mp4 at 0.000 s" in message
+    assert state.step == 1
+    for key, tensor in weights(state).items():
+        if not key.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            torch.testing.assert_close(tensor, before[key], rtol=0, atol=0, equal_nan=True)

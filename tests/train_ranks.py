@@ -1,0 +1,112 @@
+"""Steps on made-up clips, alone or as one of several ranks: `python -m tests.train_ranks OUT`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reducio_latents.train.batch import Batch, ClipName
+from reducio_latents.train.config import (
+    AdversarialConfig,
+    LossConfig,
+    OptimisationConfig,
+    TrainConfig,
+)
+from reducio_latents.train.ranks import Ranks, join_ranks
+from reducio_latents.train.schedule import Schedule
+from reducio_latents.train.state import TrainState, build_state, prepare_networks
+from reducio_latents.train.step import Stepper, train_step
+from reducio_latents.vae import ReducioVAEConfig
+
+TINY = ReducioVAEConfig(width=8, content_width=8, decoder_width=8)
+STEPS = 3
+CLIPS_A_STEP = 4
+
+
+def tiny_config(
+    train: OptimisationConfig | None = None, adversarial: AdversarialConfig | None = None
+) -> TrainConfig:
+    return TrainConfig(
+        model=TINY,
+        loss=LossConfig(perceptual="none"),
+        train=train or OptimisationConfig(precision="fp32", lr=1e-4),
+        adversarial=adversarial
+        or AdversarialConfig(start_step=2, schedule=Schedule(), lr_factor=1.0),
+    )
+
+
+def made_up_batch(numbers: Sequence[int], side_px: int = 32) -> Batch:
+    """Return clips that depend on their numbers alone."""
+    shape = (16, side_px, side_px, 3)
+    frames = [
+        torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+        for n in numbers
+    ]
+    names = tuple(ClipName(f"{n}.mp4", 0.0) for n in numbers)
+    return Batch(torch.stack(frames), tuple(numbers), names)
+
+
+def run_steps(state: TrainState, config: TrainConfig, ranks: Ranks) -> list[dict[str, float]]:
+    """Do STEPS steps of CLIPS_A_STEP clips, shared by the ranks and their accumulated batches."""
+    run = Stepper(config, prepare_networks(state, config.train, ranks), None, ranks)
+    each = CLIPS_A_STEP // (ranks.size * config.train.accumulate)
+    values = []
+    for step in range(STEPS):
+        batches = []
+        for i in range(config.train.accumulate):
+            first = step * CLIPS_A_STEP + (i * ranks.size + ranks.rank) * each
+            batches.append(made_up_batch(range(first, first + each)))
+        values.append(train_step(state, batches, run))
+    return values
+
+
+def weights(state: TrainState) -> dict[str, Tensor]:
+    return {
+        **state.vae.state_dict(),
+        **{f"discriminators.{k}": t for k, t in state.discriminators.state_dict().items()},
+    }
+
+
+def start_ranks(arguments: Sequence[str], size: int) -> list[subprocess.Popen[str]]:
+    """Start `python -m ARGUMENTS` as the ranks of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(size),
+        "OMP_NUM_THREADS": "1",
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    with join_ranks() as ranks:
+        config = tiny_config()
+        state = build_state(config, ranks.device)
+        values = run_steps(state, config, ranks)
+        if ranks.first:
+            out.write_text(json.dumps(values))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
