@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple, Self
 
 from reducio_latents.config import from_mapping
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files
+from reducio_latents.store.seal import seal, unseal
 from reducio_latents.store.statistics import ChannelStatistics
 
 FOLDER = "commits"
@@ -48,7 +50,7 @@ class Commit:
     fingerprint: str
     """Of the column, when these rows were made."""
     file: str
-    """Path of the file with the rows, relative to the store."""
+    """Path of the file with the rows, relative to the store. Columns may share one."""
     file_bytes: int
     file_sha256: str
     row_crc32c: tuple[int | None, ...]
@@ -57,10 +59,14 @@ class Commit:
     """Offset and length of each row's payload in `file`, for containers without an index of
     their own; (-1, 0) where the row is empty."""
     failed: tuple[Failure, ...] = ()
+    clips_sha256: str = ""
+    """Of the clip ids, one a line, in the order of rows: ties the commit to its plan."""
     statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
     """`mean`: of the raw mean. `final`: of the final latents made of it."""
     timings: dict[str, float] = field(default_factory=dict)
-    """Seconds by stage. The only field that differs between two runs over the same clips."""
+    """Seconds by stage. With the checksum, all that differs between two runs over equal clips."""
+    crc32c: int = field(default=0, compare=False)
+    """Of the bytes of this record before it."""
 
     @property
     def key(self) -> ShardKey:
@@ -71,8 +77,9 @@ class Commit:
         return self.rows - len(self.failed)
 
     def write(self, files: Files) -> None:
-        text = json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
-        files.write(commit_path(self.key, self.column), text.encode() + b"\n")
+        record = {name: value for name, value in asdict(self).items() if name != "crc32c"}
+        text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+        files.write(commit_path(self.key, self.column), seal(text.encode()))
 
     @classmethod
     def read(cls, files: Files, key: ShardKey, column: str) -> Self:
@@ -80,7 +87,7 @@ class Commit:
         path = commit_path(key, column)
         where = f"{files.url}/{path}"
         try:
-            commit = from_mapping(cls, json.loads(files.read(path)), where=where)
+            commit = from_mapping(cls, unseal(files.read(path)), where="it")
         except FileNotFoundError as err:
             raise StoreError(
                 f"{where} is missing: column {column} of this shard is not done. "
@@ -88,12 +95,19 @@ class Commit:
             ) from err
         except (ConfigError, ValueError) as err:
             raise StoreError(
-                f"{where} is damaged ({err}). Delete it and run the encode command again: "
-                "only this shard is done anew."
+                f"{where} is damaged ({str(err).rstrip('.')}). Delete it and run the encode "
+                "command again: only this shard is done anew."
             ) from err
         if (commit.bucket, commit.shard, commit.column) != (*key, column):
             raise StoreError(f"{where} speaks of another shard. Delete it and encode again.")
+        if ".." in commit.file.split("/") or commit.file.startswith("/"):
+            raise StoreError(f"{where} names a file outside the store. Delete it and encode again.")
         return commit
+
+
+def clips_sha256(clip_ids: Iterable[str]) -> str:
+    """Return the value of `Commit.clips_sha256` for these clips."""
+    return hashlib.sha256("".join(f"{clip_id}\n" for clip_id in clip_ids).encode()).hexdigest()
 
 
 def commit_path(key: ShardKey, column: str) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Buffer, Files
-from reducio_latents.store import zarr
-from reducio_latents.store.commit import Commit, ShardKey
+from reducio_latents.store import tar, zarr
+from reducio_latents.store.commit import Commit, ShardKey, commit_path
 from reducio_latents.store.meta import ColumnMeta, StoreMeta
 
 
@@ -37,12 +37,17 @@ class Layout(Protocol):
 
     def pack(
         self,
+        files: Files,
         meta: StoreMeta,
         key: ShardKey,
-        clip_ids: Sequence[str],
+        clips: Sequence[Mapping[str, Any]],
         columns: Mapping[str, Sequence[Buffer | None]],
     ) -> Mapping[str, RowsFile]:
-        """Return the file of each column; columns may share one."""
+        """Return the file of each column; columns may share one.
+
+        `clips` holds what is known of each row's clip, its `clip_id` at least; `columns` each row
+        as it is stored. What the shard has already at `files` is looked at, and not changed.
+        """
 
     def locate(self, files: Files, meta: StoreMeta, commit: Commit) -> NDArray[np.int64]:
         """Return (offset, length) of each row's payload in `commit.file`; (-1, 0) if empty."""
@@ -66,9 +71,10 @@ class ZarrLayout:
 
     def pack(
         self,
+        files: Files,
         meta: StoreMeta,
         key: ShardKey,
-        clip_ids: Sequence[str],
+        clips: Sequence[Mapping[str, Any]],
         columns: Mapping[str, Sequence[Buffer | None]],
     ) -> Mapping[str, RowsFile]:
         found = {}
@@ -98,5 +104,87 @@ def _ndim(column: ColumnMeta, bucket: str) -> int:
     return len(column.row_shapes[bucket]) if column.kind == "array" else 0
 
 
-LAYOUTS: dict[str, Layout] = {"zarr": ZarrLayout()}
+class TarLayout:
+    """One tar for the columns that are written together, one more for each that comes later."""
+
+    def describe(
+        self, meta: StoreMeta, rows: Mapping[str, int], columns: Iterable[str]
+    ) -> Mapping[str, bytes]:
+        return {}
+
+    def pack(
+        self,
+        files: Files,
+        meta: StoreMeta,
+        key: ShardKey,
+        clips: Sequence[Mapping[str, Any]],
+        columns: Mapping[str, Sequence[Buffer | None]],
+    ) -> Mapping[str, RowsFile]:
+        members = {
+            name: tar.member_of(meta.columns[name], name, key.bucket, rows)
+            for name, rows in columns.items()
+        }
+        shared = tar.tar_path(key)
+        others = [name for name in meta.columns if name not in columns]
+        if not any(_committed_file(files, key, name) == shared for name in others):
+            parts, ranges = tar.pack_tar(clips, key.bucket, members)
+            return {name: RowsFile(shared, parts, ranges[name]) for name in columns}
+        # Other columns live in the shared tar: it stays, and these come beside it. Unless a run was
+        # killed when it had written the tar and not yet all of its commits.
+        held = _held_rows(files, shared, clips, members)
+        found = {}
+        for name, member in members.items():
+            if name in held:
+                found[name] = held[name]
+            else:
+                parts, ranges = tar.pack_tar(clips, key.bucket, {name: member})
+                found[name] = RowsFile(tar.tar_path(key, name), parts, ranges[name])
+        return found
+
+    def locate(self, files: Files, meta: StoreMeta, commit: Commit) -> NDArray[np.int64]:
+        if len(commit.ranges) != commit.rows:
+            raise StoreError(
+                f"{files.url}/{commit_path(commit.key, commit.column)} says where "
+                f"{len(commit.ranges)} of its {commit.rows} rows are. Delete it and encode again."
+            )
+        return np.array(commit.ranges, np.int64).reshape(-1, 2)
+
+
+def _committed_file(files: Files, key: ShardKey, column: str) -> str | None:
+    if files.size(commit_path(key, column)) is None:
+        return None
+    return Commit.read(files, key, column).file
+
+
+def _held_rows(
+    files: Files,
+    path: str,
+    clips: Sequence[Mapping[str, Any]],
+    members: Mapping[str, tar.Member],
+) -> dict[str, RowsFile]:
+    """Return those columns whose rows the tar at `path` holds already."""
+    try:
+        names = tar.columns_of(files.read_range(path, 0, tar.HEAD_BYTES))
+        wanted = members.keys() if names is None else members.keys() & names
+        data = files.read(path) if wanted else b""
+    except FileNotFoundError:
+        return {}
+    ranges = {name: tar.find_rows(data, clips, members[name]) for name in wanted}
+    return {
+        name: RowsFile(path, [data], found) for name, found in ranges.items() if found is not None
+    }
+
+
+def array_rows(shards: Iterable[tuple[str, int, int]], shard_rows: int) -> dict[str, int]:
+    """Return how long each bucket's arrays must be for these shards: (bucket, number, rows).
+
+    Shards before the last count as full.
+    """
+    rows: dict[str, int] = {}
+    for bucket, shard, count in shards:
+        rows[bucket] = max(rows.get(bucket, 0), shard * shard_rows + count)
+    return rows
+
+
+LAYOUTS: dict[str, Layout] = {"zarr": ZarrLayout(), "webdataset": TarLayout()}
 """Container name -> how it lies in files."""

@@ -1,21 +1,25 @@
 """Which shards a reader may use: all commits folded into one small file, O(shards) in size.
 
-The index is a convenience that can be made again from the commits at any time; commits that are
-newer than it are read one by one.
+The index is a convenience that can be made again from the commits at any time; commits that it does
+not have are read one by one. Whoever takes back or replaces a commit that it may have removes it
+first (`StoreWriter.drop_commit`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Self
 
 from reducio_latents.config import from_mapping
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files
+from reducio_latents.files.protocol import LISTING
+from reducio_latents.store.commit import FOLDER as COMMITS
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
+from reducio_latents.store.meta import compact_json
+from reducio_latents.store.seal import seal, unseal
 
 PATH = "index.json"
 READERS = 16
@@ -34,6 +38,7 @@ class IndexEntry:
     """Rows that are empty."""
     file: str = ""
     file_bytes: int = 0
+    file_sha256: str = ""
     fingerprint: str = ""
 
     @classmethod
@@ -46,6 +51,7 @@ class IndexEntry:
             failed=tuple(f.row for f in commit.failed),
             file=commit.file,
             file_bytes=commit.file_bytes,
+            file_sha256=commit.file_sha256,
             fingerprint=commit.fingerprint,
         )
 
@@ -59,6 +65,11 @@ class Index:
     """Every commit of a store at one moment."""
 
     entries: Mapping[tuple[str, ShardKey], IndexEntry] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """Return the bytes of the stored index: a line a commit, in order."""
+        lines = b",\n".join(compact_json(vars(entry)) for entry in self.entries.values())
+        return seal(b'{"format_version":1,"commits":[\n%s\n]}' % lines)
 
     def columns(self) -> list[str]:
         return sorted({column for column, _ in self.entries})
@@ -81,7 +92,8 @@ class Index:
 
 def build_index(files: Files, *, use_cache: bool = True) -> Index:
     """Return the index of all commits: the stored index and the commits that it lacks."""
-    cached = _read_cached(files) if use_cache else {}
+    stored = read_index(files) if use_cache else None
+    cached = stored.entries if stored is not None else {}
     present = list(list_commits(files))
     missing = [(column, key) for column, key in present if (column, key) not in cached]
     with ThreadPoolExecutor(READERS) as pool:
@@ -91,22 +103,22 @@ def build_index(files: Files, *, use_cache: bool = True) -> Index:
 
 
 def write_index(files: Files, index: Index) -> None:
-    lines = ",\n".join(
-        json.dumps(asdict(entry), separators=(",", ":")) for entry in index.entries.values()
-    )
-    files.write(PATH, f'{{"format_version":1,"commits":[\n{lines}\n]}}\n'.encode())
+    """Write the index, and the listing for places that can be read but not listed."""
+    files.write(PATH, index.to_json())
+    names = [*files.list(COMMITS), *files.list("plan")]
+    files.write(LISTING, "".join(f"{name}\n" for name in sorted(names)).encode())
 
 
-def _read_cached(files: Files) -> dict[tuple[str, ShardKey], IndexEntry]:
+def read_index(files: Files) -> Index | None:
+    """Return the stored index, or None if there is none; raise StoreError if it is damaged."""
     try:
-        raw = json.loads(files.read(PATH))
-        entries = [
-            from_mapping(IndexEntry, item, where=f"{files.url}/{PATH}") for item in raw["commits"]
-        ]
+        raw = unseal(files.read(PATH))
+        entries = [from_mapping(IndexEntry, item, where="it") for item in raw["commits"]]
     except FileNotFoundError:
-        return {}
+        return None
     except (ConfigError, ValueError, KeyError, TypeError) as err:
         raise StoreError(
-            f"{files.url}/{PATH} is damaged ({err}). Delete it: it is made again from the commits."
+            f"{files.url}/{PATH} is damaged ({str(err).rstrip('.')}). Delete it: it is made again "
+            "from the commits."
         ) from err
-    return {(entry.column, entry.key): entry for entry in entries}
+    return Index({(entry.column, entry.key): entry for entry in entries})

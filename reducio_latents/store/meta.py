@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
+import google_crc32c
+
 from reducio_latents.config import ClipSpec, from_mapping
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files
@@ -15,6 +17,8 @@ from reducio_latents.files import Files
 FORMAT_VERSION = 1
 ATTRIBUTE = "reducio_latents"
 """Key of the description in the root group's Zarr attributes."""
+CHECKSUM = "reducio_latents_crc32c"
+"""Key of its checksum: crc32c of the description as compact JSON."""
 ROOT = "zarr.json"
 
 Container = Literal["zarr", "webdataset"]
@@ -88,12 +92,14 @@ class StoreMeta:
     format_version: int = FORMAT_VERSION
 
     def write(self, files: Files) -> None:
-        group = {
-            "zarr_format": 3,
-            "node_type": "group",
-            "attributes": {ATTRIBUTE: asdict(self)},
-        }
-        files.write(ROOT, json.dumps(group, indent=2, ensure_ascii=False).encode() + b"\n")
+        files.write(ROOT, self.to_json())
+
+    def to_json(self) -> bytes:
+        """Return the bytes of the root `zarr.json`."""
+        described = asdict(self)
+        attributes = {ATTRIBUTE: described, CHECKSUM: _checksum(described)}
+        group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        return json.dumps(group, indent=2, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
     def read(cls, files: Files) -> Self:
@@ -111,7 +117,7 @@ class StoreMeta:
             raise StoreError(f"{where} is not JSON ({err}). Restore it from a copy.") from err
         attributes = raw.get("attributes") if isinstance(raw, dict) else None
         described = attributes.get(ATTRIBUTE) if isinstance(attributes, dict) else None
-        if not isinstance(described, dict):
+        if not isinstance(attributes, dict) or not isinstance(described, dict):
             raise StoreError(
                 f"{files.url} is a Zarr store, but not a latent store: {ROOT} has no attribute "
                 f"{ATTRIBUTE!r}. Check the path."
@@ -121,10 +127,23 @@ class StoreMeta:
                 f"{where} has format {described.get('format_version')}; this version reads "
                 f"{FORMAT_VERSION}. Install the version that wrote it, or encode again."
             )
+        if attributes.get(CHECKSUM) != _checksum(described):
+            raise StoreError(
+                f"{where} does not match its own checksum: it was edited or damaged. "
+                "Restore it from a copy."
+            )
         try:
             return from_mapping(cls, described, where=where)
         except ConfigError as err:
             raise StoreError(str(err)) from err
+
+
+def _checksum(described: Mapping[str, Any]) -> int:
+    return int(google_crc32c.value(compact_json(described)))
+
+
+def compact_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
@@ -150,7 +169,7 @@ def require_same(now: StoreMeta, stored: StoreMeta, where: str) -> None:
         lines += differences(getattr(now, name), getattr(stored, name), name)
     lines += differences(asdict(now.clip), asdict(stored.clip), "clip")
     for name in sorted(now.columns.keys() & stored.columns.keys()):
-        ours, theirs = asdict(now.columns[name]), asdict(stored.columns[name])
+        ours, theirs = now.columns[name].decisive(), stored.columns[name].decisive()
         if now.buckets != stored.buckets:  # said already; rows of other sizes follow from it
             del ours["row_shapes"], theirs["row_shapes"]
         lines += [f"column {name}: {line}" for line in differences(ours, theirs)]

@@ -1,4 +1,4 @@
-"""Prove a store against itself: plan, commits, files, rows."""
+"""Prove a store against itself: description, plan, index, commits, files, rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from reducio_latents.errors import StoreError
-from reducio_latents.store.commit import Commit, ShardKey, list_commits
+from reducio_latents.files.protocol import LISTING
+from reducio_latents.plan import verify_parts
+from reducio_latents.store import index
+from reducio_latents.store.commit import Commit, ShardKey, clips_sha256, list_commits
+from reducio_latents.store.container import LAYOUTS, array_rows
+from reducio_latents.store.meta import ROOT
 from reducio_latents.store.store import Store
 from reducio_latents.store.writer import row_checksum
 
@@ -45,87 +50,160 @@ def verify(store: Store, progress: Callable[[int], None] = lambda _: None) -> Ve
     `progress` is called with the number of commits done.
     """
     report = VerifyReport()
-    shards = {ShardKey(s.bucket, s.shard): s.rows for s in store.plan.shards()}
-    committed: dict[str, set[ShardKey]] = {name: set() for name in store.columns}
-    for column, key in list_commits(store.files):
-        report.damage += _verify_commit(store, column, key, shards, report)
-        committed.setdefault(column, set()).add(key)
+    report.damage += _verify_description(store)
+    report.damage += _verify_plan(store)
+    try:
+        shards = {ShardKey(s.bucket, s.shard): s.rows for s in store.plan.shards()}
+    except StoreError as err:  # there is nothing to hold the commits against
+        report.damage.append(Damage("plan", str(err)))
+        return report
+    report.damage += _verify_arrays(store, shards)
+    proof = _CommitProof(store, shards, report)
+    # Shard by shard: columns that share a file come one after another.
+    for column, key in sorted(list_commits(store.files), key=lambda item: (item[1], item[0])):
+        report.damage += proof.of(column, key)
         report.commits += 1
         progress(report.commits)
-    for column, done in committed.items():
-        if waiting := shards.keys() - done:
-            report.missing[column] = len(waiting)
+    report.damage += _verify_index(store, proof.sound)
+    report.damage += _verify_listing(store)
+    for column in store.columns:
+        if waiting := sum((column, key) not in proof.seen for key in shards):
+            report.missing[column] = waiting
     return report
 
 
-def _verify_commit(
-    store: Store,
-    column: str,
-    key: ShardKey,
-    shards: dict[ShardKey, int],
-    report: VerifyReport,
-) -> Iterator[Damage]:
-    name = f"{key} {column}"
-    if key not in shards or column not in store.meta.columns:
-        unknown = f"column {column}" if column not in store.meta.columns else "shard"
-        yield Damage(name, f"there is a commit, but the store describes no such {unknown}")
-        return
-    clip_ids = store.plan.shard_clips(key.bucket, key.shard)["clip_id"].to_pylist()
+def _verify_description(store: Store) -> Iterator[Damage]:
+    if store.files.read(ROOT) != store.meta.to_json():
+        yield Damage(f"{store.files.url}/{ROOT}", "it was changed since it was written")
+
+
+def _verify_plan(store: Store) -> Iterator[Damage]:
     try:
-        commit = Commit.read(store.files, key, column)
+        for path, what in verify_parts(store.files):
+            yield Damage(f"{store.files.url}/{path}", f"it {what}")
     except StoreError as err:
-        yield Damage(name, str(err), tuple(clip_ids))
-        return
-    if commit.rows != shards[key] or len(commit.row_crc32c) != commit.rows:
-        yield Damage(
-            name, f"the commit has {commit.rows} rows, the plan {shards[key]}", tuple(clip_ids)
-        )
-        return
-    if commit.fingerprint != store.meta.columns[column].fingerprint:
-        yield Damage(
-            name, "the commit was made by an encoder with another fingerprint", tuple(clip_ids)
-        )
-    yield from _verify_failures(commit, clip_ids)
-    yield from _verify_file(store, commit, clip_ids, report)
+        yield Damage(f"{store.files.url}/plan", str(err))
 
 
-def _verify_failures(commit: Commit, clip_ids: list[str]) -> Iterator[Damage]:
-    failed = {failure.row for failure in commit.failed}
-    empty = {row for row, crc in enumerate(commit.row_crc32c) if crc is None}
-    for row in sorted(failed ^ empty):
-        state = "failed, but has a checksum" if row in failed else "empty without a reason"
-        yield Damage(f"{commit.key} {commit.column}", f"row {row} is {state}", (clip_ids[row],))
+def _verify_arrays(store: Store, shards: dict[ShardKey, int]) -> Iterator[Damage]:
+    """Prove the small files that let other readers open the container."""
+    rows = array_rows(((*key, count) for key, count in shards.items()), store.meta.shard_rows)
+    layout = LAYOUTS[store.meta.container]
+    for path, data in layout.describe(store.meta, rows, store.columns).items():
+        where = f"{store.files.url}/{path}"
+        mend = "run the encode command again to write it anew"
+        if store.files.size(path) is None:
+            yield Damage(where, f"the file is missing; {mend}")
+        elif store.files.read(path) != data:
+            yield Damage(where, f"it does not say what the store's description says; {mend}")
 
 
-def _verify_file(
-    store: Store, commit: Commit, clip_ids: list[str], report: VerifyReport
-) -> Iterator[Damage]:
-    where = f"{store.files.url}/{commit.file}"
+def _verify_index(store: Store, commits: dict[tuple[str, ShardKey], Commit]) -> Iterator[Damage]:
+    where = f"{store.files.url}/{index.PATH}"
     try:
-        data = store.files.read(commit.file)
-    except (FileNotFoundError, NotADirectoryError):
-        yield Damage(where, "the file is missing", tuple(clip_ids))
+        stored = index.read_index(store.files)
+    except StoreError as err:
+        yield Damage(where, str(err))
         return
-    report.bytes += len(data)
-    changed = hashlib.sha256(data).hexdigest() != commit.file_sha256
-    if changed and len(data) != commit.file_bytes:
-        what = f"the file has {len(data)} bytes, the commit says {commit.file_bytes}"
-        yield Damage(where, what, tuple(_damaged_rows(store, commit, data, clip_ids)[0]))
+    if stored is None:
         return
-    bad_rows, why = _damaged_rows(store, commit, data, clip_ids)
-    report.rows += commit.done
-    if changed or bad_rows:
-        yield Damage(where, why or "bytes outside the rows differ from the commit", tuple(bad_rows))
+    for item, entry in stored.entries.items():
+        if item in commits and entry != index.IndexEntry.of(commits[item]):
+            yield Damage(where, f"it disagrees with the commit of {item[1]} {item[0]}; delete it")
+    if store.files.read(index.PATH) != stored.to_json():
+        yield Damage(where, "it was changed since it was written; delete it")
+
+
+def _verify_listing(store: Store) -> Iterator[Damage]:
+    """Prove that the listing for web servers names nothing that is not there."""
+    if store.files.size(LISTING) is None:
+        return
+    data = store.files.read(LISTING)
+    there = {*store.files.list("commits"), *store.files.list("plan")}
+    names = data.decode(errors="replace").split("\n")[:-1]
+    if not there.issuperset(names) or data != "".join(f"{n}\n" for n in sorted({*names})).encode():
+        yield Damage(
+            f"{store.files.url}/{LISTING}", "it names what is not there; encode again to mend it"
+        )
+
+
+class _CommitProof:
+    """Proves commits and what they speak of. The last file is kept: columns may share it."""
+
+    def __init__(self, store: Store, shards: dict[ShardKey, int], report: VerifyReport) -> None:
+        self._store = store
+        self._shards = shards
+        self._report = report
+        self._file = ("", b"", "")
+        self.sound: dict[tuple[str, ShardKey], Commit] = {}
+        """The commits that can be read, whatever became of their rows."""
+        self.seen: set[tuple[str, ShardKey]] = set()
+
+    def of(self, column: str, key: ShardKey) -> Iterator[Damage]:
+        name, store = f"{key} {column}", self._store
+        self.seen.add((column, key))
+        if key not in self._shards or column not in store.meta.columns:
+            unknown = f"column {column}" if column not in store.meta.columns else "shard"
+            yield Damage(name, f"there is a commit, but the store describes no such {unknown}")
+            return
+        clip_ids = tuple(store.plan.shard_clips(*key)["clip_id"].to_pylist())
+        try:
+            commit = Commit.read(store.files, key, column)
+        except StoreError as err:
+            yield Damage(name, str(err), clip_ids)
+            return
+        if commit.rows != self._shards[key] or len(commit.row_crc32c) != commit.rows:
+            what = f"the commit has {commit.rows} rows, the plan {self._shards[key]}"
+            yield Damage(name, what, clip_ids)
+            return
+        self.sound[column, key] = commit
+        if commit.clips_sha256 != clips_sha256(clip_ids):
+            yield Damage(name, "the commit is of other clips than the plan's", clip_ids)
+        if commit.fingerprint != store.meta.columns[column].fingerprint:
+            what = "the commit was made by an encoder with another fingerprint"
+            yield Damage(name, what, clip_ids)
+        yield from _verify_failures(commit, clip_ids)
+        yield from self._verify_file(commit, clip_ids)
+
+    def _verify_file(self, commit: Commit, clip_ids: tuple[str, ...]) -> Iterator[Damage]:
+        where = f"{self._store.files.url}/{commit.file}"
+        try:
+            data, sha256 = self._read(commit.file)
+        except (FileNotFoundError, NotADirectoryError):
+            yield Damage(where, "the file is missing", clip_ids)
+            return
+        bad, why = _damaged_rows(self._store, commit, data, clip_ids)
+        self._report.rows += commit.done
+        if sha256 == commit.file_sha256 and not bad:
+            return
+        if len(data) != commit.file_bytes:
+            why = f"the file has {len(data)} bytes, the commit says {commit.file_bytes}"
+        yield Damage(where, why or "bytes outside the rows differ from the commit", bad)
+
+    def _read(self, path: str) -> tuple[bytes, str]:
+        if self._file[0] != path:
+            data = self._store.files.read(path)
+            self._file = (path, data, hashlib.sha256(data).hexdigest())
+            self._report.bytes += len(data)
+        return self._file[1:]
+
+
+def _verify_failures(commit: Commit, clip_ids: tuple[str, ...]) -> Iterator[Damage]:
+    failed = {failure.row: failure.clip_id for failure in commit.failed}
+    empty = {row for row, crc in enumerate(commit.row_crc32c) if crc is None}
+    for row in sorted(failed.keys() ^ empty):
+        state = "failed, but has a checksum" if row in failed else "empty without a reason"
+        yield Damage(f"{commit.key} {commit.column}", f"row {row} is {state}", clip_ids[row:][:1])
 
 
 def _damaged_rows(
-    store: Store, commit: Commit, data: bytes, clip_ids: list[str]
-) -> tuple[list[str], str]:
+    store: Store, commit: Commit, data: bytes, clip_ids: tuple[str, ...]
+) -> tuple[tuple[str, ...], str]:
     """Return the clips whose rows cannot be used as they lie in `data`, and what is wrong."""
     try:
         ranges = store.ranges(commit)
     except StoreError as err:
-        return list(clip_ids), str(err)
+        return clip_ids, str(err)
     bad, reasons = [], set()
     for row, (crc, (offset, length)) in enumerate(
         zip(commit.row_crc32c, ranges.tolist(), strict=True)
@@ -140,7 +218,7 @@ def _damaged_rows(
         else:
             continue
         bad.append(clip_ids[row])
-    return bad, " and ".join(sorted(reasons))
+    return tuple(bad), " and ".join(sorted(reasons))
 
 
 def _is_sound(store: Store, commit: Commit, payload: bytes) -> bool:

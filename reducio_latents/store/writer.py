@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.errors import StoreError
-from reducio_latents.files import Buffer, Files
-from reducio_latents.store.commit import Commit, Failure, ShardKey, commit_path
+from reducio_latents.files import Buffer, Files, LocalFiles
+from reducio_latents.store.commit import (
+    Commit,
+    Failure,
+    ShardKey,
+    clips_sha256,
+    commit_path,
+    list_commits,
+)
 from reducio_latents.store.compression import compress_row
 from reducio_latents.store.container import LAYOUTS, Layout
+from reducio_latents.store.index import PATH as INDEX
 from reducio_latents.store.meta import ROOT, StoreMeta, require_same
 from reducio_latents.store.statistics import ChannelStatistics
 
@@ -64,13 +71,16 @@ class StoreWriter:
                 statistics=stored.statistics,
             )
         meta = replace(meta, columns=dict(sorted(meta.columns.items())))
+        if isinstance(files, LocalFiles):
+            files.sweep()
+        # The description comes first: a place that has it is ours, whatever else is missing.
+        if meta != stored:
+            meta.write(files)
         writer = cls(files, meta)
         small = writer.layout.describe(meta, rows, meta.columns)
         for path, data in small.items():
             if files.size(path) is None or files.read(path) != data:
                 files.write(path, data)
-        if meta != stored:
-            meta.write(files)
         return writer
 
     def write_shard(
@@ -79,12 +89,36 @@ class StoreWriter:
         clip_ids: Sequence[str],
         columns: Mapping[str, ColumnRows],
         timings: Mapping[str, float] | None = None,
+        *,
+        details: Sequence[Mapping[str, Any]] = (),
     ) -> list[Commit]:
-        """Write the rows of one shard, then one commit a column, which makes them count."""
+        """Write the rows of one shard, then one commit a column, which makes them count.
+
+        `details` is what else is known of each clip (its `video` and `start_s`), for containers
+        that say so beside the rows.
+        """
+        clips = [
+            {"clip_id": clip_id, **about}
+            for clip_id, about in zip(clip_ids, details or [{}] * len(clip_ids), strict=True)
+        ]
         for name, column in columns.items():
-            self._check_rows(key, name, column.rows, len(clip_ids))
-        buffers = {name: self._payloads(name, c.rows) for name, c in columns.items()}
-        packed = self.layout.pack(self.meta, key, clip_ids, buffers)
+            self._check_rows(key, name, column, len(clips))
+        payloads = {
+            name: replace(column, rows=self._payloads(name, column.rows))
+            for name, column in columns.items()
+        }
+        return self.write_payloads(key, clips, payloads, timings)
+
+    def write_payloads(
+        self,
+        key: ShardKey,
+        clips: Sequence[Mapping[str, Any]],
+        columns: Mapping[str, ColumnRows],
+        timings: Mapping[str, float] | None = None,
+    ) -> list[Commit]:
+        """Write rows that are bytes as they are stored; else the same as `write_shard`."""
+        rows = {name: _as_buffers(column.rows) for name, column in columns.items()}
+        packed = self.layout.pack(self.files, self.meta, key, clips, rows)
         written: dict[str, tuple[int, str]] = {}
         for file in packed.values():
             if file.path not in written:
@@ -97,14 +131,15 @@ class StoreWriter:
                 bucket=key.bucket,
                 column=name,
                 shard=key.shard,
-                rows=len(clip_ids),
+                rows=len(clips),
                 fingerprint=self.meta.columns[name].fingerprint,
                 file=packed[name].path,
                 file_bytes=size,
                 file_sha256=sha256,
-                row_crc32c=tuple(None if b is None else row_checksum(b) for b in buffers[name]),
+                row_crc32c=tuple(None if b is None else row_checksum(b) for b in rows[name]),
                 ranges=packed[name].ranges,
                 failed=tuple(column.failed),
+                clips_sha256=clips_sha256(clip["clip_id"] for clip in clips),
                 statistics=dict(column.statistics),
                 timings={k: round(v, 4) for k, v in (timings or {}).items()},
             )
@@ -114,6 +149,7 @@ class StoreWriter:
 
     def drop_commit(self, key: ShardKey, column: str) -> None:
         """Make a shard count as not done. Its rows stay until they are written anew."""
+        self.files.delete(INDEX)  # which would go on to say that it is done
         self.files.delete(commit_path(key, column))
 
     def _payloads(self, name: str, rows: Sequence[Row]) -> list[Buffer | None]:
@@ -123,12 +159,23 @@ class StoreWriter:
             return payloads
         return [None if p is None else compress_row(column, p) for p in payloads]
 
-    def _check_rows(self, key: ShardKey, name: str, rows: Sequence[Row], count: int) -> None:
-        column = self.meta.columns[name]
+    def _check_rows(self, key: ShardKey, name: str, given: ColumnRows, count: int) -> None:
+        column, rows = self.meta.columns[name], given.rows
         if len(rows) != count:
             raise StoreError(f"{key} {name}: {len(rows)} rows given for {count} clips.")
+        if count > self.meta.shard_rows:
+            raise StoreError(f"{key}: {count} clips, a shard has {self.meta.shard_rows} at most.")
+        if column.kind == "array" and key.bucket not in column.row_shapes:
+            raise StoreError(f"{key} {name}: the store has no bucket {key.bucket}.")
+        empty = {number for number, row in enumerate(rows) if row is None}
+        if empty != {failure.row for failure in given.failed}:
+            raise StoreError(f"{key} {name}: rows without a value are not those that failed.")
         for row in rows:
-            if column.kind == "array" and row is not None:
+            if row is None:
+                continue
+            if column.kind == "bytes" and not isinstance(row, Buffer):
+                raise StoreError(f"{key} {name}: a row is {type(row).__name__}, not bytes.")
+            if column.kind == "array":
                 shape, dtype = np.shape(row), getattr(row, "dtype", None)
                 if shape != column.row_shapes[key.bucket] or dtype != np.dtype(column.dtype):
                     raise StoreError(
@@ -144,7 +191,12 @@ def read_meta_if_any(files: Files) -> StoreMeta | None:
     """
     if files.size(ROOT) is not None:
         return StoreMeta.read(files)
-    taken = next(iter(p for p in files.list("") if not p.startswith("plan/")), None)
+    taken = next((p for p in files.list("") if not p.startswith("plan/")), None)
+    if taken is not None and next(list_commits(files), None) is not None:
+        raise StoreError(
+            f"{files.url} holds commits of a latent store, but its {ROOT} is gone. "
+            "Restore it from a copy."
+        )
     if taken is not None:
         raise StoreError(
             f"{files.url} holds something else ({taken}) and is no latent store. "
@@ -164,13 +216,14 @@ def _buffer(row: Row) -> Buffer | None:
     return row
 
 
+def _as_buffers(rows: Sequence[Row]) -> list[Buffer | None]:
+    """Narrow rows that are known to be bytes."""
+    return [row if row is None or isinstance(row, Buffer) else row.tobytes() for row in rows]
+
+
 def _size_and_sha256(parts: Sequence[Buffer]) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
     for part in parts:
         digest.update(part)
         size += memoryview(part).nbytes
     return size, digest.hexdigest()
-
-
-def json_bytes(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
