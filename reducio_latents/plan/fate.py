@@ -56,7 +56,7 @@ def decide(
     fates: dict[str, Fate] = {}
     for video in videos:
         record = records.get(video.video)
-        reason = video.problem or (None if record is None else _why_unusable(record))
+        reason = video.problem or (None if record is None else _why_unusable(video, record))
         if reason is not None:
             fates[video.video] = Fate("failed", reason)
             continue
@@ -77,11 +77,15 @@ def decide(
     return fates
 
 
-def _why_unusable(record: ProbeRecord) -> str | None:
-    """Return why no clip can be cut from a video, if so; a header may say anything."""
-    error: str | None = record.error
-    if error is not None:
-        return error
+def _why_unusable(video: CorpusVideo, record: ProbeRecord) -> str | None:
+    """Return why no clip can be cut from a video, if so; a header may say anything.
+
+    Without the address that an error begins with: the row has it, and it may move.
+    """
+    if record.error is not None:
+        source = video.source
+        error = record.error.removeprefix(f"{source}: ").removeprefix(f"{source.url}: ")
+        return error.removesuffix(".") or "it cannot be read"
     if record.height < 1 or record.width < 1:
         return f"its pictures have {record.width}x{record.height} pixels"
     if not 0 <= record.duration_s <= MAX_DURATION_S:  # also refuses NaN

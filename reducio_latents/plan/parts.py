@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +22,9 @@ from reducio_latents.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 FOLDER = "plan"
 FORMAT_VERSION = 1
 METADATA_KEY = b"reducio_latents.plan"
+CHECKSUM_KEY = b"reducio_latents.plan.sha256"
+FOOTER_BYTES = 1 << 16
+"""Read at once from the end of a part: enough for the metadata of a million clips."""
 ROW_GROUP = 1 << 16
 DAMAGED = "Restore it from a copy, or make the store anew"
 
@@ -53,30 +56,20 @@ class PlanPart:
 
 
 class StoredPart:
-    """A part in a store; a table is read when it is first asked for."""
+    """A part in a store. Its footer is read at once, a table when it is first asked for."""
 
     def __init__(self, files: Files, number: int) -> None:
         self.number = number
         self._files = files
-        about = _about(self._clip_file.schema_arrow.metadata, self._where("part"))
-        self.spec: PlanSpec = about["spec"]
-        self.shards: Mapping[str, ShardRange] = about["shards"]
+        self.spec, self.shards = _read_about(files, part_path("part", number))
 
     @cached_property
     def videos(self) -> pa.Table:
-        file = _open(self._files, part_path("videos", self.number))
-        return _read(file, VIDEO_SCHEMA, self._where("videos"))
+        return _read_table(self._files, "videos", self.number, VIDEO_SCHEMA)
 
     @cached_property
     def clips(self) -> pa.Table:
-        return _read(self._clip_file, CLIP_SCHEMA, self._where("part"))
-
-    @cached_property
-    def _clip_file(self) -> pq.ParquetFile:
-        return _open(self._files, part_path("part", self.number))
-
-    def _where(self, kind: str) -> str:
-        return f"{self._files.url}/{part_path(kind, self.number)}"
+        return _read_table(self._files, "part", self.number, CLIP_SCHEMA)
 
 
 Part = PlanPart | StoredPart
@@ -122,16 +115,16 @@ def _to_parquet(table: pa.Table, part: PlanPart) -> bytes:
         "shards": {bucket: list(shards) for bucket, shards in part.shards.items()},
     }
     text = json.dumps(about, separators=(",", ":"), ensure_ascii=False)
+    checksum = hashlib.sha256(text.encode()).hexdigest()
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table.replace_schema_metadata({METADATA_KEY: text}),
+        table.replace_schema_metadata({METADATA_KEY: text, CHECKSUM_KEY: checksum}),
         sink,
         row_group_size=ROW_GROUP,
         version="2.6",
         data_page_version="1.0",
         compression="zstd",
         compression_level=3,
-        write_page_checksum=True,
     )
     data: bytes = sink.getvalue().to_pybytes()
     return data
@@ -165,60 +158,70 @@ def verify_parts(files: Files) -> list[tuple[str, str]]:
     """
     damage = []
     for number in _numbers(files):
-        path = part_path("sha256", number)
-        try:
-            lines = files.read(path).decode().splitlines()
-            sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        except (FileNotFoundError, UnicodeDecodeError):
-            sums = {}
         for name in (part_path("videos", number), part_path("part", number)):
-            if name not in sums:
-                damage.append((path, f"has no checksum of {name}"))
-            elif files.size(name) is None:
-                damage.append((name, "is missing"))
-            elif hashlib.sha256(files.read(name)).hexdigest() != sums[name]:
-                damage.append((name, f"does not match its checksum in {path}"))
+            try:
+                _read_checked(files, name, number)
+            except StoreError as err:
+                damage.append((name, str(err)))
     return damage
 
 
-def _open(files: Files, path: str) -> pq.ParquetFile:
+def _read_checked(files: Files, path: str, number: int) -> bytes:
+    """Return a whole file, its checksum proven."""
     where = f"{files.url}/{path}"
     try:
-        local = files.local_path(path)
-        source = pa.memory_map(str(local)) if local else pa.BufferReader(files.read(path))
-        return pq.ParquetFile(source, page_checksum_verification=True)
+        data = files.read(path)
+        lines = files.read(part_path("sha256", number)).decode().splitlines()
     except FileNotFoundError as err:
-        raise StoreError(f"{where} is missing. {DAMAGED}.") from err
-    except (OSError, pa.ArrowException) as err:
-        raise StoreError(f"{where} is damaged ({err}). {DAMAGED}.") from err
+        missing = path if files.size(path) is None else part_path("sha256", number)
+        raise StoreError(f"{files.url}/{missing} is missing. {DAMAGED}.") from err
+    except UnicodeDecodeError as err:
+        raise StoreError(f"{files.url}/{part_path('sha256', number)}: {err}. {DAMAGED}.") from err
+    if f"{hashlib.sha256(data).hexdigest()}  {path}" not in lines:
+        raise StoreError(f"{where} does not match its checksum. {DAMAGED}.")
+    return data
 
 
-def _read(file: pq.ParquetFile, schema: pa.Schema, where: str) -> pa.Table:
+def _read_table(files: Files, kind: str, number: int, schema: pa.Schema) -> pa.Table:
+    path = part_path(kind, number)
+    data = _read_checked(files, path, number)
     try:
-        table = file.read()
-    except (OSError, pa.ArrowException) as err:
-        raise StoreError(f"{where} is damaged ({err}). {DAMAGED}.") from err
-    for wanted in schema:
-        if table.schema.field(wanted.name).type != wanted.type:
-            raise StoreError(f"{where}: column {wanted.name} is not {wanted.type}. {DAMAGED}.")
+        table = pq.read_table(pa.BufferReader(data))
+        same = table.select(schema.names).schema.equals(schema)
+    except (OSError, KeyError, pa.ArrowException) as err:
+        raise StoreError(f"{files.url}/{path} is no part of a plan ({err}). {DAMAGED}.") from err
+    if not same:
+        raise StoreError(f"{files.url}/{path} has columns of other types. {DAMAGED}.")
     return table
 
 
-def _about(metadata: Mapping[bytes, bytes] | None, where: str) -> dict[str, Any]:
-    """Read what a part says of itself."""
+def _read_about(files: Files, path: str) -> tuple[PlanSpec, Mapping[str, ShardRange]]:
+    """Read what a part says of itself, and none of its rows."""
+    where = f"{files.url}/{path}"
     try:
-        raw = json.loads((metadata or {})[METADATA_KEY])
-        version = raw["format_version"]
-        if version != FORMAT_VERSION:
+        metadata = _read_footer(files, path).metadata or {}
+        text = metadata[METADATA_KEY]
+        if hashlib.sha256(text).hexdigest().encode() != metadata[CHECKSUM_KEY]:
+            raise StoreError(f"{where} does not match its checksum. {DAMAGED}.")
+        raw = json.loads(text)
+        if raw["format_version"] != FORMAT_VERSION:
             raise StoreError(
-                f"{where} has format {version}; this version reads {FORMAT_VERSION}. "
-                "Install the version that wrote it, or make the store anew."
+                f"{where} has format {raw['format_version']}; this version reads "
+                f"{FORMAT_VERSION}. Install the version that wrote it, or make the store anew."
             )
-        return {
-            "spec": from_mapping(PlanSpec, raw["spec"], where=where),
-            "shards": {bucket: ShardRange(*map(int, r)) for bucket, r in raw["shards"].items()},
-        }
-    except (KeyError, TypeError, ValueError) as err:
-        if isinstance(err, StoreError):
-            raise
-        raise StoreError(f"{where} is not a part of a plan ({err!r}). {DAMAGED}.") from err
+        spec = from_mapping(PlanSpec, raw["spec"], where=where)
+        return spec, {bucket: ShardRange(*found) for bucket, found in raw["shards"].items()}
+    except StoreError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as err:
+        raise StoreError(f"{where} is no part of a plan ({err}). {DAMAGED}.") from err
+
+
+def _read_footer(files: Files, path: str) -> pq.FileMetaData:
+    """Read the end of a Parquet file: metadata, its length (4 bytes), PAR1."""
+    size = files.size(path) or 0
+    tail = files.read_range(path, max(0, size - FOOTER_BYTES), min(size, FOOTER_BYTES))
+    needed = int.from_bytes(tail[-8:-4], "little") + 8
+    if len(tail) < needed <= size:
+        tail = files.read_range(path, size - needed, needed)
+    return pq.read_metadata(pa.BufferReader(tail))

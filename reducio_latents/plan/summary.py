@@ -63,19 +63,10 @@ def summarise(plan: Plan, bytes_per_clip: Mapping[str, int] | None = None) -> Pl
 
 
 def _count_reasons(plan: Plan) -> dict[str, int]:
-    """Count reasons without what differs from video to video: its name, its original's."""
-    columns = (plan.videos[n].to_pylist() for n in ("video", "url", "status", "reason"))
-    counter: Counter[str] = Counter()
-    for video, url, status, reason in zip(*columns, strict=True):
-        if status == "duplicate":
-            counter["has the same bytes as another video"] += 1
-        elif reason is not None:
-            counter[_without_name(reason, video, url)] += 1
+    columns = (plan.videos[name].to_pylist() for name in ("status", "reason"))
+    counter = Counter(
+        "has the same bytes as another video" if status == "duplicate" else reason
+        for status, reason in zip(*columns, strict=True)
+        if reason is not None
+    )
     return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _without_name(reason: str, video: str, url: str) -> str:
-    """Cut a leading `path: `, whatever folder the path is given below."""
-    head, colon, rest = reason.partition(": ")
-    is_path = colon and any(head == name or head.endswith(f"/{name}") for name in (video, url))
-    return rest if is_path else reason
