@@ -41,3 +41,7 @@ class StoreError(LatentsError, OSError):
 
 class QualityError(LatentsError, RuntimeError):
     """Decoded clips fell below the floor that the run was given."""
+
+
+class TrainingError(LatentsError, RuntimeError):
+    """A training run cannot go on; its last checkpoint is as it was."""
