@@ -85,14 +85,14 @@ def test_random_weights_are_the_same_everywhere_and_say_that_they_are_random() -
     assert narrow.weights_sha256 == PINNED
     assert narrow.name == "reducio-random:8:ft4:0"
     assert narrow.config["random_weights"] is True
-    again = load_autoencoder(narrow.name)
+    again = load_autoencoder(narrow.name, parts="decoder")
     assert again.fingerprint == narrow.fingerprint
     others = [
         load_autoencoder(name, parts="encoder")
-        for name in ("reducio-random:8:ft2", "reducio-random:8:1", "reducio-random:8:ft4:2")
+        for name in ("reducio-random:8:ft2", "reducio-random:8:1")
     ]
-    assert len({narrow.fingerprint, *(other.fingerprint for other in others)}) == 4
-    assert [other.geometry.temporal_stride for other in others] == [2, 4, 4]
+    assert len({narrow.fingerprint, *(other.fingerprint for other in others)}) == 3
+    assert [other.geometry.temporal_stride for other in others] == [2, 4]
 
 
 def test_checkpoint_folder_and_half_are_the_same_model(

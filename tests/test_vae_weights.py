@@ -284,6 +284,7 @@ class Malicious:
         return (touch, (str(self.target),))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_a_file_that_asks_to_run_code_is_refused_and_runs_nothing(

@@ -38,11 +38,11 @@ REFERENCES: dict[str, dict[str, Any]] = {
     },
 }
 OWN: dict[str, dict[str, Any]] = {
-    "own_width8_ft2_tiled_160x64": {
+    "own_width8_ft2_tiled_160x32": {
         "width": 8,
         "stride": 2,
         "seed": 3,
-        "shape": [1, 3, 16, 160, 64],
+        "shape": [1, 3, 16, 160, 32],
         "tile_px": 128,
     },
 }
