@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 560, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 30
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 22, 32
 SERIES = 6
 """Colours that the style sheet has: `.s0` to `.s5`."""
 
@@ -47,8 +47,9 @@ def bar_chart(
     """Return one bar for each value, from 0, with whiskers of +- `spread`."""
     if not values:
         return ""
-    ends = [v + sign * s for v, s in zip(values, spread, strict=True) for sign in (-1, 1)]
-    low, high = _span([0.0, *values, *ends])
+    reach = spread or [0.0] * len(values)
+    ends = [v + sign * s for v, s in zip(values, reach, strict=True) for sign in (-1, 1)]
+    low, high = _span([0.0, *ends])
     step = (WIDTH - LEFT - RIGHT) / len(values)
     parts = [_axes(low, high, 0, x_label, y_label)]
     for i, value in enumerate(values):
@@ -133,25 +134,35 @@ def _y(value: float, low: float, high: float) -> float:
 
 
 def _axes(low: float, high: float, count: int, x_label: str, y_label: str) -> str:
+    """Return grid, ticks and names; `count` is how many points lie along x, 0 for no numbers."""
     parts = []
-    for tick in range(5):
-        value = low + (high - low) * tick / 4
+    for value in _round_values(low, high):
         y = _y(value, low, high)
         parts.append(
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" '
-            f'text-anchor="end">{value:.3g}</text>'
+            f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
         )
-    if count:
-        step = max(1, (count - 1) // 5)
-        parts += [
-            f'<text class="tick" x="{_x(i, count):.1f}" y="{HEIGHT - 16}" '
-            f'text-anchor="middle">{i}</text>'
-            for i in range(0, count, step)
-        ]
+    step = max(1, (count - 1) // 5)
+    parts += [
+        f'<text class="tick" x="{_x(i, count):.1f}" y="{HEIGHT - BOTTOM + 14}" '
+        f'text-anchor="middle">{i}</text>'
+        for i in range(0, count, step)
+    ]
     parts.append(
-        f'<text class="tick" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 3}" '
+        f'<text class="tick" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 4}" '
         f'text-anchor="middle">{escape(x_label)}</text>'
-        f'<text class="tick" x="{LEFT + 4}" y="{TOP - 2}">{escape(y_label)}</text>'
+        f'<text class="tick" x="{LEFT - 6}" y="12" text-anchor="end">{escape(y_label)}</text>'
     )
     return "".join(parts)
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    """Return three to eight round numbers within [low, high]."""
+    step = 10.0 ** math.floor(math.log10((high - low) / 2))
+    for factor in (1, 2, 5, 10):
+        if (high - low) / (step * factor) <= 6:
+            step *= factor
+            break
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]

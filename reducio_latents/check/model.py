@@ -10,6 +10,7 @@ import torch
 from reducio_latents.autoencoders import Autoencoder, load_autoencoder
 from reducio_latents.check.clips import MOTION
 from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.pretrained import usable_device
 from reducio_latents.store import Store
 from reducio_latents.store.meta import differences
 from reducio_latents.vae.tiling import Tiling
@@ -29,7 +30,7 @@ def load_store_model(
     """Load the autoencoder that made the motion latents of `store`, to decode them.
 
     `model` is a name for `load_autoencoder`, by default the one that the store names; `weights`
-    says where its weights lie now. Frames are tiled as they were when they were encoded.
+    says where its weights lie now; `device` may be `auto`. Frames are tiled as they were encoded.
 
     Raises StoreError, saying what differs, for a model that is not the store's.
     """
@@ -38,7 +39,7 @@ def load_store_model(
     loaded = load_autoencoder(
         model or motion.encoder,
         weights,
-        device=device,
+        device=usable_device(device),
         dtype=dtype,
         tiling=_tiling(motion.config.get("tiling")),
         parts="decoder",

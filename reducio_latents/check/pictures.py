@@ -76,14 +76,11 @@ def _sheet_block(row: SheetRow) -> Image.Image:
     height, width = row.panels[0].frames.shape[1:3]
     scale = min(1.0, THUMBNAIL_PX / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    block = Image.new(
-        "RGB",
-        (
-            SHEET_COLUMNS * (size[0] + GAP_PX),
-            LABEL_PX + len(row.panels) * (size[1] + GAP_PX) + GAP_PX,
-        ),
-        PAPER,
+    width = max(
+        SHEET_COLUMNS * (size[0] + GAP_PX), round(_font().getlength(row.title)) + 2 * GAP_PX
     )
+    height = LABEL_PX + len(row.panels) * (size[1] + GAP_PX) + GAP_PX
+    block = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(block)
     draw.text((GAP_PX, 5), row.title, fill=INK, font=_font())
     for line, panel in enumerate(row.panels):
