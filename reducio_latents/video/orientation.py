@@ -62,7 +62,7 @@ class Orientation:
     def rotation(self) -> int:
         """Degrees clockwise, after the mirroring left to right if there is one."""
         if self.transpose:
-            return 270 if self.flip_rows else 90
+            return 90 if self.flip_columns else 270
         return 180 if self.flip_rows else 0
 
     def apply(self, picture_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -75,8 +75,8 @@ class VideoBackend(Protocol):
         """Yield one clip for each of `starts_s`, which ascend, in one pass over the video.
 
         Frame i of a clip is the one shown at start + i / rate_fps: the last that appears then or
-        earlier, give or take `clips.TIME_TOLERANCE_S`. `transform` is applied to each frame that
-        is needed, once, as soon as it is decoded. A clip that cannot be had exactly (past the end,
-        damaged data) yields a VideoError that says why, and the next clip gets its chance.
+        earlier, give or take the rounding of the container's times. `transform` is applied to each
+        frame that is needed, once, as soon as it is decoded. A clip that cannot be had exactly (past
+        the end, damaged data) yields a VideoError that says why; the next clip gets its chance.
         Raises ConfigError if `starts_s` do not ascend from 0 or above.
         """

@@ -1,25 +1,20 @@
-"""When frames are shown: the moments of a clip, and what a file's packets say of its length."""
+"""When the frames of a file are shown, as its packets tell."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from reducio_latents.errors import ConfigError
+from reducio_latents.clips import TIME_TOLERANCE_S
 
 
-def clip_moments(start_s: float, frames: int, rate_fps: float) -> list[float]:
-    """Return the moments, in seconds, whose frames make up a clip."""
-    return [start_s + i / rate_fps for i in range(frames)]
+def rounding_s(tick_s: float) -> float:
+    """Return by how much times may be rounded in a container that counts ticks of `tick_s`.
 
-
-def require_ascending(starts_s: Sequence[float]) -> None:
-    """Raise ConfigError unless clips start at 0 or later and in order."""
-    if any(not start >= 0 for start in starts_s[:1]):
-        raise ConfigError(f"a clip starts at {starts_s[0]} s; the first frame is at 0 s.")
-    for earlier, later in zip(starts_s, starts_s[1:], strict=False):
-        if not later >= earlier:
-            raise ConfigError(f"clip starts must ascend, but {later} s comes after {earlier} s.")
+    Half a tick, and a microsecond for our own arithmetic. A tick of more than two tolerances is the
+    duration of a frame (AVI, some MP4), and nothing was rounded to it.
+    """
+    half = tick_s / 2
+    return (half if half <= TIME_TOLERANCE_S else 0.0) + 1e-6
 
 
 class PacketClock:

@@ -1,0 +1,105 @@
+"""The default backend: FFmpeg through PyAV, read so that every frame is the right one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import av
+
+from reducio_latents.errors import VideoError
+from reducio_latents.video.assemble import ClipAssembly
+from reducio_latents.video.colour import RgbConverter
+from reducio_latents.video.protocol import ClipFrames, Frame, Transform, VideoInfo
+from reducio_latents.video.source import VideoSource
+from reducio_latents.video.stream import OpenVideo
+
+
+class PyAVBackend:
+    """Reads whatever FFmpeg reads. One decoder thread suits many videos at once; more suit one."""
+
+    name = "pyav"
+
+    def __init__(self, *, threads: int = 1) -> None:
+        self._threads = threads
+
+    def probe(self, source: VideoSource) -> VideoInfo:
+        """See `VideoBackend.probe`. Decodes all of a video whose packets lack times."""
+        with OpenVideo(source, threads=self._threads) as video:
+            scan = video.scan()
+            frames, duration_s = scan.frames, scan.duration_s
+            try:
+                width, height = video.shown_size(scan.first)
+                orientation = video.orientation(scan.first)
+            except VideoError as err:
+                raise video.error(str(err)) from err
+            info = partial(
+                VideoInfo,
+                codec=video.codec,
+                pix_fmt=scan.first.format.name,
+                width=width,
+                height=height,
+                rotation=orientation.rotation,
+                mirrored=orientation.mirrored,
+            )
+        if not scan.is_complete:
+            frames, duration_s = self._decode_through(source)
+        return info(frames=frames, duration_s=duration_s, rate_fps=frames / duration_s)
+
+    def _decode_through(self, source: VideoSource) -> tuple[int, float]:
+        frames, end_s = 0, 0.0
+        with OpenVideo(source, threads=self._threads) as video:
+            for shown in video.play():
+                frames, end_s = frames + 1, shown.until_s
+        return frames, end_s
+
+    def read_clips(
+        self,
+        source: VideoSource,
+        starts_s: Sequence[float],
+        *,
+        frames: int,
+        rate_fps: float,
+        transform: Transform | None = None,
+    ) -> Iterator[ClipFrames | VideoError]:
+        """See `VideoBackend.read_clips`."""
+        clips = ClipAssembly(
+            source, starts_s, frames=frames, rate_fps=rate_fps, transform=transform
+        )
+        if clips.next_s is None:
+            return
+        try:
+            with OpenVideo(source, threads=self._threads) as video:
+                yield from _read(video, clips)
+        except VideoError as err:
+            yield from clips.fail_rest(str(err).removeprefix(f"{source}: ").rstrip("."))
+
+
+def _read(video: OpenVideo, clips: ClipAssembly) -> Iterator[ClipFrames | VideoError]:
+    converter = RgbConverter()
+    playing = video.play()
+    end_s: float | None = None
+    sought_s: float | None = None
+    while (shown := next(playing, None)) is not None:
+        end_s = shown.until_s
+        picture = partial(_picture, video, converter, shown.frame)
+        yield from clips.show(picture, shown.at_s, shown.before_s, trouble=shown.trouble)
+        if clips.next_s is None:
+            return
+        if clips.next_s != sought_s and video.is_worth_seeking(shown.until_s, clips.next_s):
+            sought_s = clips.next_s
+            playing = video.approach(sought_s)
+    if end_s is None:
+        raise video.error("none of its pictures can be decoded; it is damaged or encrypted")
+    yield from clips.fail_rest(f"it runs past the end of the video, at {end_s:.3f} s")
+
+
+def _picture(video: OpenVideo, converter: RgbConverter, frame: Any) -> Frame:
+    """Return a decoded frame as it is shown."""
+    orientation = video.orientation(frame)
+    try:
+        stored = converter.convert(frame, video.scaled_width(frame))
+    except (av.FFmpegError, ValueError, MemoryError) as err:
+        raise VideoError(f"a {frame.format.name} picture cannot be made RGB ({err})") from err
+    return orientation.apply(stored)
