@@ -1,0 +1,144 @@
+"""Latents and clips that are wrong though their checksums hold are found and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reducio_latents.check.clips import StoredClip
+from reducio_latents.check.health import (
+    FP16_MAX,
+    LatentScan,
+    Thresholds,
+    frame_faults,
+    motion_warnings,
+    scan_store,
+)
+from reducio_latents.store import open_store
+from reducio_latents.store.commit import ShardKey
+from tests.spot_check import Frames, make_store, moving
+
+LIMITS = Thresholds()
+
+
+def moments(seed: int, *, logvar: float = -4.0) -> np.ndarray:
+    """Return sound moments of 4 channels, (8, 2, 3, 3), float16."""
+    mean = np.random.RandomState(seed).standard_normal((4, 2, 3, 3))
+    return np.concatenate([mean, np.full_like(mean, logvar)]).astype(np.float16)
+
+
+def scan_of(rows: dict[str, np.ndarray]) -> LatentScan:
+    scan = LatentScan(LIMITS)
+    for clip_id, row in rows.items():
+        scan.add_moments(clip_id, row, row.tobytes())
+    return scan
+
+
+def found(scan: LatentScan) -> dict[str, tuple[str, ...]]:
+    return {warning.kind: warning.clips for warning in scan.warnings()}
+
+
+def test_sound_latents_raise_no_warning() -> None:
+    assert found(scan_of({f"clip{seed}": moments(seed) for seed in range(8)})) == {}
+
+
+def test_a_channel_that_hardly_varies_is_dead() -> None:
+    rows = {f"clip{seed}": moments(seed) for seed in range(8)}
+    for row in rows.values():
+        row[2] = 0.25
+    [warning] = scan_of(rows).warnings()
+    assert warning.kind == "dead channels"
+    assert warning.text.startswith("channels 2 hardly vary")
+    assert warning.clips == ("clip0", "clip1", "clip2")
+
+
+def test_statistics_are_those_of_all_values_together() -> None:
+    rows = {f"clip{seed}": moments(seed) for seed in range(8)}
+    means = np.stack([row[:4] for row in rows.values()]).astype(np.float64)
+    np.testing.assert_allclose(scan_of(rows).channel_std, means.std((0, 2, 3, 4)), rtol=1e-6)
+    kl = 0.5 * (means**2 + np.exp(-4.0) - 1 + 4.0)
+    np.testing.assert_allclose(scan_of(rows).channel_kl, kl.mean((0, 2, 3, 4)), rtol=1e-6)
+
+
+def test_a_posterior_like_the_prior_has_collapsed() -> None:
+    prior = {f"clip{seed}": moments(seed, logvar=0.0) for seed in range(8)}
+    for row in prior.values():
+        row[:4] *= np.float16(0.01)
+    scan = scan_of(prior)
+    kinds = [warning.kind for warning in scan.warnings()]
+    assert kinds.count("posterior collapse") == 2  # channels, and clips
+    assert scan.warnings()[-1].clips == tuple(prior)
+
+
+def test_values_at_the_end_of_float16_are_saturated_and_nan_is_not_finite() -> None:
+    rows = {f"clip{seed}": moments(seed) for seed in range(8)}
+    rows["clip3"][0, 0, 0, 0] = -FP16_MAX
+    rows["clip5"][1, 1, 1, 1] = np.nan
+    warnings = found(scan_of(rows))
+    assert warnings["saturated float16"] == ("clip3",)
+    assert warnings["not finite"] == ("clip5",)
+
+
+def test_clips_with_equal_latents_are_duplicates() -> None:
+    rows = {f"clip{seed}": moments(seed % 6) for seed in range(8)}
+    assert found(scan_of(rows)) == {"duplicate clips": ("clip0", "clip6", "clip1", "clip7")}
+
+
+@pytest.mark.parametrize(
+    ("name", "faults"),
+    [
+        ("moving", []),
+        ("still", ["frozen"]),
+        ("dark", ["frozen", "black"]),
+        ("cut", ["cut"]),
+        ("flashing", []),
+    ],
+)
+def test_frozen_black_and_cut_through_clips_are_told_apart(name: str, faults: list[str]) -> None:
+    scene, other = moving(1), 255 - moving(2) // 2
+    clips: dict[str, Frames] = {
+        "moving": scene,
+        "still": np.repeat(scene[:1], 16, axis=0),
+        "dark": np.full_like(scene, 9),
+        "cut": np.concatenate([scene[:6], other[6:]]),
+        "flashing": np.stack([scene[0], other[0]] * 8),  # much motion all through is no cut
+    }
+    assert frame_faults(clips[name], LIMITS) == faults
+
+
+def test_a_black_clip_with_a_few_bright_pixels_is_still_black_but_not_half_of_one() -> None:
+    frames = np.zeros((2, 20, 20, 3), np.uint8)
+    frames[:, 0, :3] = 255
+    assert "black" in frame_faults(frames, LIMITS)
+    frames[:, :10] = 40
+    assert "black" not in frame_faults(frames, LIMITS)
+
+
+def test_motion_warnings_name_the_clips_and_the_threshold() -> None:
+    clips = [
+        (StoredClip(name, f"{name}.mp4", 0.0, ShardKey("16x64x64", 0), i, ()), frames)
+        for i, (name, frames) in enumerate(
+            [("a", moving(1)), ("b", moving(1)[:1].repeat(16, axis=0)), ("c", moving(2))]
+        )
+    ]
+    [warning] = motion_warnings(clips)
+    assert (warning.kind, warning.clips) == ("frozen clips", ("b",))
+    assert "0.5 of 255" in warning.text
+
+
+def test_a_store_is_scanned_clip_by_clip_without_those_that_failed(tmp_path: Path) -> None:
+    dark = np.zeros_like(moving(1))
+    videos = {"a.mp4": moving(1), "b.mp4": dark, "c.mp4": moving(3), "d.mp4": dark[:, ::2, ::2]}
+    root, _ = make_store(tmp_path, videos, broken=("c.mp4",))
+    store = open_store(root)
+    told: list[tuple[int, int]] = []
+    scan = scan_store(store, progress=lambda done, total: told.append((done, total)))
+    assert scan.clips == 3
+    assert told[-1] == (3, 3)
+    names = dict(zip(*(store.plan.clips[c].to_pylist() for c in ("clip_id", "video")), strict=True))
+    black = next(w for w in scan.warnings() if w.kind == "black clips")
+    twins = next(w for w in scan.warnings() if w.kind == "duplicate clips")
+    assert {names[clip] for clip in black.clips} == {"b.mp4", "d.mp4"}
+    assert set(twins.clips) == set(black.clips)

@@ -1,0 +1,234 @@
+"""The report is one page that opens offline, plays, sorts, and repeats nothing unescaped."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from reducio_latents.check.charts import bar_chart, line_chart, spark_bars, spark_line
+from reducio_latents.check.clips import Selection
+from reducio_latents.check.decode import DecodeOptions
+from reducio_latents.check.html import render, write_report
+from reducio_latents.check.report import HISTOGRAM_BINS, Report, build_report
+from reducio_latents.cli import main
+from reducio_latents.errors import StoreError
+from reducio_latents.metrics.protocol import PROTOCOLS
+from tests.browser import open_browser, require_browser, run, set_width
+from tests.spot_check import make_store, moving
+
+HOSTILE = '</script><img src=x onerror="document.title=1"> & "quoted" 🎈\ttab'
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    still = moving(5)[:1].repeat(16, axis=0)
+    videos = {f"{n}.mp4": moving(n) for n in range(1, 5)} | {"still.mp4": still}
+    videos["bad.mp4"] = moving(9)
+    return make_store(
+        tmp_path_factory.mktemp("report"),
+        videos,
+        broken=("bad.mp4",),
+        captions={"1.txt": HOSTILE, "2.txt": "a calm sea"},
+    )
+
+
+@pytest.fixture(scope="module")
+def report(made: tuple[Path, Path]) -> Report:
+    return build_report(made[0], DecodeOptions(selection=Selection(num=24)))
+
+
+@pytest.fixture(scope="module")
+def page(report: Report, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(report, path)
+    return path
+
+
+class Tags(HTMLParser):
+    """Collects start tags, and checks that they are closed in order."""
+
+    VOID = {"meta", "input", "img", "br", "polyline", "circle", "rect", "line"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_every_clip_is_measured_and_every_failure_listed(report: Report) -> None:
+    assert len(report.clips) == 5
+    for clip, scores in report.scored:
+        assert len(scores.frame_psnr_db) == len(scores.frame_ssim) == 16
+        assert scores.psnr_db == pytest.approx(sum(scores.frame_psnr_db) / 16)
+        assert sum(clip.histogram) == 16 * 2 * 2 * 3
+        assert len(clip.histogram) == HISTOGRAM_BINS
+        assert clip.labels == ("original", "decoded", "difference x4")
+    assert [(f.video, f.reason) for f in report.failed] == [("bad.mp4", "it was bad")]
+    kinds = {warning.kind: warning.clips for warning in report.warnings}
+    frozen = [clip.clip.clip_id for clip in report.clips if clip.clip.video == "still.mp4"]
+    assert list(kinds["frozen clips"]) == frozen
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_is_well_formed(page: Path) -> None:
+    tags = Tags()
+    tags.feed(page.read_text(encoding="utf-8"))
+    assert tags.open == []
+    for _, attributes in tags.tags:
+        for name in ("src", "href"):
+            assert str(attributes.get(name) or "data:").startswith("data:")
+    assert "default-src 'none'" in page.read_text(encoding="utf-8")
+    assert sum(tag == "video" for tag, _ in tags.tags) == 5
+
+
+def test_the_videos_inside_are_h264_that_browsers_play(report: Report, page: Path) -> None:
+    sources = re.findall(r'src="data:video/mp4;base64,([^"]+)"', page.read_text(encoding="utf-8"))
+    assert [base64.b64decode(source) for source in sources] == [c.video for c in report.clips]
+    assert all(b"avc1" in clip.video for clip in report.clips)
+
+
+def test_what_the_store_says_is_shown_and_never_run(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert "&lt;/script&gt;&lt;img src=x" in text
+    assert "<img" not in text
+    assert text.count("</script>") == 1
+
+
+def test_the_protocol_is_named_and_changes_the_numbers(
+    made: tuple[Path, Path], report: Report
+) -> None:
+    options = DecodeOptions(selection=Selection(num=1))
+    paper = build_report(made[0], options, protocol=PROTOCOLS["paper"])
+    assert "Protocol paper" in render(paper)
+    assert "Protocol standard" in render(report)
+
+
+def test_without_originals_the_page_shows_content_images_and_says_why(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root, corpus = make_store(tmp_path, {"a.mp4": moving(1)})
+    corpus.rename(tmp_path / "moved")
+    found = build_report(root, DecodeOptions())
+    assert found.clips[0].labels == ("content image", "decoded")
+    text = render(found)
+    assert "the corpus is not reachable" in text
+    assert "Quality by frame" not in text
+    assert 'data-psnr=""' in text
+
+
+def test_many_failures_are_counted_and_cut(report: Report) -> None:
+    many = replace(report, failed=[report.failed[0]] * 500)
+    text = render(many)
+    assert "and 300 more: see errors.parquet" in text
+    assert "<td>500</td><td>it was bad</td>" in text
+
+
+def test_a_place_that_cannot_be_written_is_one_error(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("taken")
+    with pytest.raises(StoreError, match="cannot write"):
+        write_report(report, tmp_path / "file" / "report.html")
+    with pytest.raises(StoreError, match="cannot write"):
+        write_report(report, tmp_path)
+
+
+def test_the_command_writes_the_page(made: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "page.html"
+    ran = CliRunner().invoke(main, ["check", str(made[0]), "--num", "2", "--report", str(out)])
+    assert ran.exit_code == 0, ran.output
+    assert f"2 clips are in {out}" in ran.output
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_charts_stay_inside_their_frame_and_survive_odd_values() -> None:
+    for chart in (
+        line_chart({"a": [3.0, 3.0], "b": [1.0]}, x_label="x", y_label="y", title="<t>"),
+        bar_chart([0.0, -2.0, 5.0], spread=[1.0, 1.0, 1.0], x_label="x", y_label="", title="t"),
+    ):
+        assert "<t>" not in chart
+        assert "nan" not in chart
+        for x, y in re.findall(r"([\d.-]+),([\d.-]+)[ \"]", chart):
+            assert 0 <= float(x) <= 560
+            assert 0 <= float(y) <= 220
+    assert line_chart({"a": []}, x_label="", y_label="", title="") == ""
+    assert spark_line([1.0], "") == ""
+    assert spark_bars([0, 0], "") == ""
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
+        time.sleep(0.1)
+
+
+def test_in_a_browser_it_plays_sorts_filters_and_logs_no_error(page: Path, tmp_path: Path) -> None:
+    require_browser()
+    with open_browser(tmp_path / "profile") as driver:
+        driver.get(page.as_uri())
+        wait_for(
+            lambda: run(driver, "document.querySelector('.card video').currentTime > 0.2"),
+            "the first video to play",
+        )
+        for order, key, sign in [("psnr:up", "psnr", 1), ("psnr:down", "psnr", -1)]:
+            _choose(driver, order)
+            values = _values(driver, key)
+            assert values == sorted(values, key=lambda value: sign * value)
+        wait_for(
+            lambda: run(driver, "!document.querySelector('.card video').paused"),
+            "the video that moved to the top to play on",
+        )
+        run(driver, "(filter.value = 'calm', filter.dispatchEvent(new Event('input')))")
+        assert run(driver, "document.querySelectorAll('.card:not(.hidden)').length") == 1
+        assert run(driver, "shown.textContent") == "1 of 5"
+        run(driver, "document.getElementById('play').click()")
+        assert run(driver, "[...document.querySelectorAll('video')].every(v => v.paused)")
+        assert driver.title != "1"
+        assert driver.get_log("browser") == []  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_in_a_browser_it_fits_a_phone_in_light_and_dark(
+    page: Path, tmp_path: Path, dark: bool
+) -> None:
+    require_browser()
+    with open_browser(tmp_path / "profile", 390, dark=dark) as driver:
+        driver.get(page.as_uri())
+        assert run(driver, "document.documentElement.scrollWidth") <= 390
+        card = run(driver, "document.querySelector('.card').getBoundingClientRect().width")
+        assert 300 < card <= 390
+        set_width(driver, 1280)
+        columns = run(
+            driver,
+            "new Set([...document.querySelectorAll('.card')].map(c => c.offsetLeft)).size",
+        )
+        assert columns == 2
+        paper = run(driver, "getComputedStyle(document.body).backgroundColor")
+        brightness = sum(map(int, re.findall(r"\d+", paper)[:3])) / 3
+        assert (brightness < 60) == dark
+        ink = run(driver, "getComputedStyle(document.body).color")
+        assert abs(sum(map(int, re.findall(r"\d+", ink)[:3])) / 3 - brightness) > 150
+
+
+def _choose(driver: object, order: str) -> None:
+    run(driver, f"(sort.value = '{order}', sort.dispatchEvent(new Event('change')))")  # type: ignore[arg-type]
+
+
+def _values(driver: object, key: str) -> list[float]:
+    found = run(driver, f"[...document.querySelectorAll('.card')].map(c => +c.dataset.{key})")  # type: ignore[arg-type]
+    return [float(value) for value in found]
