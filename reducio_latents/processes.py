@@ -157,9 +157,9 @@ class ProcessPool:
         events: list[Event] = []
         for pipe in wait(list(busy), timeout=min(wait_s, 1.0)):
             events += self._hear(busy[pipe])  # type: ignore[index]
-        events += self._check_limits()
-        self._deal()
-        return events
+        # Not dealt out again before the caller has seen the events: what it puts first, after a
+        # loss, must be taken up first, or workers that wait for its result could wait for ever.
+        return events + self._check_limits()
 
     def release(self, slot: Slot) -> None:
         """Give a slot back to its worker."""

@@ -194,7 +194,8 @@ class DecodedBatches:
                             self._buffered_bytes -= pending.frames.numel()
                         ready.put(pending.finish(self._needs))
                     self._place_deferred(pool)
-                    for event in pool.poll(0.2):
+                    settled = bool(self._order) and self._order[0].unsettled == 0
+                    for event in pool.poll(0.0 if settled else 0.2):
                         self._take(pool, event)
             ready.put(None)
         except BaseException as err:
