@@ -1,0 +1,255 @@
+"""From the samples of a batch to the batch: rows gathered, decoded, and turned into latents."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from reducio_latents.dataset import fields
+from reducio_latents.dataset.hashing import derive
+from reducio_latents.dataset.order import Samples
+from reducio_latents.dataset.reader import ColumnReader, DamagedRowsError
+from reducio_latents.dataset.rows import BatchRows
+from reducio_latents.dataset.sampling import (
+    mean_of_moments,
+    normalize_channels,
+    sample_moments,
+    standard_normal,
+)
+from reducio_latents.dataset.source import PLAN_FIELDS, Source
+from reducio_latents.errors import ConfigError
+from reducio_latents.store.meta import ColumnMeta
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+MOMENTS = "moments"
+NOISE, CAPTION = range(2)
+"""What a clip's random key is for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How rows become a batch."""
+
+    latents: Literal["sample", "mean", "moments"] = "sample"
+    """What a column of moments is turned into: final latents of a draw from the posterior, which
+    (seed, epoch, clip) decides; those of its mean; or nothing, the moments as they are stored."""
+    normalize: Literal["channel"] | None = None
+    """`channel`: final latents of `motion` minus the store's mean, over its standard deviation."""
+    images: Literal["tensor", "bytes"] = "tensor"
+    """Whether image columns are decoded."""
+    text_tokens: int | None = None
+    """Tokens that `text` is padded or cut to; None for the longest of the batch."""
+    checksums: Literal["index", "full"] = "index"
+    """What is proven when a shard is opened: the checksum of its index, or of every row, too."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What a row that cannot be read does: end the iteration, or make its batch smaller. Skipped
+    rows are logged, and counted in the batch's `skipped`."""
+    pin_memory: bool = False
+    """Gather into page-locked memory, which is copied to a GPU without waiting. Without a GPU, and
+    in worker processes, which cannot pass it on, it changes nothing."""
+
+    def __post_init__(self) -> None:
+        if self.normalize and self.latents == MOMENTS:
+            raise ConfigError(
+                'normalize="channel" is about final latents, and latents="moments" gives none. '
+                "Normalise after `sample_moments`, or leave one of them out."
+            )
+        if self.text_tokens is not None and self.text_tokens < 1:
+            raise ConfigError(f"text_tokens must be >= 1, got {self.text_tokens}.")
+
+
+class BatchReader:
+    """Reads batches from one or several stores whose columns are alike."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        columns: Sequence[str],
+        options: ReadOptions,
+        *,
+        seed: int,
+        window_shards: int,
+        clips_per_sample: int,
+    ) -> None:
+        self.options = options
+        self.skipped: dict[str, int] = {}
+        """Why samples were skipped by this process -> how many."""
+        self._pin = options.pin_memory and torch.cuda.is_available()
+        self._sources = list(sources)
+        self._seed = seed
+        self._window_shards = window_shards
+        self._clips = clips_per_sample
+        self._meta = {c: sources[0].store.meta.columns[c] for c in columns if c not in PLAN_FIELDS}
+        self._columns = list(columns)
+        self._statistics = _statistics(sources) if options.normalize else None
+        if options.latents != MOMENTS:
+            for name, meta in self._meta.items():
+                if meta.content == MOMENTS:
+                    fields.require_moments(name, meta)
+
+    def read(self, bucket: str, samples: Samples, epoch: int) -> Batch:
+        """Return the batch of these samples; raise DamagedRowsError as `on_error` says."""
+        skipped = 0
+        while True:
+            rows = BatchRows(self._sources, bucket, _expand(samples, self._clips))
+            try:
+                batch = self._build(rows, len(samples.row), epoch)
+            except DamagedRowsError as err:
+                bad = np.unique(np.array(err.positions, np.int64) // self._clips)
+                whole = len(bad) == len(samples.row)
+                if self.options.on_error == "raise" or len(bad) == 0 or whole:
+                    raise
+                self._count(str(err), len(bad))
+                skipped += len(bad)
+                samples = Samples(*(np.delete(array, bad) for array in samples))
+                continue
+            if self.options.on_error == "skip":
+                batch["skipped"] = skipped
+            return batch
+
+    def _count(self, why: str, samples: int) -> None:
+        if why not in self.skipped:
+            logger.warning("skipping what cannot be read: %s", why)
+        self.skipped[why] = self.skipped.get(why, 0) + samples
+
+    def _build(self, rows: BatchRows, samples: int, epoch: int) -> Batch:
+        batch: Batch = {"bucket": rows.bucket}
+        for name in self._columns:
+            if name in PLAN_FIELDS:
+                batch[name] = self._plan_field(name, rows)
+            elif self._meta[name].kind == "array":
+                self._add_arrays(batch, name, rows, epoch)
+            else:
+                self._add_payloads(batch, name, rows, epoch)
+        if self._clips == 1:
+            return batch
+        return {name: self._in_sequences(value, samples) for name, value in batch.items()}
+
+    def _in_sequences(self, value: Any, samples: int) -> Any:
+        """Give what belongs to clips an axis for samples and one for the clips of each."""
+        if isinstance(value, Tensor):
+            return value.view(samples, self._clips, *value.shape[1:])
+        if isinstance(value, list):
+            return [value[i : i + self._clips] for i in range(0, len(value), self._clips)]
+        return value
+
+    def _plan_field(self, name: str, rows: BatchRows) -> list[str] | Tensor:
+        values = rows.plan_field(name)
+        return torch.tensor(values, dtype=torch.float64) if name == "start_s" else values
+
+    def _add_arrays(self, batch: Batch, name: str, rows: BatchRows, epoch: int) -> None:
+        meta, mode = self._meta[name], self.options.latents
+        is_moments = meta.content == MOMENTS and mode != MOMENTS
+        pin = self._may_pin()
+        values = rows.arrays(
+            lambda i: self._reader(i, name, rows.bucket), pin=pin and not is_moments
+        )
+        if not is_moments:
+            batch[name] = values
+            return
+        latents = self._final_latents(name, values, rows, epoch)
+        batch["latents" if name == "motion" else name] = latents.pin_memory() if pin else latents
+
+    def _final_latents(self, name: str, moments: Tensor, rows: BatchRows, epoch: int) -> Tensor:
+        rule = self._meta[name].final
+        assert rule is not None
+        if self.options.latents == "mean":
+            latents = mean_of_moments(moments, rule)
+        else:
+            shape = (len(moments), moments.shape[1] // 2, *moments.shape[2:])
+            key = derive(self._seed, NOISE, epoch, zlib.crc32(name.encode()))
+            noise = standard_normal(rows.words(key), int(np.prod(shape[1:])))
+            latents = sample_moments(moments, rule, noise=torch.from_numpy(noise).view(shape))
+        if self._statistics is not None and name == "motion":
+            latents = normalize_channels(latents, *self._statistics)
+        return latents
+
+    def _add_payloads(self, batch: Batch, name: str, rows: BatchRows, epoch: int) -> None:
+        meta = self._meta[name]
+        where = f"{rows.url}/{rows.bucket}/{name}"
+        payloads = rows.payloads(lambda i: self._reader(i, name, rows.bucket))
+        if fields.is_text(meta) or fields.is_token_vectors(meta):
+            # One key for both, so that a clip's text is that of its caption.
+            words = rows.words(derive(self._seed, CAPTION, epoch))
+        if fields.is_text(meta):
+            batch[name] = fields.choose_captions(payloads, words)
+        elif fields.is_token_vectors(meta):
+            vectors = fields.choose_vectors(payloads, words)
+            padded, mask = fields.pad_vectors(vectors, self.options.text_tokens)
+            batch[name], batch[f"{name}_mask"] = self._pinned(padded), self._pinned(mask)
+        elif fields.is_image(meta) and self.options.images == "tensor":
+            batch[name] = self._pinned(fields.decode_images(payloads, rows.bucket, where))
+        else:
+            batch[name] = payloads
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self._may_pin() else tensor
+
+    def _may_pin(self) -> bool:
+        return self._pin and get_worker_info() is None
+
+    def _reader(self, source: int, column: str, bucket: str) -> ColumnReader:
+        return self._sources[source].reader(
+            column,
+            bucket,
+            window_shards=self._window_shards,
+            check_rows=self.options.checksums == "full",
+        )
+
+
+def _expand(samples: Samples, clips: int) -> Samples:
+    """Return the rows of samples of several clips: those that follow the first."""
+    if clips == 1:
+        return samples
+    stream, shard, row = (np.repeat(array, clips) for array in samples)
+    return Samples(stream, shard, row + np.tile(np.arange(clips), len(samples.row)))
+
+
+def _statistics(sources: Sequence[Source]) -> tuple[list[float], list[float]]:
+    """Return the mean and standard deviation of each channel of final motion latents."""
+    counts, means, squares = [], [], []
+    for source in sources:
+        found = source.store.meta.statistics.get("motion/all", {}).get("final")
+        if found is None:
+            raise ConfigError(
+                f'normalize="channel" needs the statistics of motion, which '
+                f"{source.store.files.url} does not have yet: they are written when an encode run "
+                "ends. Finish it, or leave normalize out."
+            )
+        mean, std = np.array(found["mean"]), np.array(found["std"])
+        counts.append(found["count"][0])
+        means.append(mean)
+        squares.append(std**2 + mean**2)
+    mean = np.average(means, axis=0, weights=counts)
+    std = np.sqrt(np.average(squares, axis=0, weights=counts) - mean**2)
+    return mean.tolist(), std.tolist()
+
+
+def require_alike(sources: Sequence[Source], columns: Sequence[str]) -> None:
+    """Raise ConfigError unless rows of all stores may stand in one batch."""
+    first = sources[0].store
+    for source in sources[1:]:
+        for name in columns:
+            ours, theirs = first.meta.columns[name], source.store.meta.columns[name]
+            if _kind_of(ours) != _kind_of(theirs):
+                raise ConfigError(
+                    f"column {name} of {first.files.url} and of {source.store.files.url} were made "
+                    "by different encoders, so they cannot stand in one batch. "
+                    "Encode one of them again, or leave the column out."
+                )
+
+
+def _kind_of(meta: ColumnMeta) -> tuple[Any, ...]:
+    if fields.is_image(meta) or fields.is_text(meta):
+        return (meta.kind, meta.content.partition("/")[0])
+    return (meta.kind, meta.content, meta.fingerprint)

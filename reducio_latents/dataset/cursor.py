@@ -1,0 +1,203 @@
+"""Where an iteration stands, and in which epoch the next one begins, also across worker processes.
+
+A DataLoader makes new worker processes for every epoch from a dataset that never learns how far
+they came. So what they share lies in shared memory: the epoch, and a record of each worker in the
+latest run (one pass of a loader). A worker that begins takes its epoch from another one of the same
+run, if there is one, or else works it out from the run before: the same epoch, or the next one if
+all of its workers came to the end. Each worker writes only its own record, and a run's records lie
+in another bank than those of the run before, so no lock is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from reducio_latents.dataset.hashing import derive
+from reducio_latents.errors import ConfigError
+
+MAX_WORKERS = 512
+RUN, EPOCH, START, WORKERS, DONE = range(5)
+"""What a record of a worker holds. The first record of all is the base: where an iteration begins
+if there is no latest run; its last field is the bank of the latest run's records."""
+BANK = DONE
+NO_RUN = 0
+RUN_BITS = 62
+
+
+class Position(NamedTuple):
+    """Where an iteration stands. `worker` is -1 for one that is not split among workers."""
+
+    epoch: int
+    batch: int
+    """Number in the epoch of the next global batch."""
+    worker: int = -1
+    num_workers: int = 0
+    ended: bool = False
+    """Whether a worker has come to the end of its share, so that the next epoch is to come."""
+
+
+class Span(NamedTuple):
+    """Which batches of an epoch to read: `first`, `first + step`, ..."""
+
+    epoch: int
+    first: int
+    step: int
+
+
+class Cursor:
+    """The position of a dataset; copies of it in worker processes share the epoch."""
+
+    def __init__(self) -> None:
+        self._memory = _shared(torch.zeros((1 + 2 * MAX_WORKERS, 5), dtype=torch.int64))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Set what belongs to this process alone."""
+        self._position: Position | None = None
+        self._loaded: Position | None = None
+        self._runs: dict[int, int] = {}
+        self._record: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"memory": self._memory}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._memory = _shared(state["memory"])
+        self._forget()
+
+    def begin(self) -> Span | None:
+        """Start an iteration; return what it reads, or None if it is only thrown away."""
+        info = get_worker_info()
+        if info is None:
+            epoch, start = self._next()
+            self._set_base(epoch, start)
+            self._position = Position(epoch, start)
+            return Span(epoch, start, 1)
+        if info.num_workers > MAX_WORKERS:
+            raise ConfigError(f"{info.num_workers} workers are more than {MAX_WORKERS}.")
+        loaded, self._loaded = self._loaded, None
+        base_seed = info.seed - info.id
+        if loaded is not None and loaded.ended:
+            # A loader that ended is loaded only to make the one that comes after it.
+            self._set_base(loaded.epoch, loaded.batch)
+            self._position = loaded
+            return None
+        run = self._run_key(base_seed)
+        epoch, start, bank = self._claim(run)
+        first = start + info.id
+        self._position = Position(epoch, start)
+        if loaded is not None:
+            epoch, start = loaded.epoch, loaded.batch
+            first = start + info.id if loaded.worker < 0 else start
+            self._position = loaded
+        self._write(bank, info.id, torch.tensor([run, epoch, start, info.num_workers, 0]))
+        return Span(epoch, first, info.num_workers)
+
+    def gave(self, span: Span, batch: int) -> None:
+        """Note that a batch has been given out."""
+        info = get_worker_info()
+        after = batch + span.step
+        if info is None:
+            self._position = Position(span.epoch, after)
+        else:
+            self._position = Position(span.epoch, after, info.id, info.num_workers)
+
+    def finish(self, span: Span) -> None:
+        """Note that an iteration has come to its end."""
+        info = get_worker_info()
+        if info is None:
+            self._set_base(span.epoch + 1, 0)
+            self._position = None
+            return
+        self._position = Position(span.epoch + 1, 0, info.id, info.num_workers, ended=True)
+        if self._record is not None and int(self._record[RUN]) == self._run:
+            self._record[DONE] = 1
+
+    def position(self) -> Position:
+        """Return where the latest iteration stands, or the next one will begin.
+
+        Raise ConfigError in a process whose workers iterate: they alone know.
+        """
+        in_workers = get_worker_info() is None and self._run != NO_RUN
+        if self._position is not None and not in_workers:
+            return self._position
+        if in_workers and not _all_done(self._latest()):
+            raise ConfigError(
+                "worker processes are giving out batches, and fetch some ahead, so this copy of "
+                "the dataset cannot tell how far training is. Take the state of a LatentLoader or "
+                "of torchdata's StatefulDataLoader instead."
+            )
+        return Position(*self._next())
+
+    def move(self, position: Position) -> None:
+        """Let the next iteration begin at a position."""
+        if get_worker_info() is None:
+            self._set_base(position.epoch, position.batch)
+            self._position = None
+        else:
+            self._loaded = self._position = position
+
+    def _set_base(self, epoch: int, start: int) -> None:
+        self._memory[1:, RUN] = NO_RUN
+        self._memory[0] = torch.tensor([NO_RUN, epoch, start, 0, 0])
+
+    @property
+    def _run(self) -> int:
+        """The latest run of worker processes, if nothing came after it."""
+        return int(self._memory[0, RUN])
+
+    def _bank(self, number: int) -> Tensor:
+        start = 1 + number * MAX_WORKERS
+        return self._memory[start : start + MAX_WORKERS]
+
+    def _records(self, bank: int, run: int) -> Tensor:
+        records = self._bank(bank)
+        return records[records[:, RUN] == run]
+
+    def _latest(self) -> Tensor:
+        return self._records(int(self._memory[0, BANK]), self._run)
+
+    def _next(self) -> tuple[int, int]:
+        """Return the epoch and batch where the next iteration begins."""
+        if self._run == NO_RUN:
+            return int(self._memory[0, EPOCH]), int(self._memory[0, START])
+        latest = self._latest()
+        epoch = int(latest[:, EPOCH].max())
+        return (epoch + 1, 0) if _all_done(latest) else (epoch, int(latest[:, START].min()))
+
+    def _run_key(self, base_seed: int) -> int:
+        """Name this pass of the loader: its workers have one seed, and all count their passes."""
+        self._runs[base_seed] = self._runs.get(base_seed, 0) + 1
+        return derive(base_seed, self._runs[base_seed]) >> (64 - RUN_BITS) | 1
+
+    def _claim(self, run: int) -> tuple[int, int, int]:
+        """Return epoch, start and bank of a run, from its other workers if some came first."""
+        for bank in range(2):
+            same = self._records(bank, run)
+            # A loader that is seeded anew for every epoch names all its passes alike.
+            if len(same) and not _all_done(same):
+                return int(same[:, EPOCH].max()), int(same[:, START].min()), bank
+        bank = 1 - int(self._memory[0, BANK])
+        return (*self._next(), bank)
+
+    def _write(self, bank: int, worker: int, record: Tensor) -> None:
+        mine = self._record = self._bank(bank)[worker]
+        mine[RUN] = NO_RUN
+        mine[EPOCH:] = record[EPOCH:]
+        mine[RUN] = record[RUN]  # last: from now on the record counts
+        self._memory[0, BANK], self._memory[0, RUN] = bank, record[RUN]
+
+
+def _all_done(records: Tensor) -> bool:
+    """Whether these are the records of all workers of a run, each of which came to its end."""
+    done = int(records[:, DONE].sum())
+    return len(records) > 0 and done == len(records) == int(records[:, WORKERS].max())
+
+
+def _shared(memory: Tensor) -> Tensor:
+    memory.share_memory_()  # type: ignore[no-untyped-call]
+    return memory

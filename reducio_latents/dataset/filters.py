@@ -1,0 +1,149 @@
+"""Which clips are wanted: filters over a store's plan, as one truth value per clip."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.store import Store
+
+Flags = NDArray[np.bool_]
+QUALITY = "quality.parquet"
+SPLIT_DIGITS = 13
+"""Hexadecimal digits of a hash that make a fraction: 52 bits, as many as a float has."""
+SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters:
+    """Which clips of a store are read. All conditions must hold."""
+
+    buckets: tuple[str, ...] | None = None
+    """Names of the buckets to read; None for all."""
+    require_caption: bool = False
+    """Only clips whose video has a caption in the plan."""
+    min_psnr: float | None = None
+    """Only clips that `quality.parquet` gives at least this PSNR, in dB."""
+    clip_ids: Sequence[str] | str | Path | None = None
+    """Only these clips; or a Parquet file with a column `clip_id`."""
+    split: Literal["train", "val"] | None = None
+    """One of two halves: whole videos, told apart by a hash of their bytes, or of their name where
+    those were not hashed. A video stays where it is when others are added."""
+    val_fraction: float = 0.05
+    """Share of the videos in the split `val`."""
+    clips_per_sample: int = 1
+    """Consecutive clips of one video that make up a sample."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"val_fraction must be between 0 and 1, got {self.val_fraction}.")
+        if self.clips_per_sample < 1:
+            raise ConfigError(f"clips_per_sample must be >= 1, got {self.clips_per_sample}.")
+
+    @property
+    def need_plan(self) -> bool:
+        """Whether the plan's table of clips has to be read."""
+        chosen = (self.min_psnr, self.clip_ids, self.split)
+        many = self.require_caption or self.clips_per_sample > 1
+        return many or any(value is not None for value in chosen)
+
+
+def wanted_clips(store: Store, filters: Filters) -> Flags:
+    """Return, for each row of the plan's table of clips, whether the filters let it pass.
+
+    Raise StoreError or ConfigError for a condition that cannot be tested.
+    """
+    clips = store.plan.clips
+    flags = np.asarray(pc.equal(clips["status"], "planned"))
+    if filters.clip_ids is not None:
+        # A clip that is a duplicate names its original's row, so it is looked up among all.
+        flags = _rows_of(clips, _has_id(clips, _read_ids(filters.clip_ids), store)) & flags
+    if filters.require_caption:
+        flags = flags & np.asarray(pc.greater(pc.list_value_length(clips["captions"]), 0))
+    if filters.min_psnr is not None:
+        flags = flags & _is_good(store, clips, filters.min_psnr)
+    if filters.split is not None:
+        held_out = _is_held_out(store, clips, filters.val_fraction)
+        flags = flags & (held_out if filters.split == "val" else ~held_out)
+    return flags
+
+
+def _read_ids(clip_ids: Sequence[str] | str | Path) -> pa.Array:
+    if not isinstance(clip_ids, str | Path):
+        return pa.array(list(clip_ids), pa.string())
+    try:
+        return pq.read_table(clip_ids, columns=["clip_id"])["clip_id"].combine_chunks()
+    except (OSError, KeyError, pa.ArrowException) as err:
+        raise ConfigError(
+            f"clip_ids: {clip_ids} is not a Parquet file with a column clip_id ({err})."
+        ) from err
+
+
+def _has_id(clips: pa.Table, wanted: pa.Array, store: Store) -> Flags:
+    """Return which clips are named; raise ConfigError if one that is named does not exist."""
+    unknown = wanted.filter(pc.invert(pc.is_in(wanted, clips["clip_id"].combine_chunks())))
+    if len(unknown):
+        names = ", ".join(map(str, unknown.slice(0, SHOWN).to_pylist()))
+        raise ConfigError(
+            f"clip_ids names {len(unknown)} clips that {store.files.url} does not have, such as "
+            f"{names}. Is the list of another store?"
+        )
+    return np.asarray(pc.is_in(clips["clip_id"], wanted))
+
+
+def _rows_of(clips: pa.Table, flags: Flags) -> Flags:
+    """Return which clips have the same row as one that is flagged."""
+    place = _places(clips)
+    return np.isin(place, place[flags])
+
+
+def _places(clips: pa.Table) -> NDArray[np.int64]:
+    """Return a number for each clip that is equal for clips of the same row."""
+    bucket = clips["bucket"].combine_chunks().dictionary_encode().indices.to_numpy()
+    shard, row = (clips[name].to_numpy().astype(np.int64) for name in ("shard", "row"))
+    place = (bucket * (shard.max(initial=0) + 1) + shard) * (row.max(initial=0) + 1) + row
+    return np.asarray(place, np.int64)
+
+
+def _is_good(store: Store, clips: pa.Table, min_psnr: float) -> Flags:
+    where = f"{store.files.url}/{QUALITY}"
+    try:
+        quality = pq.read_table(
+            pa.BufferReader(store.files.read(QUALITY)), columns=["clip_id", "psnr"]
+        )
+    except FileNotFoundError as err:
+        raise StoreError(
+            f"min_psnr needs {where}, which does not exist. Encode with --check-every 1, or leave "
+            "min_psnr out."
+        ) from err
+    except (KeyError, ValueError, pa.ArrowException) as err:
+        raise StoreError(f"{where} has no columns clip_id and psnr ({err}).") from err
+    good = quality.filter(pc.greater_equal(quality["psnr"], min_psnr))
+    return np.asarray(pc.is_in(clips["clip_id"], good["clip_id"].combine_chunks()))
+
+
+def _is_held_out(store: Store, clips: pa.Table, fraction: float) -> Flags:
+    names, digests = (store.plan.videos[name].to_pylist() for name in ("video", "sha256"))
+    hashes = dict(zip(names, digests, strict=True))
+    video = clips["video"].combine_chunks().dictionary_encode()
+    held_out = [
+        _fraction(hashes[name] or hashlib.sha256(name.encode()).hexdigest()) < fraction
+        for name in video.dictionary.to_pylist()
+    ]
+    flags: Flags = np.array(held_out, np.bool_)[video.indices.to_numpy()]
+    return flags
+
+
+def _fraction(digest: str) -> float:
+    """Return the number in [0, 1) that a hexadecimal hash begins with."""
+    return int(digest[:SPLIT_DIGITS], 16) / float(16**SPLIT_DIGITS)

@@ -1,0 +1,192 @@
+"""What is read of a store: for each bucket its shards, and where samples begin in each.
+
+Memory is O(shards): a shard of which every row is read is a number; one with exceptions (failed
+clips, filters) has one bit a row beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from reducio_latents.clips import TIME_TOLERANCE_S
+from reducio_latents.dataset.filters import Filters, wanted_clips
+from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.store import Store
+from reducio_latents.store.commit import ShardKey
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BucketSelection:
+    """What is read of one bucket. The sequences are parallel, one element a shard."""
+
+    shards: tuple[int, ...]
+    """Numbers of the shards."""
+    counts: Ints
+    """Samples in each."""
+    masks: tuple[bytes | None, ...]
+    """Bits of the rows where samples begin, as `numpy.packbits` packs them; None for every row."""
+
+
+def select(store: Store, columns: Sequence[str], filters: Filters) -> dict[str, BucketSelection]:
+    """Return what the filters leave of the shards that have all of `columns`, by bucket.
+
+    Raise StoreError if nothing is there yet, ConfigError if the filters leave nothing.
+    """
+    keep = _whole_shards(store, columns, filters)
+    if filters.need_plan:
+        _exclude(keep, store, filters)
+    found = {bucket: _pack(shards) for bucket, shards in keep.items()}
+    found = {bucket: chosen for bucket, chosen in found.items() if chosen.shards}
+    if not found:
+        raise ConfigError(
+            f"the filters leave no sample of {store.files.url}: {filters}. Loosen one of them."
+        )
+    return found
+
+
+def selection_digest(
+    store: Store, columns: Sequence[str], chosen: Mapping[str, BucketSelection]
+) -> str:
+    """Return a hash of which clips of which store are read, wherever the store lies."""
+    digest = hashlib.sha256(_identity(store))
+    for name in columns:
+        digest.update(f"{name}\0{store.meta.columns[name].fingerprint}\0".encode())
+    for bucket, part in sorted(chosen.items()):
+        digest.update(f"{bucket}\0{part.shards}\0{part.counts.tolist()}\0".encode())
+        for mask in part.masks:
+            digest.update(mask or b"all")
+    return digest.hexdigest()
+
+
+def _identity(store: Store) -> bytes:
+    """Return what no two stores share: the checksums of the first part of the plan."""
+    try:
+        return store.files.read("plan/sha256-00000.txt")
+    except FileNotFoundError:
+        return store.meta.corpus.encode()
+
+
+def _whole_shards(
+    store: Store, columns: Sequence[str], filters: Filters
+) -> dict[str, dict[int, NDArray[np.bool_]]]:
+    """Return, by bucket and shard, which rows have all of the columns."""
+    store.require_columns(list(columns))
+    _require_same_encoder(store, columns)
+    shards = store.index.shards(columns)
+    if not shards:
+        raise StoreError(
+            f"{store.files.url} has no shard yet with all of {', '.join(columns)}. "
+            "Wait for the encode command, or run it again; `status` shows how far it is."
+        )
+    for bucket in filters.buckets or ():
+        if bucket not in store.meta.buckets:
+            raise ConfigError(
+                f"{store.files.url} has no bucket {bucket!r}; it has "
+                f"{', '.join(store.meta.buckets)}."
+            )
+    keep: dict[str, dict[int, NDArray[np.bool_]]] = {}
+    for key, (rows, failed) in shards.items():
+        if filters.buckets is None or key.bucket in filters.buckets:
+            flags = np.ones(rows, np.bool_)
+            flags[list(failed)] = False
+            keep.setdefault(key.bucket, {})[key.shard] = flags
+    return keep
+
+
+def _require_same_encoder(store: Store, columns: Sequence[str]) -> None:
+    expected = {name: store.meta.columns[name].fingerprint for name in columns}
+    for (column, key), entry in store.index.entries.items():
+        if entry.fingerprint != expected.get(column, entry.fingerprint):
+            raise StoreError(
+                f"{store.files.url}: shard {key} of {column} was made by an encoder with the "
+                f"fingerprint {entry.fingerprint[:12]}..., the store's description says "
+                f"{expected[column][:12]}... Delete the shard's commit and encode again."
+            )
+
+
+def _exclude(keep: dict[str, dict[int, NDArray[np.bool_]]], store: Store, filters: Filters) -> None:
+    """Turn off rows that the filters exclude, and those where no whole sample begins."""
+    clips = store.plan.clips
+    wanted = wanted_clips(store, filters)
+    video = clips["video"].combine_chunks().dictionary_encode().indices.to_numpy()
+    start_s = clips["start_s"].to_numpy()
+    for key, part in _planned_rows(clips):
+        flags = keep.get(key.bucket, {}).get(key.shard)
+        if flags is None:
+            continue
+        if len(part) != len(flags):
+            raise StoreError(
+                f"{store.files.url}: the commit of shard {key} has {len(flags)} rows, the plan "
+                f"{len(part)}. Run `verify` to see what is wrong."
+            )
+        flags &= wanted[part]
+        if filters.clips_per_sample > 1:
+            joined = _follows(video[part], start_s[part], store.meta.clip.span_s)
+            flags[:] = sequence_starts(flags, joined, filters.clips_per_sample)
+
+
+def _planned_rows(clips: pa.Table) -> Iterator[tuple[ShardKey, Ints]]:
+    """Yield each shard and where in the table its clips are, by row."""
+    planned = np.asarray(pc.equal(clips["status"], "planned"))
+    names = clips["bucket"].combine_chunks().dictionary_encode()
+    bucket, shard, row = (
+        names.indices.to_numpy(),
+        clips["shard"].to_numpy(),
+        clips["row"].to_numpy(),
+    )
+    places = np.flatnonzero(planned)
+    places = places[np.lexsort([row[places], shard[places], bucket[places]])]
+    new = (np.diff(bucket[places]) != 0) | (np.diff(shard[places]) != 0)
+    for part in np.split(places, np.flatnonzero(new) + 1):
+        if len(part):
+            name = names.dictionary[int(bucket[part[0]])].as_py()
+            yield ShardKey(name, int(shard[part[0]])), part
+
+
+def _follows(video: Ints, start_s: NDArray[np.float64], span_s: float) -> NDArray[np.bool_]:
+    """Return which clips begin where the row before ends, in the same video."""
+    gap = np.abs(np.diff(start_s) - span_s)
+    joined: NDArray[np.bool_] = np.zeros(len(video), np.bool_)
+    joined[1:] = np.diff(video) == 0
+    joined[1:] &= gap < TIME_TOLERANCE_S
+    return joined
+
+
+def sequence_starts(
+    usable: NDArray[np.bool_], joined: NDArray[np.bool_], length: int
+) -> NDArray[np.bool_]:
+    """Return the rows where sequences of `length` usable rows begin, each joined to the one before.
+
+    Runs are cut from their first row on, so sequences do not overlap and what is left of a run is
+    not read.
+    """
+    starts_run = usable & ~(joined & np.concatenate([[False], usable[:-1]]))
+    rows = np.arange(len(usable))
+    in_run = rows - np.maximum.accumulate(np.where(starts_run, rows, 0))
+    starts: NDArray[np.bool_] = usable & (in_run % length == 0)
+    begins = np.flatnonzero(starts)
+    ends = begins + length
+    fits = ends <= len(usable)
+    last = np.minimum(ends, len(usable)) - 1
+    starts[begins] = fits & usable[last] & (in_run[last] == in_run[begins] + length - 1)
+    return starts
+
+
+def _pack(shards: Mapping[int, NDArray[np.bool_]]) -> BucketSelection:
+    chosen = {number: flags for number, flags in sorted(shards.items()) if flags.any()}
+    return BucketSelection(
+        shards=tuple(chosen),
+        counts=np.array([int(flags.sum()) for flags in chosen.values()], np.int64),
+        masks=tuple(
+            None if flags.all() else np.packbits(flags).tobytes() for flags in chosen.values()
+        ),
+    )

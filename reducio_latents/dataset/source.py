@@ -1,0 +1,101 @@
+"""One store as a dataset reads it: what was selected, and the open readers of this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reducio_latents.dataset.filters import Filters
+from reducio_latents.dataset.reader import ColumnReader, Ints, open_column
+from reducio_latents.dataset.selection import BucketSelection, select, selection_digest
+from reducio_latents.store import Store, open_store
+
+PLAN_FIELDS = ("clip_id", "video", "start_s")
+"""What the plan knows of a clip, and a batch can hold beside the store's columns."""
+MIN_OPEN_SHARDS = 256
+KEPT_FIELDS = 1024
+
+
+class Source:
+    """A store, as it was when it was opened, and the part of it that is read."""
+
+    def __init__(self, store: Store, columns: Sequence[str], filters: Filters) -> None:
+        self.store = store
+        self.selection: dict[str, BucketSelection] = select(store, columns, filters)
+        self.digest = selection_digest(store, columns, self.selection)
+        self._drop_handles()
+
+    def _drop_handles(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._readers: dict[tuple[str, str], ColumnReader] = {}
+        self._fields: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Files are opened, and the plan is read, by each process for itself; the index is not:
+        # all see the commits that there were when the dataset was made.
+        kept = {"selection": self.selection, "digest": self.digest}
+        return kept | {"files": self.store.files, "index": self.store.index}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.selection, self.digest = state["selection"], state["digest"]
+        self.store = Store(state["files"])
+        self.store.index = state["index"]
+        self._drop_handles()
+
+    def reader(
+        self, column: str, bucket: str, *, window_shards: int, check_rows: bool
+    ) -> ColumnReader:
+        """Return this process's reader of a column, opened when it is first asked for.
+
+        Shards are counted as in `selection[bucket].shards`.
+        """
+        if self._pid != os.getpid():  # locks and handles must not be used across a fork
+            self._drop_handles()
+        key = (column, bucket)
+        if key not in self._readers:
+            with self._lock:
+                if key not in self._readers:
+                    self._readers[key] = open_column(
+                        self.store,
+                        column,
+                        bucket,
+                        self.selection[bucket].shards,
+                        # Two windows are read where a batch lies across their border.
+                        capacity=max(MIN_OPEN_SHARDS, 2 * window_shards),
+                        check_rows=check_rows,
+                    )
+        return self._readers[key]
+
+    def plan_field(self, name: str, bucket: str, shards: Ints, rows: Ints) -> list[Any]:
+        """Return one of `PLAN_FIELDS` for each row; shards are counted as in `reader`."""
+        if self._pid != os.getpid():
+            self._drop_handles()
+        values = {n: self._plan_values(name, bucket, n) for n in np.unique(shards).tolist()}
+        pairs = zip(shards.tolist(), rows.tolist(), strict=True)
+        return [values[shard][row] for shard, row in pairs]
+
+    def _plan_values(self, name: str, bucket: str, shard: int) -> list[Any]:
+        """Return a field of all rows of a shard; those used last are kept as lists."""
+        key = (name, bucket, shard)
+        with self._lock:
+            if key in self._fields:
+                self._fields.move_to_end(key)
+                return self._fields[key]
+            number = self.selection[bucket].shards[shard]
+            values: list[Any] = self.store.plan.shard_clips(bucket, number)[name].to_pylist()
+            self._fields[key] = values
+            if len(self._fields) > KEPT_FIELDS:
+                self._fields.popitem(last=False)
+            return values
+
+
+def as_store(store: Store | str | Path) -> Store:
+    """Return an opened store as it is, and open one that is named by its path or URL."""
+    return store if isinstance(store, Store) else open_store(store)
