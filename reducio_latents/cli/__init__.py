@@ -23,6 +23,7 @@ COMMANDS = {
     "verify": "verify",
     "decode": "decode",
     "check": "check",
+    "train": "train",
     "import-checkpoint": "import_checkpoint",
 }
 """Command -> its module in this package, and the name of the function in there."""
