@@ -290,3 +290,9 @@ def test_listing_looks_at_folders_and_not_at_files(
     monkeypatch.setattr(Path, "stat", count)
     assert len(list_corpus(tmp_path)) == 100
     assert len(looked_at) < 10
+
+
+def test_a_name_that_no_file_can_have_is_one_clear_error(tmp_path: Path) -> None:
+    for function in (list_corpus, corpus_root):
+        with pytest.raises(CorpusError, match="cannot be listed: File name too long"):
+            function(tmp_path / ("x" * 300))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -52,7 +53,7 @@ def list_corpus(
     A video that a table names and that is not there stays in the list: it fails when it is probed,
     with a reason. Raise CorpusError if the corpus as a whole cannot be listed or has no video.
     """
-    try:
+    with _explained(corpus):
         location = _locate(corpus)
         tree = open_tree(location.root)
         if location.table is not None:
@@ -63,13 +64,6 @@ def list_corpus(
             raise ConfigError(f"{option} is for tables, and {corpus} is none. Leave it out.")
         else:
             videos = _list_files(tree, location.patterns, caption_column)
-    except CorpusError:
-        raise
-    except OSError as err:
-        place = f" ({err.filename})" if err.filename else ""
-        raise CorpusError(
-            f"{corpus} cannot be listed: {err.strerror or err}{place}. Check path and rights."
-        ) from err
     return _checked(videos, str(corpus))
 
 
@@ -80,7 +74,21 @@ def corpus_root(corpus: str | Path, root: str | Path | None = None) -> str:
     """
     if root is not None:
         return _absolute(str(root))
-    return _locate(corpus).root
+    with _explained(corpus):
+        return _locate(corpus).root
+
+
+@contextmanager
+def _explained(corpus: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except CorpusError:
+        raise
+    except OSError as err:
+        place = f" ({err.filename})" if err.filename else ""
+        raise CorpusError(
+            f"{corpus} cannot be listed: {err.strerror or err}{place}. Check path and rights."
+        ) from err
 
 
 @dataclass(frozen=True)
