@@ -73,15 +73,14 @@ def _fetch(name: str, part: str) -> Path:
     repository, _, revision = name.partition("@")
     wanted = [*HUB_FILES, *(f"{part}/{pattern}" for pattern in HUB_FILES if part)]
     try:
-        with quiet():
-            folder = hub.snapshot_download(
-                repository,
-                revision=revision or None,
-                allow_patterns=wanted,
-                # A snapshot often holds the same weights in several formats and precisions.
-                ignore_patterns=["*.fp16.*", "*.non_ema.*", "*.msgpack", "*.h5", "openvino*"],
-                etag_timeout=HUB_TIMEOUT_S,
-            )
+        folder = hub.snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=wanted,
+            # A snapshot often holds the same weights in several formats and precisions.
+            ignore_patterns=["*.fp16.*", "*.non_ema.*", "*.msgpack", "*.h5", "openvino*"],
+            etag_timeout=HUB_TIMEOUT_S,
+        )
     # Of the many errors of the Hub's client and its transport each means that we have no files.
     except Exception as err:
         raise ConfigError(
@@ -214,21 +213,16 @@ def _weight_files(folder: Path) -> Iterator[Path]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the libraries' advice and bars off the terminal; what matters of it is raised."""
-    names = ("transformers", "diffusers", "huggingface_hub")
+    names = ("transformers", "diffusers")
     levels = {name: logging.getLogger(name).level for name in names}
-    hub = import_library("huggingface_hub")
-    bars_off = hub.utils.are_progress_bars_disabled()
     switch = _progress_switch()
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
-    hub.utils.disable_progress_bars()
     switch(False)
     try:
         yield
     finally:
         switch(True)
-        if not bars_off:
-            hub.utils.enable_progress_bars()
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
