@@ -32,13 +32,13 @@ def encode(corpus: Path, store: Path, **settings: Any) -> EncodeReport:
 
 
 def files_of(store: Path) -> dict[str, bytes]:
-    """Return every file of a store, commits without their timings."""
+    """Return every file of a store, commits without their timings and checksum."""
     found = {}
     for path in sorted(p for p in store.rglob("*") if p.is_file()):
         name, data = path.relative_to(store).as_posix(), path.read_bytes()
         if name.startswith("commits/"):
             commit = json.loads(data)
-            del commit["timings"]
+            del commit["timings"], commit["crc32c"]
             data = json.dumps(commit).encode()
         found[name] = data
     return found
@@ -50,9 +50,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def encoded(
-    corpus: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, EncodeReport]:
+def encoded(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EncodeReport]:
     store = tmp_path_factory.mktemp("stores") / "sample.latents"
     return store, encode(corpus, store)
 

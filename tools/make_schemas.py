@@ -17,11 +17,27 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout, installed or not
 
+from reducio_latents.encode.finish import ERRORS_SCHEMA  # noqa: E402
+from reducio_latents.encode.options import EncodeOptions  # noqa: E402
 from reducio_latents.plan import plan_json_schema  # noqa: E402
+from reducio_latents.schema import json_schema_of, json_schema_of_table  # noqa: E402
+from reducio_latents.store.commit import Commit  # noqa: E402
+from reducio_latents.store.index import IndexEntry  # noqa: E402
+from reducio_latents.store.meta import StoreMeta  # noqa: E402
 
 FOLDER = ROOT / "schemas"
 SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
+    "commit.schema.json": lambda: json_schema_of(Commit),
+    "encode_options.schema.json": lambda: json_schema_of(EncodeOptions),
+    "errors.schema.json": lambda: json_schema_of_table(
+        ERRORS_SCHEMA,
+        title="errors.parquet",
+        description="One row for each video and each clip that failed.",
+        extra=False,
+    ),
+    "index_entry.schema.json": lambda: json_schema_of(IndexEntry),
     "plan.schema.json": plan_json_schema,
+    "store.schema.json": lambda: json_schema_of(StoreMeta),
 }
 
 

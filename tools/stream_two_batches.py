@@ -16,7 +16,7 @@ def main(store: str) -> None:
         print(f"batch {number}")
         for name, value in batch.items():
             if isinstance(value, torch.Tensor):
-                print(f"  {name:<14} {str(value.dtype):<14} {tuple(value.shape)}")
+                print(f"  {name:<14} {value.dtype!s:<14} {tuple(value.shape)}")
             else:
                 print(f"  {name:<14} {value}")
 

@@ -21,12 +21,13 @@ def verify(store: str, clips: bool) -> None:
     from reducio_latents.store import open_store
     from reducio_latents.store.verify import verify as verify_store
 
+    opened = open_store(store)
     with tqdm(desc="verify", unit="commit", file=sys.stderr) as bar:
 
         def tell(done: int) -> None:
             bar.update(done - bar.n)
 
-        report = verify_store(open_store(store), tell)
+        report = verify_store(opened, tell)
     for damage in report.damage:
         click.echo(f"{damage.where}: {damage.what}")
         if damage.clips:

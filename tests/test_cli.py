@@ -1,0 +1,156 @@
+"""The command line: quick help, one line an error, exit codes that scripts can trust."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from reducio_latents.cli import COMMANDS, main
+from tests.corpora import write_corpus, write_video
+
+FAST = ["--model", "reducio-random:8", "--resolution", "32", "--shard-rows", "2"]
+
+
+def invoke(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def store(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stores") / "sample.latents"
+    result = invoke("encode-corpus", corpus, path, *FAST, "--max-failed", "0.5")
+    assert result.exit_code == 0, result.output
+    assert "videos  6 found = 3 encoded + 2 skipped + 1 failed" in result.output
+    return path
+
+
+def test_help_takes_little_cpu_time_and_names_every_command() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = subprocess.run(
+        [sys.executable, "-m", "reducio_latents", "--help"], capture_output=True, text=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert run.returncode == 0
+    assert all(name in run.stdout for name in COMMANDS)
+    assert used_s < 0.3
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str) -> None:
+    result = invoke(name, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_too_many_failures_exit_with_3_and_say_so(tmp_path: Path) -> None:
+    write_video(tmp_path / "videos" / "a.mp4", 1.1)
+    (tmp_path / "videos" / "b.mp4").write_bytes(b"nothing")
+    result = invoke("encode-corpus", tmp_path / "videos", tmp_path / "store", *FAST)
+    assert result.exit_code == 3
+    assert "50% failed, more than --max-failed 10%" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["encode-corpus"], 2, "Missing argument"),
+        (["encode-corpus", "nowhere", "s", *FAST], 1, "nowhere"),
+        (["encode-corpus", ".", "s", "--model", "reducio"], 1, "weights"),
+        (["encode-corpus", ".", "s", *FAST, "--resolution", "250"], 1, "multiple of 32"),
+        (["encode-corpus", ".", "s", *FAST, "--clips", "evrey"], 1, "policy"),
+        (["encode-corpus", ".", "s", *FAST, "--columns", "motoin"], 1, "did you mean"),
+        (["encode-corpus", ".", "s", *FAST, "--device", "cuda:99"], 1, "cuda:99"),
+        (["info", "nowhere"], 1, "not a latent store"),
+        (["verify", "setup.cfg"], 1, "not a latent store"),
+        (["no-such-command"], 2, "No such command"),
+    ],
+)
+def test_errors_are_one_line_with_the_right_exit_code(
+    words: list[str], code: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "a.mp4", 1.1)
+    (tmp_path / "setup.cfg").write_text("[x]")
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*words)
+    assert result.exit_code == code, result.output
+    assert says in result.output
+    assert "Traceback" not in result.output
+    if code == 1:
+        assert len(result.output.strip().splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "setup.cfg"]
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 torn"])
+def test_something_that_is_no_weights_file_is_one_line(
+    corpus: Path, tmp_path: Path, content: bytes
+) -> None:
+    weights = tmp_path / "weights.ckpt"
+    weights.write_bytes(content)
+    result = invoke(
+        "encode-corpus", corpus, tmp_path / "s", "--model", "reducio", "--weights", weights
+    )
+    assert result.exit_code == 1
+    assert "weights.ckpt" in result.output
+    assert not (tmp_path / "s").exists()
+
+
+def test_info_status_and_verify_describe_the_store(store: Path) -> None:
+    info = invoke("info", store)
+    assert info.exit_code == 0
+    assert "reducio-random:8" in info.output
+    assert "32x4x1x1" in info.output
+    status = invoke("status", store)
+    assert status.exit_code == 0
+    assert "all done" in status.output
+    verified = invoke("verify", store)
+    assert verified.exit_code == 0
+    assert "all sound" in verified.output
+
+
+def test_verify_names_the_file_and_the_clip_that_a_flipped_byte_costs(
+    store: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", store, copy], check=True)
+    shard = copy / "16x32x32" / "motion" / "c" / "0" / "0" / "0" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    data[5] ^= 1
+    shard.write_bytes(data)
+    result = invoke("verify", copy)
+    assert result.exit_code == 1
+    assert str(shard) in result.output
+    assert "costs 1 clips" in result.output
+
+
+def test_a_dry_run_prints_what_would_be_done_and_does_nothing(corpus: Path, tmp_path: Path) -> None:
+    for command in ("plan", "encode-corpus"):
+        result = invoke(command, corpus, tmp_path / "s", "--resolution", "32", "--dry-run")
+        assert result.exit_code == 0, result.output
+        assert "5 found" in result.output
+        assert "hours" in result.output
+        assert "16x32x32: 4 clips" in result.output
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_store_that_cannot_be_written_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        target = Path("/proc/no-such-place")
+    else:
+        target = tmp_path / "locked" / "store"
+        target.parent.mkdir(mode=0o500)
+    result = invoke("encode-corpus", corpus, target, *FAST)
+    assert result.exit_code == 1
+    assert "cannot write" in result.output
+    assert "Traceback" not in result.output
