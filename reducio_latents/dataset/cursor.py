@@ -69,6 +69,11 @@ class Cursor:
         self._memory = _shared(state["memory"])
         self._forget()
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that is on, or is the next to begin."""
+        return self._next()[0] if get_worker_info() is None else self.position().epoch
+
     def begin(self) -> Span | None:
         """Start an iteration; return what it reads, or None if it is only thrown away."""
         info = get_worker_info()
@@ -135,7 +140,16 @@ class Cursor:
 
     def move(self, position: Position) -> None:
         """Let the next iteration begin at a position."""
-        if get_worker_info() is None:
+        info = get_worker_info()
+        if position.worker >= 0:
+            here = (-1, 0) if info is None else (info.id, info.num_workers)
+            if here != (position.worker, position.num_workers):
+                raise ConfigError(
+                    f"this state is of worker {position.worker} of {position.num_workers}, a part "
+                    "of the state of a StatefulDataLoader. Load the whole one into such a loader "
+                    "with as many workers."
+                )
+        if info is None:
             self._set_base(position.epoch, position.batch)
             self._position = None
         else:

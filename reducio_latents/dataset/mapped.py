@@ -112,14 +112,15 @@ class MappedColumn:
         """Return where each of `shards` is open, after opening those that are not."""
         self._tick += 1
         slots = self._slot_of[shards]
-        self._used[slots] = self._tick
         if len(slots) and slots.min() == UNOPENED:
+            self._used[slots[slots != UNOPENED]] = self._tick  # so that they stay open
             wanted = np.unique(shards)
             if len(wanted) >= len(self._used):
                 self._grow(len(wanted) + 1 - len(self._used))
             for shard in wanted[self._slot_of[wanted] == UNOPENED].tolist():
                 self._open(shard)
             slots = self._slot_of[shards]
+        self._used[slots] = self._tick
         return slots
 
     def _open(self, shard: int) -> None:

@@ -153,9 +153,10 @@ class BatchOrder:
     def num_batches(self, epoch: int) -> int:
         return len(self._epoch(epoch).bucket)
 
-    def bucket_batches(self, epoch: int) -> list[int]:
-        """Return how many batches each bucket has in an epoch."""
-        return self._epoch(epoch).batches
+    def bucket_sizes(self, epoch: int) -> tuple[list[int], list[int]]:
+        """Return how many samples and how many batches each bucket has in an epoch."""
+        plan = self._epoch(epoch)
+        return plan.samples, plan.batches
 
     def batch(self, epoch: int, number: int) -> tuple[int, Samples]:
         """Return the bucket and the samples of global batch `number`, 0 <= number < num_batches."""

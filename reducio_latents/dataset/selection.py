@@ -119,7 +119,7 @@ def _exclude(keep: dict[str, dict[int, NDArray[np.bool_]]], store: Store, filter
     wanted = wanted_clips(store, filters)
     video = clips["video"].combine_chunks().dictionary_encode().indices.to_numpy()
     start_s = clips["start_s"].to_numpy()
-    for key, part in _planned_rows(clips):
+    for key, part in by_shard(clips, np.asarray(pc.equal(clips["status"], "planned"))):
         flags = keep.get(key.bucket, {}).get(key.shard)
         if flags is None:
             continue
@@ -134,16 +134,15 @@ def _exclude(keep: dict[str, dict[int, NDArray[np.bool_]]], store: Store, filter
             flags[:] = sequence_starts(flags, joined, filters.clips_per_sample)
 
 
-def _planned_rows(clips: pa.Table) -> Iterator[tuple[ShardKey, Ints]]:
-    """Yield each shard and where in the table its clips are, by row."""
-    planned = np.asarray(pc.equal(clips["status"], "planned"))
+def by_shard(clips: pa.Table, chosen: NDArray[np.bool_]) -> Iterator[tuple[ShardKey, Ints]]:
+    """Yield each shard and where in the table those of its clips are that are chosen, by row."""
     names = clips["bucket"].combine_chunks().dictionary_encode()
     bucket, shard, row = (
         names.indices.to_numpy(),
         clips["shard"].to_numpy(),
         clips["row"].to_numpy(),
     )
-    places = np.flatnonzero(planned)
+    places = np.flatnonzero(chosen)
     places = places[np.lexsort([row[places], shard[places], bucket[places]])]
     new = (np.diff(bucket[places]) != 0) | (np.diff(shard[places]) != 0)
     for part in np.split(places, np.flatnonzero(new) + 1):

@@ -1,0 +1,75 @@
+"""The state of a dataset as a dict that any checkpoint can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from reducio_latents.dataset.cursor import Position
+from reducio_latents.errors import ConfigError
+
+_REMEDY = {
+    "seed": "Make the dataset with that seed.",
+    "global_batch_size": "Choose batch_size so that batch_size times the number of ranks is that.",
+    "shuffle": "Make the dataset with that value.",
+    "window_shards": "Make the dataset with that value.",
+    "drop_last": "Make the dataset with that value.",
+    "samples": "The store has grown, or it is another one, or other filters are set.",
+    "selection": "It is another store, or other filters or weights are set.",
+}
+FRESH = (
+    "To go on with what is there now, call set_epoch({epoch}) instead: a new epoch in a new order."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What the order of batches depends on."""
+
+    seed: int
+    global_batch_size: int
+    shuffle: int
+    window_shards: int
+    drop_last: int
+    samples: int
+    selection: str
+    """Hash of store, index and filters."""
+
+
+def write_state(identity: Identity, position: Position) -> dict[str, Any]:
+    """Return a position as a dict."""
+    state = {"epoch": position.epoch, "batch": position.batch, **asdict(identity)}
+    if position.worker >= 0:  # how a worker's copy is told from the dataset itself
+        state |= {"worker": position.worker, "num_workers": position.num_workers}
+        state |= {"ended": int(position.ended)}
+    return state
+
+
+def check_state(identity: Identity, state: Mapping[str, Any]) -> None:
+    """Raise ConfigError, saying what differs, unless the state is of this very order."""
+    missing = {"epoch", "batch", *asdict(identity)} - state.keys()
+    if missing:
+        raise ConfigError(
+            f"this is no state of a LatentDataset: it lacks {', '.join(sorted(missing))}."
+        )
+    for name, ours in asdict(identity).items():
+        if state[name] != ours:
+            raise ConfigError(
+                f"the state is of another order: {name} is {ours} here, {state[name]} in the "
+                f"state. {_REMEDY[name]} {FRESH.format(epoch=int(state['epoch']) + 1)}"
+            )
+
+
+def read_position(state: Mapping[str, Any]) -> Position:
+    """Return the position of a checked state."""
+    position = Position(
+        epoch=int(state["epoch"]),
+        batch=int(state["batch"]),
+        worker=int(state.get("worker", -1)),
+        num_workers=int(state.get("num_workers", 0)),
+        ended=bool(state.get("ended", 0)),
+    )
+    if position.epoch < 0 or position.batch < 0:
+        raise ConfigError(f"the state is damaged: {dict(state)}.")
+    return position

@@ -1,0 +1,124 @@
+"""`LatentTable`: any clip of a store by number or id, for looking at things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from reducio_latents.dataset import fields
+from reducio_latents.dataset.selection import by_shard
+from reducio_latents.dataset.source import as_store
+from reducio_latents.errors import LatentsError, StoreError
+from reducio_latents.store import Store
+from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.text_rows import decode_text_row
+
+Entry = dict[str, Any]
+
+
+class NoSuchClipError(LatentsError, KeyError, IndexError):
+    """A clip that the store does not have, or cannot give."""
+
+    __str__ = Exception.__str__
+
+
+class LatentTable:
+    """Read single clips of a store, each row's checksum proven.
+
+    `table[i]` is the i-th clip, in the plan's order, of those that have all of `columns`;
+    `table["<clip id>"]` a certain one; a clip that duplicates another has that one's rows. An entry
+    is a dict: `clip_id` str, `video` str (its name in the corpus), `start_s` float seconds,
+    `bucket` str, and one value a column:
+
+    - `motion` and other arrays: a tensor as stored; of moments float16 (2D, t, h, w);
+    - `content_image`: uint8 (3, H, W); `caption`: str, the first if there are several;
+    - `text`: (tokens, width), of that caption; other bytes: bytes.
+
+    One small read a column, so this is not for training. Raises NoSuchClipError (a KeyError and an
+    IndexError) for a clip that there is not, StoreError for one that is damaged.
+    """
+
+    def __init__(self, store: Store | str | Path, columns: Sequence[str] | None = None) -> None:
+        """Open a store; `columns` are all of its columns unless they are given."""
+        self.store = as_store(store)
+        self.columns = list(self.store.columns if columns is None else columns)
+        self.store.require_columns(self.columns)
+        self._shards = self.store.index.shards(self.columns)
+
+    def __len__(self) -> int:
+        return len(self._readable)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self[number] for number in range(len(self)))
+
+    def __contains__(self, clip_id: object) -> bool:
+        return clip_id in self._place_of
+
+    @property
+    def clip_ids(self) -> list[str]:
+        """Ids of the clips, in order."""
+        ids: list[str] = self._clips["clip_id"].take(self._readable).to_pylist()
+        return ids
+
+    def __getitem__(self, clip: int | str) -> Entry:
+        place = self._place(clip)
+        row: dict[str, Any] = self._clips.slice(place, 1).to_pylist()[0]
+        entry: Entry = {name: row[name] for name in ("clip_id", "video", "start_s", "bucket")}
+        key = ShardKey(row["bucket"], row["shard"])
+        for column in self.columns:
+            value = self.store.read_row(key, row["row"], column)
+            if value is None:
+                raise StoreError(f"{self.store.files.url}: clip {row['clip_id']} has no {column}.")
+            entry[column] = self._decoded(column, value, key.bucket)
+        return entry
+
+    def _place(self, clip: int | str) -> int:
+        """Return where in the plan's table a clip is."""
+        where = self.store.files.url
+        if isinstance(clip, str):
+            if clip not in self._place_of:
+                known = pc.index(self._clips["clip_id"], clip).as_py() >= 0
+                why = "failed, or is not done yet" if known else "is not in its plan"
+                raise NoSuchClipError(f"{where}: clip {clip} {why}.")
+            return self._place_of[clip]
+        if not -len(self) <= clip < len(self):
+            raise NoSuchClipError(f"{where} has {len(self)} clips to read, and no number {clip}.")
+        return int(self._readable[clip])
+
+    def _decoded(self, column: str, value: Any, bucket: str) -> Any:
+        meta = self.store.meta.columns[column]
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(value.copy())
+        if fields.is_image(meta):
+            return fields.decode_images([value], bucket, f"{self.store.files.url}/{column}")[0]
+        if fields.is_text(meta):
+            return value.decode().split(fields.CAPTION_SEPARATOR)[0]
+        if fields.is_token_vectors(meta):
+            return torch.from_numpy(decode_text_row(value)[0].copy())
+        return value
+
+    @cached_property
+    def _clips(self) -> pa.Table:
+        return self.store.plan.clips
+
+    @cached_property
+    def _readable(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Where in the plan's table the clips are that have every column."""
+        found = np.zeros(len(self._clips), np.bool_)
+        for key, places in by_shard(self._clips, np.ones(len(self._clips), np.bool_)):
+            if key in self._shards:
+                _, failed = self._shards[key]
+                rows = self._clips["row"].take(places).to_numpy()
+                found[places] = ~np.isin(rows, list(failed))
+        return np.flatnonzero(found)
+
+    @cached_property
+    def _place_of(self) -> dict[str, int]:
+        return dict(zip(self.clip_ids, self._readable.tolist(), strict=True))
