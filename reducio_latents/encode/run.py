@@ -3,62 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from reducio_latents.encode.columns import CAPTIONS, CONTENT, ColumnEncoder
 from reducio_latents.encode.estimate import bytes_per_clip
-from reducio_latents.encode.finish import Outcome, finish, gather
+from reducio_latents.encode.finish import finish, gather
+from reducio_latents.encode.job import (
+    BUCKET_MULTIPLE,
+    encode_missing,
+    make_report,
+    prepare,
+    stored_counts,
+)
 from reducio_latents.encode.options import EncodeOptions
-from reducio_latents.encode.pipeline import ShardDone, encode_shards
-from reducio_latents.encode.prepare import Planned, make_plan
+from reducio_latents.encode.prepare import make_plan
 from reducio_latents.encode.progress import Progress, Silent
-from reducio_latents.encode.registry import build_columns
-from reducio_latents.encode.report import EncodeReport, Tally, count_kinds
-from reducio_latents.encode.source import DecodedBatches, DecodeOptions, ReadyBatch, read_captions
+from reducio_latents.encode.report import EncodeReport
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
-from reducio_latents.geometry import Bucket
-from reducio_latents.plan import Plan, PlanSummary, summarise
-from reducio_latents.store import index
-from reducio_latents.store.commit import ShardKey, list_commits
-from reducio_latents.store.meta import StoreMeta, require_same
-from reducio_latents.store.writer import StoreWriter, read_meta_if_any
-
-BUCKET_MULTIPLE = 32
-"""Sides of buckets are divisible by this, the largest spatial stride in use."""
-
-
-@dataclass
-class Job:
-    """A run that is ready to start: what to encode, by what, into where."""
-
-    options: EncodeOptions
-    planned: Planned
-    encoders: Sequence[ColumnEncoder]
-    writer: StoreWriter
-
-    @property
-    def names(self) -> list[str]:
-        return [encoder.name for encoder in self.encoders]
-
-    def shards(self) -> dict[ShardKey, int]:
-        """Return the rows of every shard of the plan."""
-        return {ShardKey(s.bucket, s.shard): s.rows for s in self.planned.plan.shards()}
-
-    def missing(self) -> dict[ShardKey, tuple[str, ...]]:
-        """Return the columns that each unfinished shard lacks, in order."""
-        done = set(list_commits(self.writer.files))
-        lacking = {
-            key: tuple(name for name in self.names if (name, key) not in done)
-            for key in self.shards()
-        }
-        return {key: names for key, names in lacking.items() if names}
+from reducio_latents.plan import PlanSummary, summarise
+from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.writer import read_meta_if_any
 
 
 def encode_corpus(
@@ -120,149 +87,6 @@ def plan_corpus(
     told = (progress or Silent()).probed
     planned = make_plan(corpus, files, options, buckets, told, write=write)
     return summarise(planned.plan, {b.name: bytes_per_clip(b, options) for b in buckets})
-
-
-def prepare(
-    corpus: str | Path, store: str | Path, options: EncodeOptions, progress: Progress
-) -> Job:
-    """Load the encoders, refuse what does not fit, plan what is new, open the store."""
-    files = open_files(store)
-    stored = read_meta_if_any(files)
-    encoders = build_columns(options)
-    buckets = options.bucket_list(BUCKET_MULTIPLE)
-    meta = StoreMeta(
-        container=options.container,
-        shard_rows=options.shard_rows,
-        clip=options.clip,
-        buckets=tuple(bucket.name for bucket in buckets),
-        resize=options.resize,
-        corpus=str(corpus),
-        columns={encoder.name: encoder.describe(buckets) for encoder in encoders},
-    )
-    if stored is not None:
-        require_same(meta, stored, files.url)
-    planned = make_plan(corpus, files, options, buckets, progress.probed)
-    writer = StoreWriter.open(files, meta, _rows(planned.plan, options.shard_rows))
-    if options.retry_failed:
-        forget_failures(writer)
-    return Job(options, planned, encoders, writer)
-
-
-def encode_missing(
-    job: Job, todo: Mapping[ShardKey, tuple[str, ...]], progress: Progress
-) -> Iterator[ShardDone]:
-    """Encode the given columns of the given shards, in order, and yield each shard when stored."""
-
-    def tell(ready: ReadyBatch) -> None:
-        progress.encoded(len(ready.clips) - len(ready.failed), len(ready.failed))
-
-    # Usually all of them lack the same columns; a run that was killed between two commits of one
-    # shard leaves one that lacks fewer.
-    for names in dict.fromkeys(todo.values()):
-        encoders = [encoder for encoder in job.encoders if encoder.name in names]
-        keys = [key for key in todo if todo[key] == names]
-        batches = read_batches(job, keys, encoders)
-        yield from encode_shards(batches, encoders, job.writer, tell)
-
-
-def read_batches(
-    job: Job, keys: Iterable[ShardKey], encoders: Sequence[ColumnEncoder]
-) -> Iterable[ReadyBatch]:
-    """Return the batches that `encoders` need of these shards."""
-    options = job.options
-    needs = frozenset[str]().union(*(encoder.needs for encoder in encoders))
-    works = (job.planned.work(key) for key in keys)
-    if needs <= {CAPTIONS}:
-        return read_captions(works, options.batch_size)
-    wants_files = CONTENT in needs and options.image_codec != "raw"
-    decode = DecodeOptions(
-        buckets=tuple(Bucket.parse(name) for name in job.writer.meta.buckets),
-        backend=options.video_backend,
-        rate_fps=options.clip.rate_fps,
-        resize=options.resize,
-        image_codec=options.image_codec if wants_files else None,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        timeout_s=options.clip_timeout_s,
-        memory_bytes=options.worker_memory_mb << 20,
-        read_ahead_bytes=options.read_ahead_mb << 20,
-    )
-    return DecodedBatches(works, job.planned.locate, decode, needs)
-
-
-def forget_failures(writer: StoreWriter) -> None:
-    """Make every shard with a failed clip count as not done."""
-    failed = [
-        (entry.key, entry.column)
-        for entry in index.build_index(writer.files, use_cache=False).entries.values()
-        if entry.failed
-    ]
-    if failed:
-        writer.files.delete(index.PATH)
-    for key, column in failed:
-        writer.drop_commit(key, column)
-
-
-def stored_counts(plan: Plan, outcome: Outcome) -> dict[str, Tally]:
-    """Return the tallies of the store as it is: `skipped` is what needed no encoding."""
-    bad_videos = {error.video for error in outcome.errors}
-    status = plan.videos["status"].to_pylist()
-    names = plan.videos["video"].to_pylist()
-    failed = sum(s == "failed" or n in bad_videos for s, n in zip(status, names, strict=True))
-    skipped = sum(s in ("too_short", "duplicate") for s in status)
-    clips = plan.clips.num_rows
-    duplicates = pc.sum(pc.equal(plan.clips["status"], "duplicate")).as_py() or 0
-    bad = len(outcome.errors)
-    return {
-        "videos": Tally(len(status), len(status) - failed - skipped, skipped, failed),
-        "clips": Tally(clips, clips - duplicates - bad, duplicates, bad),
-    }
-
-
-def make_report(job: Job, fresh: set[ShardKey], outcome: Outcome) -> EncodeReport:
-    """Tally this run: `encoded` now, `skipped` for being stored before, too short or double."""
-    plan = job.planned.plan
-    stored = stored_counts(plan, outcome)
-    fresh_rows = _rows_of(plan, fresh)
-    bad = {error.clip_id for error in outcome.errors}
-    bad_videos = {error.video for error in outcome.errors}
-    new_clips = sum(clip not in bad for clip in fresh_rows["clip_id"].to_pylist())
-    new_videos = len(set(fresh_rows["video"].to_pylist()) - bad_videos)
-    clips, videos = stored["clips"], stored["videos"]
-    reasons: list[tuple[str, ...]] = [(e.reason, e.video, e.clip_id) for e in outcome.errors]
-    status = plan.videos.select(["video", "status", "reason"]).to_pylist()
-    reasons += [(v["reason"], v["video"]) for v in status if v["status"] == "failed"]
-    skipped = {
-        "clips stored before": clips.encoded - new_clips,
-        "clips of duplicate videos": clips.skipped,
-        "videos without one whole clip": sum(v["status"] == "too_short" for v in status),
-        "duplicate videos": sum(v["status"] == "duplicate" for v in status),
-    }
-    return EncodeReport(
-        videos=replace(
-            videos, encoded=new_videos, skipped=videos.found - new_videos - videos.failed
-        ),
-        clips=replace(clips, encoded=new_clips, skipped=clips.found - new_clips - clips.failed),
-        skipped={reason: number for reason, number in skipped.items() if number},
-        failed=count_kinds(reasons),
-        statistics=outcome.statistics,
-        shards_left=len(job.missing()),
-        max_failed=job.options.max_failed,
-    )
-
-
-def _rows(plan: Plan, shard_rows: int) -> dict[str, int]:
-    """Return how long each bucket's arrays must be; shards before the last count as full."""
-    rows: dict[str, int] = {}
-    for shard in plan.shards():
-        end = shard.shard * shard_rows + shard.rows
-        rows[shard.bucket] = max(rows.get(shard.bucket, 0), end)
-    return rows
-
-
-def _rows_of(plan: Plan, keys: set[ShardKey]) -> pa.Table:
-    tables = [plan.shard_clips(*key) for key in sorted(keys)]
-    return pa.concat_tables(tables) if tables else plan.clips.slice(0, 0)
 
 
 def _options(options: EncodeOptions | None, settings: Mapping[str, Any]) -> EncodeOptions:
