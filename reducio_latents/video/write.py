@@ -1,0 +1,63 @@
+"""Pixels to files that anyone can play, for looking at what was decoded."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reducio_latents.errors import ConfigError, VideoError
+
+CRF = "16"
+"""x264's quality; at this one compression cannot be told from what a VAE leaves out."""
+
+
+def write_mp4(path: str | Path, frames_THWC: NDArray[np.uint8], rate_fps: float) -> None:
+    """Write uint8 RGB (T, H, W, 3) as H.264 in an MP4 that browsers play, replacing `path`.
+
+    Odd sides are extended by their last row or column, as 4:2:0 needs even ones. The file appears
+    whole or not at all. Raise VideoError if it cannot be written.
+    """
+    if frames_THWC.dtype != np.uint8 or frames_THWC.ndim != 4 or frames_THWC.shape[3] != 3:
+        raise VideoError(
+            f"{path}: expected uint8 (T, H, W, 3), got {frames_THWC.dtype} {frames_THWC.shape}."
+        )
+    if not len(frames_THWC):
+        raise VideoError(f"{path}: there are no frames to write.")
+    target = Path(path)
+    # Beside its target, so that the rename stays on one file system; the name keeps its ending,
+    # by which the container is chosen.
+    partial = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _encode(partial, frames_THWC, rate_fps)
+        partial.replace(target)
+    except OSError as err:  # PyAV's errors are OSErrors too
+        raise VideoError(f"{path} cannot be written: {err.strerror or err}.") from err
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _encode(path: Path, frames_THWC: NDArray[np.uint8], rate_fps: float) -> None:
+    try:
+        import av
+    except ImportError as err:
+        raise ConfigError(
+            "writing video needs PyAV: pip install 'reducio-latents[encode]'."
+        ) from err
+    height, width = frames_THWC.shape[1:3]
+    padding = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
+    even = np.pad(frames_THWC, padding, mode="edge")
+    options = {"crf": CRF, "preset": "medium"}
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
+        rate = Fraction(rate_fps).limit_denominator(1001)
+        stream = file.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width = even.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in even:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            file.mux(stream.encode(picture))
+        file.mux(stream.encode(None))
