@@ -147,7 +147,8 @@ def _write(shard: _Shard, encoders: Sequence[ColumnEncoder], writer: StoreWriter
             )
     start = time.perf_counter()
     clip_ids = [clip.clip_id for clip in shard.work.clips]
-    writer.write_shard(shard.work.key, clip_ids, columns, shard.stages.seconds)
+    details = [{"video": clip.video, "start_s": clip.start_s} for clip in shard.work.clips]
+    writer.write_shard(shard.work.key, clip_ids, columns, shard.stages.seconds, details=details)
     shard.stages.add("write", time.perf_counter() - start)
     every = {row: failure for found in shard.failed.values() for row, failure in found.items()}
     return ShardDone(

@@ -128,8 +128,11 @@ def columns_of(files_head: bytes) -> set[str] | None:
 
 def find_rows(data: bytes, clips: Sequence[Mapping[str, Any]], member: Member) -> Ranges | None:
     """Return where a tar holds exactly these rows; None if it does not."""
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        places = {info.name: (info.offset_data, info.size) for info in tar}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            places = {info.name: (info.offset_data, info.size) for info in tar}
+    except tarfile.TarError:
+        return None
     suffix, head, rows = member
     found = []
     for clip, row in zip(clips, rows, strict=True):
