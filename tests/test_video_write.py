@@ -26,7 +26,8 @@ def test_a_written_clip_reads_back_nearly_the_same(tmp_path: Path, size: tuple[i
     write_mp4(tmp_path / "clip.mp4", frames, 16.0)
     source = VideoSource(str(tmp_path / "clip.mp4"))
     info = get_backend("pyav").probe(source)
-    assert (info.frames, info.rate_fps, info.pix_fmt) == (16, pytest.approx(16.0), "yuv420p")
+    assert (info.frames, info.pix_fmt) == (16, "yuv420p")
+    assert info.rate_fps == pytest.approx(16.0)
     clip = next(iter(get_backend("pyav").read_clips(source, [0.0], frames=16, rate_fps=16.0)))
     assert isinstance(clip, ClipFrames)
     read = np.stack(clip.frames)[:, : size[0], : size[1]]
@@ -42,6 +43,6 @@ def test_a_clip_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 
 def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="float32"):
-        write_mp4(tmp_path / "a.mp4", gradient(2, 16, 16).astype(np.float32), 16.0)  # type: ignore[arg-type]
+        write_mp4(tmp_path / "a.mp4", gradient(2, 16, 16).astype(np.float32), 16.0)
     with pytest.raises(VideoError, match="no frames"):
         write_mp4(tmp_path / "a.mp4", gradient(0, 16, 16), 16.0)
