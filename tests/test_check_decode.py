@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -15,9 +16,16 @@ from reducio_latents.check.decode import DecodeOptions, decode_store, file_name,
 from reducio_latents.check.decoding import decode_clips
 from reducio_latents.check.model import load_store_model
 from reducio_latents.check.originals import Originals
-from reducio_latents.check.pictures import GAP_PX, LABEL_PX, Panel, side_by_side
+from reducio_latents.check.pictures import (
+    GAP_PX,
+    LABEL_PX,
+    Panel,
+    one_after_another,
+    side_by_side,
+)
 from reducio_latents.cli import main
 from reducio_latents.errors import ConfigError, LatentsError, StoreError
+from reducio_latents.pixels import to_unit
 from reducio_latents.store import Store, open_store
 from tests.spot_check import SIDE, make_store, moving, write_video
 
@@ -99,19 +107,22 @@ def test_decoded_pixels_are_the_models_own_and_originals_those_that_were_encoded
         assert decoded.original_THWC is not None
         assert decoded.content_HWC is not None
         np.testing.assert_array_equal(decoded.content_HWC, decoded.original_THWC[7])
-        again = model.encode(decoded.original_TCHW.transpose(0, 1)[None] * 2 - 1)
+        again = model.encode(to_unit(torch.from_numpy(decoded.original_THWC)[None]))
         np.testing.assert_allclose(again.mean, decoded.posterior.mean, atol=2e-3)
 
 
-def test_a_sample_depends_on_its_seed_and_clip_alone(tmp_path: Path) -> None:
+def test_a_sample_depends_on_its_seed_and_clip_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, _ = make_store(
         tmp_path, {"a.mp4": moving(1), "b.mp4": moving(2)}, model="reducio-random:8"
     )
     store = open_store(root)
     model, originals = load_store_model(store), Originals(store)
+    monkeypatch.setattr(model, "decode", lambda z, content: torch.zeros(1, 3, 16, SIDE, SIDE))
     clips = list(all_clips(store))
 
-    def latents(chosen: list[int], seed: int | None) -> list[np.ndarray]:  # type: ignore[type-arg]
+    def latents(chosen: list[int], seed: int | None) -> list[np.ndarray]:
         picked = [clips[i] for i in chosen]
         found = decode_clips(store, model, picked, originals, sample_seed=seed)
         return [decoded.latents.numpy() for decoded in found]
@@ -207,7 +218,9 @@ def test_the_command_prints_a_line_a_clip_and_the_mean(
     assert ran.exit_code == 0, ran.output
     assert ran.output.count("PSNR") == 3
     assert "mean PSNR" in ran.output
-    assert len(list(out.glob("*.mp4"))) == 2
+    assert len(list(out.glob("*.mp4"))) == 3
+    with av.open(str(out / "all_clips.mp4")) as file:
+        assert sum(1 for _ in file.decode(video=0)) == 32
     gone = CliRunner().invoke(main, ["decode", str(made[0]), "--ids", "x", "--out", str(out)])
     assert gone.exit_code == 1
     assert gone.output.startswith("Error: ")
@@ -220,6 +233,14 @@ def test_panels_stand_side_by_side_on_even_sides() -> None:
     assert both.shape == (3, 32, 70, 3)
     assert (both[:, :31, :33] == red).all()
     assert (both[:, :31, 33 + GAP_PX : 66 + GAP_PX] == 0).all()
+
+
+def test_clips_of_several_sizes_follow_one_another_whole() -> None:
+    small, large = np.full((2, 4, 6, 3), 9, np.uint8), np.full((3, 8, 2, 3), 200, np.uint8)
+    joined = one_after_another([small, large])
+    assert joined.shape == (5, 8, 6, 3)
+    assert (joined[:2, :4, :6] == 9).all()
+    assert (joined[2:, :8, :2] == 200).all()
 
 
 @pytest.mark.parametrize("clip_id", ["../../etc/passwd", "a/b", ".hidden", ""])

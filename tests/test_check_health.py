@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from reducio_latents.check.clips import StoredClip
 from reducio_latents.check.health import (
@@ -16,6 +18,8 @@ from reducio_latents.check.health import (
     motion_warnings,
     scan_store,
 )
+from reducio_latents.check.stats import StatsOptions, store_stats
+from reducio_latents.cli import main
 from reducio_latents.store import open_store
 from reducio_latents.store.commit import ShardKey
 from tests.spot_check import Frames, make_store, moving
@@ -142,3 +146,38 @@ def test_a_store_is_scanned_clip_by_clip_without_those_that_failed(tmp_path: Pat
     twins = next(w for w in scan.warnings() if w.kind == "duplicate clips")
     assert {names[clip] for clip in black.clips} == {"b.mp4", "d.mp4"}
     assert set(twins.clips) == set(black.clips)
+
+
+def test_stats_look_at_some_originals_and_say_how_many(tmp_path: Path) -> None:
+    videos = {f"{n}.mp4": moving(n) for n in range(1, 5)}
+    videos["still.mp4"] = moving(9)[:1].repeat(16, axis=0)
+    root, corpus = make_store(tmp_path, videos)
+    everything = store_stats(root)
+    kinds = {warning.kind: len(warning.clips) for warning in everything.warnings}
+    assert kinds["frozen clips"] == 1
+    assert (everything.looked, everything.notes) == (5, ())
+    some = store_stats(root, StatsOptions(look=2))
+    assert some.looked == 2
+    assert some.notes == ("Frozen and cut-through clips were looked for in 2 of 5 clips.",)
+    (corpus / "1.mp4").unlink()
+    assert "1 originals could not be read" in store_stats(root).notes[0]
+    corpus.rename(tmp_path / "moved")
+    assert "corpus is not reachable" in store_stats(root).notes[0]
+
+
+def test_a_black_clip_is_named_once_though_two_looks_see_it(tmp_path: Path) -> None:
+    root, _ = make_store(tmp_path, {"a.mp4": moving(1), "b.mp4": np.zeros_like(moving(1))})
+    warnings = [w for w in store_stats(root).warnings if w.kind == "black clips"]
+    assert [len(w.clips) for w in warnings] == [1]
+
+
+def test_the_stats_command_prints_warnings_for_people_and_for_programs(tmp_path: Path) -> None:
+    still = moving(9)[:1].repeat(16, axis=0)
+    root, _ = make_store(tmp_path, {"a.mp4": moving(1), "still.mp4": still})
+    ran = CliRunner().invoke(main, ["stats", str(root)])
+    assert ran.exit_code == 0, ran.output
+    assert "warning: frozen clips: no frame differs from the last by more than 0.5" in ran.output
+    parsed = json.loads(CliRunner().invoke(main, ["stats", str(root), "--json"]).stdout)
+    assert parsed["clips"] == 2
+    assert {w["kind"] for w in parsed["warnings"]} >= {"frozen clips"}
+    assert len(parsed["channel_std"]) == 3

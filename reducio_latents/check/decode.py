@@ -16,12 +16,22 @@ from reducio_latents.check.clips import Selection, StoredClip, select_clips
 from reducio_latents.check.decoding import DecodedClip, decode_clips
 from reducio_latents.check.model import load_store_model
 from reducio_latents.check.originals import Originals
-from reducio_latents.check.pictures import Panel, SheetRow, contact_sheet, side_by_side
+from reducio_latents.check.pictures import (
+    Frames,
+    Panel,
+    SheetRow,
+    contact_sheet,
+    one_after_another,
+    side_by_side,
+)
 from reducio_latents.errors import StoreError
 from reducio_latents.store import open_store
 from reducio_latents.video.write import write_mp4
 
 SHEET = "contact_sheet.png"
+JOINED = "all_clips.mp4"
+JOINED_BYTES = 256 << 20
+"""Pixels of the clips in `all_clips.mp4`; those that would pass this are left out of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +77,8 @@ def decode_store(
     options: DecodeOptions,
     on_clip: Callable[[DecodeResult], None] = lambda _: None,
 ) -> list[DecodeResult]:
-    """Decode clips of `store` into `out`: one mp4 a clip, and `contact_sheet.png` of all.
+    """Decode clips of `store` into `out`: one mp4 a clip, and of all of them `contact_sheet.png`
+    and `all_clips.mp4`, one after another.
 
     In each, the original stands before the decoded clip; where it cannot be had, the stored content
     image does, and alone what was decoded where there is none either. `on_clip` is told of each
@@ -87,15 +98,21 @@ def decode_store(
     make_folder(out)
     rate_fps = opened.meta.clip.rate_fps
     results, rows = [], []
+    joined: list[Frames] = []
     for decoded in decode_clips(opened, model, clips, originals, sample_seed=options.sample_seed):
         panels = panels_of(decoded)
         path = out / f"{file_name(decoded.clip.clip_id)}.mp4"
-        write_mp4(path, side_by_side(panels), rate_fps)
+        picture = side_by_side(panels)
+        write_mp4(path, picture, rate_fps)
+        if sum(clip.nbytes for clip in joined) + picture.nbytes <= JOINED_BYTES:
+            joined.append(picture)
         result = DecodeResult(decoded.clip, path, decoded.psnr_db, decoded.problem)
         rows.append(SheetRow(_title(result), panels))
         results.append(result)
         on_clip(result)
     contact_sheet(rows).save(out / SHEET)
+    if joined:
+        write_mp4(out / JOINED, one_after_another(joined), rate_fps)
     return results
 
 

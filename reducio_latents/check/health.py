@@ -231,6 +231,18 @@ def motion_warnings(
     ]
 
 
+def merge_warnings(
+    first: Sequence[HealthWarning], second: Sequence[HealthWarning]
+) -> list[HealthWarning]:
+    """Return all warnings; the second ones without clips that a first one of that kind names."""
+    merged = list(first)
+    for warning in second:
+        known = {clip for other in first if other.kind == warning.kind for clip in other.clips}
+        if fresh := tuple(clip for clip in warning.clips if clip not in known):
+            merged.append(HealthWarning(warning.kind, warning.text, fresh))
+    return merged
+
+
 def frame_faults(frames_THWC: Frames, thresholds: Thresholds) -> list[str]:
     """Return which of `frozen`, `black`, `cut` a clip is."""
     luma = frames_THWC.astype(np.float32) @ LUMA

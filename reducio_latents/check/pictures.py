@@ -51,6 +51,17 @@ def side_by_side(panels: Sequence[Panel], *, labelled: bool = True) -> Frames:
     return canvas
 
 
+def one_after_another(clips: Sequence[Frames]) -> Frames:
+    """Return clips of any sizes as one, each in the top left corner of the largest."""
+    height, width = (max(clip.shape[side] for clip in clips) for side in (1, 2))
+    joined = np.full((sum(map(len, clips)), height, width, 3), PAPER, np.uint8)
+    start = 0
+    for clip in clips:
+        joined[start : start + len(clip), : clip.shape[1], : clip.shape[2]] = clip
+        start += len(clip)
+    return joined
+
+
 def difference(original: Frames, decoded: Frames, gain: int = 4) -> Frames:
     """Return the absolute difference, `gain` times as bright."""
     apart = np.abs(original.astype(np.int16) - decoded.astype(np.int16)) * gain

@@ -19,6 +19,7 @@ from reducio_latents.check.health import (
     Frames,
     HealthWarning,
     Thresholds,
+    merge_warnings,
     motion_warnings,
     scan_store,
 )
@@ -150,7 +151,7 @@ def build_report(
         model=model.name,
         protocol=protocol,
         clips=shown,
-        warnings=[*scan.warnings(), *_only_new(motion_warnings(seen, thresholds), scan.black)],
+        warnings=merge_warnings(scan.warnings(), motion_warnings(seen, thresholds)),
         channel_std=tuple(scan.channel_std.tolist()),
         channel_kl=tuple(scan.channel_kl.tolist()),
         failed=list(_failures(opened)),
@@ -200,16 +201,6 @@ def encode_mp4(frames_THWC: Frames, rate_fps: float) -> bytes:
         path = Path(folder) / "clip.mp4"
         write_mp4(path, frames_THWC, rate_fps)
         return path.read_bytes()
-
-
-def _only_new(warnings: list[HealthWarning], known_black: list[str]) -> Iterator[HealthWarning]:
-    """Yield warnings, without the black clips that the content images have shown already."""
-    for warning in warnings:
-        fresh = tuple(clip for clip in warning.clips if clip not in known_black)
-        if warning.kind != "black clips":
-            yield warning
-        elif fresh:
-            yield HealthWarning(warning.kind, warning.text, fresh)
 
 
 def _failures(store: Store) -> Iterator[Failed]:

@@ -21,8 +21,10 @@ COMMANDS = {
     "status": "status",
     "info": "info",
     "verify": "verify",
+    "stats": "stats",
     "decode": "decode",
     "check": "check",
+    "evaluate": "evaluate",
     "train": "train",
     "import-checkpoint": "import_checkpoint",
 }

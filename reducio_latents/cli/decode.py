@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 )
 @check_options(num=8)
 def decode(store: str, out: Path, **settings: Any) -> None:
-    """Decode clips of STORE into DIR: videos beside their originals, and one contact sheet.
+    """Decode clips of STORE into DIR beside their originals: videos, and one contact sheet.
 
     Clips are chosen at random with --num and --seed, by --ids, or by --worst recorded PSNR. The
     model is the one that the store names; any other is refused.
@@ -29,7 +29,7 @@ def decode(store: str, out: Path, **settings: Any) -> None:
     \b
     reducio-latents decode pexels.latents --num 8 --out checks/ --weights reducio-ft4-fs32.ckpt
     """
-    from reducio_latents.check.decode import SHEET, DecodeOptions, decode_store, mean_psnr
+    from reducio_latents.check.decode import JOINED, SHEET, DecodeOptions, decode_store, mean_psnr
 
     options = DecodeOptions(**take_selection(settings))
     results = decode_store(store, out, options, on_clip=_say)
@@ -39,7 +39,7 @@ def decode(store: str, out: Path, **settings: Any) -> None:
         click.echo(f"mean PSNR {mean:.2f} dB of {compared} clips (protocol: standard)")
     if compared < len(results):
         click.echo(f"{len(results) - compared} of {len(results)} clips had no original to compare")
-    click.echo(f"{len(results)} videos and {SHEET} are in {out}")
+    click.echo(f"{len(results)} videos, {JOINED} of all and {SHEET} are in {out}")
 
 
 def _say(result: DecodeResult) -> None:
