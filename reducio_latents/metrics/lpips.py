@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from reducio_latents.errors import ConfigError, WeightsError
+from reducio_latents.errors import WeightsError
 from reducio_latents.metrics.weights import MetricUnavailableError, hub_path, read_tensors
 
 Net = Literal["alex", "vgg"]
@@ -158,7 +158,7 @@ def _heads_path(net: Net) -> Path:
         )
     path = Path(spec.origin).parent / "functional" / "image" / "lpips_models" / f"{net}.pth"
     if not path.is_file():
-        raise ConfigError(
+        raise MetricUnavailableError(
             f"LPIPS is unavailable: torchmetrics has no {path.name} at {path.parent}. "
             "Install torchmetrics 1.4 to 1.9."
         )
