@@ -90,7 +90,7 @@ def finish(writer: StoreWriter, plan: Plan, counts: Mapping[str, Tally], outcome
 def versions() -> dict[str, str]:
     """Return the versions of all that the stored numbers depend on."""
     found = {"reducio_latents": __version__, "python": platform.python_version()}
-    for name in ("torch", "numpy", "av", "decord", "pillow"):
+    for name in ("torch", "numpy", "av", "decord", "pillow", "diffusers", "transformers"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -18,6 +18,7 @@ from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.registry import build_columns
 from reducio_latents.encode.report import EncodeReport, Tally, count_kinds
 from reducio_latents.encode.source import DecodedBatches, DecodeOptions, ReadyBatch, read_captions
+from reducio_latents.encode.stored import StoredContent
 from reducio_latents.files import open_files
 from reducio_latents.geometry import Bucket
 from reducio_latents.plan import Plan
@@ -103,12 +104,33 @@ def encode_missing(
 def read_batches(
     job: Job, keys: Iterable[ShardKey], encoders: Sequence[ColumnEncoder]
 ) -> Iterable[ReadyBatch]:
-    """Return the batches that `encoders` need of these shards."""
-    options = job.options
+    """Return the batches that `encoders` need of these shards.
+
+    What can be made exactly of the store's own content images is; a video is opened for the rest.
+    """
+    batch_size = job.options.batch_size
     needs = frozenset[str]().union(*(encoder.needs for encoder in encoders))
-    works = (job.planned.work(key) for key in keys)
     if needs <= {CAPTIONS}:
-        return read_captions(works, options.batch_size)
+        return read_captions(map(job.planned.work, keys), batch_size)
+    images = StoredContent(job.writer.files)
+    if not images.can_serve(needs):
+        return _decode(job, keys, needs)
+    keys = list(keys)
+    stored = [key for key in keys if images.has(key)]
+    others = [key for key in keys if not images.has(key)]
+    return _one_after_another(
+        images.batches(map(job.planned.work, stored), batch_size),
+        _decode(job, others, needs) if others else (),
+    )
+
+
+def _one_after_another(*parts: Iterable[ReadyBatch]) -> Iterator[ReadyBatch]:
+    for part in parts:
+        yield from part  # which also closes the part that is under way
+
+
+def _decode(job: Job, keys: Iterable[ShardKey], needs: frozenset[str]) -> Iterable[ReadyBatch]:
+    options = job.options
     wants_files = CONTENT in needs and options.image_codec != "raw"
     decode = DecodeOptions(
         buckets=tuple(Bucket.parse(name) for name in job.writer.meta.buckets),
@@ -122,7 +144,7 @@ def read_batches(
         memory_bytes=options.worker_memory_mb << 20,
         read_ahead_bytes=options.read_ahead_mb << 20,
     )
-    return DecodedBatches(works, job.planned.locate, decode, needs)
+    return DecodedBatches(map(job.planned.work, keys), job.planned.locate, decode, needs)
 
 
 def forget_failures(writer: StoreWriter) -> None:

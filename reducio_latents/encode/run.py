@@ -12,6 +12,7 @@ from reducio_latents.encode.estimate import bytes_per_clip
 from reducio_latents.encode.finish import finish, gather
 from reducio_latents.encode.job import (
     BUCKET_MULTIPLE,
+    Job,
     encode_missing,
     make_report,
     prepare,
@@ -47,10 +48,17 @@ def encode_corpus(
     bytes. Raise CorpusError for a corpus that cannot be listed, WeightsError for weights that do
     not fit, StoreError for a store that was made differently or cannot be written.
     """
-    options = _options(options, settings)
     progress = progress or Silent()
     start = time.perf_counter()
-    job = prepare(corpus, store, options, progress)
+    job = prepare(corpus, store, options_of(options, settings), progress)
+    return run_job(job, progress, start)
+
+
+def run_job(job: Job, progress: Progress, start: float) -> EncodeReport:
+    """Encode what the job's store lacks, finish the store, and say what became of all.
+
+    `start` is when the run began, by `time.perf_counter`.
+    """
     todo = job.missing()
     fresh: set[ShardKey] = set()
     stages: dict[str, float] = {}
@@ -80,7 +88,7 @@ def plan_corpus(
 
     The sizes are estimates: content images and captions take what they take.
     """
-    options = _options(options, settings)
+    options = options_of(options, settings)
     files = open_files(store)
     read_meta_if_any(files)  # refuses a place that is taken by something else
     buckets = options.bucket_list(BUCKET_MULTIPLE)
@@ -89,10 +97,11 @@ def plan_corpus(
     return summarise(planned.plan, {b.name: bytes_per_clip(b, options) for b in buckets})
 
 
-def _options(options: EncodeOptions | None, settings: Mapping[str, Any]) -> EncodeOptions:
+def options_of(options: EncodeOptions | None, settings: Mapping[str, Any]) -> EncodeOptions:
+    """Return the options, or those made of settings by name; raise ConfigError for both."""
     if options is not None and settings:
         raise ConfigError("give options, or settings by name, not both.")
     try:
         return options if options is not None else EncodeOptions(**settings)
     except TypeError as err:
-        raise ConfigError(f"encode_corpus: {err}.") from err
+        raise ConfigError(f"settings: {err}.") from err

@@ -1,0 +1,145 @@
+"""`add_column`: more columns for a store that is there, or other ones in place of some."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from reducio_latents.corpus import list_corpus
+from reducio_latents.encode.columns import CAPTIONS, ColumnEncoder
+from reducio_latents.encode.job import Job
+from reducio_latents.encode.options import EncodeOptions
+from reducio_latents.encode.prepare import Planned
+from reducio_latents.encode.progress import Progress, Silent
+from reducio_latents.encode.registry import build_columns
+from reducio_latents.encode.report import EncodeReport
+from reducio_latents.encode.run import options_of, run_job
+from reducio_latents.encode.stored import COLUMN as CONTENT_IMAGE
+from reducio_latents.encode.stored import StoredContent
+from reducio_latents.errors import ConfigError, CorpusError, StoreError
+from reducio_latents.files import open_files
+from reducio_latents.geometry import Bucket
+from reducio_latents.store import Store
+from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.container import array_rows
+from reducio_latents.store.drop import drop_column
+from reducio_latents.store.meta import ColumnMeta, StoreMeta, differences
+from reducio_latents.store.writer import StoreWriter
+from reducio_latents.video.source import VideoSource
+
+
+def add_column(
+    store: str | Path,
+    columns: Sequence[str] = (),
+    options: EncodeOptions | None = None,
+    *,
+    replacing: Sequence[str] = (),
+    corpus: str | Path | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> EncodeReport:
+    """Make `columns` for every clip that `store` has planned; remake those in `replacing`.
+
+    Only these columns are touched. They are made from the stored captions and content images where
+    that is exact; where it is not, from the videos of `corpus`, by default the one that the store
+    names. Clips, sizes and shards are the store's; of the options (or `settings`, by name) those
+    count that say how the columns are made.
+
+    To resume, call again: what is committed stays, also of a column that is being replaced; one
+    that is already as asked for is left as it is. Raise ConfigError for no column or an unknown
+    one, StoreError for a column that the store holds otherwise made, CorpusError where videos are
+    needed and gone.
+    """
+    progress = progress or Silent()
+    start = time.perf_counter()
+    opened = Store(open_files(store))
+    names = tuple(dict.fromkeys([*columns, *replacing]))
+    chosen = _options_for(opened.meta, names, options_of(options, settings))
+    encoders = build_columns(chosen)
+    meta = _describe(opened, encoders, replacing)
+    needs_videos = _lacks_exact_content(opened, encoders)
+    videos = _list(corpus or opened.meta.corpus, chosen, needs_videos) if needs_videos else {}
+    for name in replacing:
+        if name in opened.meta.columns and _differs(meta.columns[name], opened.meta.columns[name]):
+            drop_column(opened.files, opened.meta, name)
+    shards = [(s.bucket, s.shard, s.rows) for s in opened.plan.shards()]
+    writer = StoreWriter.open(opened.files, meta, array_rows(shards, meta.shard_rows))
+    job = Job(chosen, Planned(videos.get, opened.plan), encoders, writer)
+    return run_job(job, progress, start)
+
+
+def _options_for(meta: StoreMeta, names: tuple[str, ...], options: EncodeOptions) -> EncodeOptions:
+    """Return the options with what the store has decided."""
+    if not names:
+        raise ConfigError("name at least one column to add or to replace, as content_clip.")
+    image = meta.columns.get(CONTENT_IMAGE)
+    codec = image.encoder if image and CONTENT_IMAGE not in names else options.image_codec
+    return replace(
+        options,
+        columns=names,
+        container=meta.container,
+        shard_rows=meta.shard_rows,
+        clip=meta.clip,
+        resize=meta.resize,
+        image_codec=codec,
+    )
+
+
+def _describe(
+    opened: Store, encoders: Sequence[ColumnEncoder], replacing: Sequence[str]
+) -> StoreMeta:
+    """Return the store's description with the columns as they will be.
+
+    Raise StoreError for one that is there, made otherwise, and not to be replaced.
+    """
+    stored = opened.meta
+    buckets = [Bucket.parse(name) for name in stored.buckets]
+    columns = dict(stored.columns)
+    for encoder in encoders:
+        column, there = encoder.describe(buckets), stored.columns.get(encoder.name)
+        if there is not None and encoder.name not in replacing and _differs(column, there):
+            lines = differences(column.decisive(), there.decisive())
+            raise StoreError(
+                f"{opened.files.url} has a column {encoder.name} that was made differently: "
+                f"{'; '.join(lines[:4])}. Use the same settings, or replace it: "
+                f"--replace {encoder.name}."
+            )
+        if there is None or encoder.name in replacing:
+            # One that is already as asked for keeps its description, with what it measured.
+            columns[encoder.name] = there if there and not _differs(column, there) else column
+    return replace(stored, columns=columns)
+
+
+def _differs(ours: ColumnMeta, theirs: ColumnMeta) -> bool:
+    return bool(differences(ours.decisive(), theirs.decisive()))
+
+
+def _lacks_exact_content(opened: Store, encoders: Sequence[ColumnEncoder]) -> str:
+    """Return why videos are needed; empty if they are not."""
+    images = StoredContent(opened.files)
+    shards = [ShardKey(shard.bucket, shard.shard) for shard in opened.plan.shards()]
+    for encoder in encoders:
+        if encoder.needs <= {CAPTIONS}:
+            continue
+        if not images.can_serve(encoder.needs):
+            return f"{encoder.name} is made of frames"
+        missing = sum(not images.has(key) for key in shards)
+        if missing:
+            return f"{missing} shards have no content_image that is exact"
+    return ""
+
+
+def _list(corpus: str | Path, options: EncodeOptions, why: str) -> dict[str, VideoSource]:
+    try:
+        listed = list_corpus(
+            corpus,
+            path_column=options.path_column,
+            caption_column=options.caption_column,
+            root=options.root,
+        )
+    except CorpusError as err:
+        raise CorpusError(f"videos are needed, because {why}; but {err} Give --corpus.") from err
+    return {video.video: video.source for video in listed}
