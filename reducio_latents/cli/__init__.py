@@ -17,6 +17,7 @@ from reducio_latents.errors import LatentsError
 
 COMMANDS = {
     "encode-corpus": "encode_corpus",
+    "add-column": "add_column",
     "plan": "plan",
     "status": "status",
     "info": "info",

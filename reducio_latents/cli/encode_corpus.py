@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from reducio_latents.cli.column_options import column_options, split_names, take_column_options
 from reducio_latents.cli.corpus_options import corpus_options, take_clip_spec
 from reducio_latents.config import IMAGE_CODECS
 
@@ -35,6 +36,7 @@ from reducio_latents.config import IMAGE_CODECS
     show_default=True,
     help="How content images are kept; all but jpeg lose nothing.",
 )
+@column_options
 @corpus_options
 @click.option("--batch-size", type=int, default=8, show_default=True, metavar="CLIPS")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
@@ -78,8 +80,8 @@ def encode_corpus(corpus: str, store: str, dry_run: bool, columns: str, **settin
     from reducio_latents import encode
     from reducio_latents.cli.progress import encode_progress, print_report, print_summary
 
-    names = tuple(name.strip() for name in columns.split(",") if name.strip())
-    options = encode.EncodeOptions(columns=names, **take_clip_spec(settings))
+    settings = take_column_options(take_clip_spec(settings))
+    options = encode.EncodeOptions(columns=split_names(columns), **settings)
     if dry_run:
         print_summary(encode.plan_corpus(corpus, store, options))
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from tqdm import tqdm
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from reducio_latents.plan import PlanSummary
 
 
+MOST_CHANNELS = 64
+"""More channels than this are not shown one by one."""
+
+
 class Bars:
     """A bar for probing, then one for clips with clips/s and time left. Says what it is told."""
 
@@ -24,6 +28,7 @@ class Bars:
         self._probe: tqdm[NoReturn] | None = None
         self._clips: tqdm[NoReturn] | None = None
         self._failed = 0
+        self._psnr: float | None = None
 
     def probed(self, done: int, total: int) -> None:
         if self._probe is None:
@@ -41,9 +46,15 @@ class Bars:
         if self._clips is None:
             return
         self._failed += failed
-        if self._failed:
-            self._clips.set_postfix(failed=self._failed, refresh=False)
+        shown: dict[str, Any] = {"failed": self._failed} if self._failed else {}
+        if self._psnr is not None:
+            shown["psnr"] = f"{self._psnr:.2f} dB"
+        if shown:
+            self._clips.set_postfix(shown, refresh=False)
         self._clips.update(clips + failed)
+
+    def checked(self, psnr: float) -> None:
+        self._psnr = psnr
 
     def close(self) -> None:
         for bar in (self._probe, self._clips):
@@ -80,9 +91,9 @@ def print_report(report: EncodeReport, store: str) -> None:
         column, _, bucket = name.partition("/")
         if bucket == "all":
             for what, values in summary.items():
-                click.echo(f"{column} {what}, {len(values['mean'])} channels")
-                click.echo("  mean " + " ".join(f"{value:+.3f}" for value in values["mean"]))
-                click.echo("  std  " + " ".join(f"{value:.3f}" for value in values["std"]))
+                click.echo(f"{column} {what}, {show.count(len(values['mean']))} channels")
+                for kind in ("mean", "std"):
+                    click.echo(f"  {kind:<4} {_channels(values[kind])}")
     total = sum(report.stages.values())
     if total and report.clips.encoded:
         rate = report.clips.encoded / report.seconds
@@ -98,6 +109,13 @@ def print_report(report: EncodeReport, store: str) -> None:
             f"{report.failed_share:.0%} failed, more than --max-failed {report.max_failed:.0%}.",
             err=True,
         )
+
+
+def _channels(values: list[float]) -> str:
+    """Show every channel, or of very many the smallest and the largest."""
+    if len(values) > MOST_CHANNELS:
+        return f"{min(values):+.4f} to {max(values):+.4f}"
+    return " ".join(f"{value:+.4f}" for value in values)
 
 
 def print_summary(summary: PlanSummary) -> None:

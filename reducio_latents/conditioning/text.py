@@ -119,6 +119,8 @@ class TextEncoder:
         return [found[caption] for caption in cleaned]
 
     def _encode_cleaned(self, unique: Sequence[str]) -> dict[str, CaptionTokens]:
+        if not unique:
+            return {}
         ids, lengths = self._tokenize(unique)
         found: dict[str, CaptionTokens] = {}
         order = sorted(range(len(unique)), key=lambda i: (len(ids[i]), i))
