@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from reducio_latents.errors import LatentsError
 
-PRELOAD = ["reducio_latents.processes"]
+PRELOAD = ["reducio_latents.fork_server", "reducio_latents.processes"]
 MEMORY_CHECK_S = 0.5
 
 
@@ -331,8 +331,9 @@ def _resident_bytes(pid: int | None) -> int:
 
 def _main(target: Target, pipe: Connection, memory_name: str | None, slots: int) -> None:
     _die_with_parent()
-    # Ctrl-C reaches the whole group; the parent decides what happens to its workers.
+    # Both may reach the whole group; the parent decides what happens to its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     memory = SharedMemory(memory_name) if memory_name is not None else None
     channel = Channel(pipe, memory, slots)
     pipe.send(("ready", None, None))

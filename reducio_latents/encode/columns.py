@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.autoencoders.protocol import Autoencoder
+from reducio_latents.encode.gpu import BatchEncoder
 from reducio_latents.gaussian import final_latents
 from reducio_latents.geometry import Bucket
 from reducio_latents.images import IMAGE_MEDIA_TYPES
-from reducio_latents.pixels import to_unit
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.statistics import ChannelStatistics
@@ -62,10 +63,24 @@ class ColumnEncoder(Protocol):
         """Return the column's description; raise GeometryError for a bucket that does not fit."""
 
     def encode(self, batch: ClipBatch) -> Sequence[Row]:
-        """Return one row for each clip of the batch."""
+        """Return one row for each clip of the batch.
+
+        An encoder that also has `launch` is called by that: it returns at once, and what it returns
+        waits for the rows, so that a GPU has the next batch before it is asked for this one.
+        """
 
     def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
         """Return per-channel statistics over the rows of a shard that are not None."""
+
+
+def launch(encoder: ColumnEncoder, batch: ClipBatch) -> Callable[[], Sequence[Row]]:
+    """Begin to encode a batch; return what waits for its rows."""
+    begin = getattr(encoder, "launch", None)
+    if begin is not None:
+        waits: Callable[[], Sequence[Row]] = begin(batch)
+        return waits
+    rows = encoder.encode(batch)
+    return lambda: rows
 
 
 @dataclass(frozen=True)
@@ -74,8 +89,14 @@ class MotionColumn:
 
     autoencoder: Autoencoder
     resize: str
+    pad_to: int | None = None
+    """Clips to fill every batch up to, for compiled encoders."""
     name: str = "motion"
     needs: frozenset[str] = frozenset({FRAMES})
+
+    @cached_property
+    def batches(self) -> BatchEncoder:
+        return BatchEncoder(self.autoencoder, pad_to=self.pad_to)
 
     def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
         geometry = self.autoencoder.geometry
@@ -95,11 +116,16 @@ class MotionColumn:
         )
 
     def encode(self, batch: ClipBatch) -> Sequence[Row]:
+        return self.launch(batch)()
+
+    def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row]]:
         assert batch.frames_BTHWC is not None
-        frames = batch.frames_BTHWC.to(self.autoencoder.device, non_blocking=True)
-        posterior = self.autoencoder.encode(to_unit(frames, self.autoencoder.dtype))
-        moments = torch.cat([posterior.mean, posterior.logvar], dim=1)
-        return list(moments.to(torch.float16).cpu().contiguous().numpy())
+        moments = self.batches.launch(batch.frames_BTHWC)
+        return lambda: list(moments())
+
+    def take_busy_s(self) -> float | None:
+        """Return the GPU's seconds in what was encoded since the last call; None on a CPU."""
+        return self.batches.take_busy_s()
 
     def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
         moments = [row for row in rows if isinstance(row, np.ndarray)]

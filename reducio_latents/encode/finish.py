@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reducio_latents import __version__
+from reducio_latents.encode.quality import QUALITY, quality_parquet
 from reducio_latents.encode.report import Tally
 from reducio_latents.plan import Plan
-from reducio_latents.store.commit import Commit, ShardKey, list_commits
+from reducio_latents.store.commit import ClipQuality, Commit, ShardKey, list_commits
 from reducio_latents.store.index import Index, IndexEntry, write_index
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.writer import StoreWriter
@@ -49,6 +50,8 @@ class Outcome:
     statistics: dict[str, dict[str, dict[str, list[float]]]]
     errors: list[ClipError]
     """The first column that lacks a clip speaks for it."""
+    quality: list[tuple[ShardKey, ClipQuality]]
+    """Of the clips that were decoded while they were encoded."""
 
 
 def gather(writer: StoreWriter) -> Outcome:
@@ -56,8 +59,10 @@ def gather(writer: StoreWriter) -> Outcome:
     entries: dict[tuple[str, ShardKey], IndexEntry] = {}
     merged: dict[tuple[str, str], dict[str, ChannelStatistics]] = {}
     errors: dict[str, ClipError] = {}
+    quality: list[tuple[ShardKey, ClipQuality]] = []
     for commit in _commits(writer):
         entries[commit.column, commit.key] = IndexEntry.of(commit)
+        quality += [(commit.key, clip) for clip in commit.quality]
         for bucket in (commit.bucket, ALL):
             sums = merged.setdefault((commit.column, bucket), {})
             for name, part in commit.statistics.items():
@@ -71,13 +76,15 @@ def gather(writer: StoreWriter) -> Outcome:
         if sums
     }
     ordered = sorted(errors.values(), key=lambda e: (e.video, e.clip_id))
-    return Outcome(entries, statistics, ordered)
+    return Outcome(entries, statistics, ordered, quality)
 
 
 def finish(writer: StoreWriter, plan: Plan, counts: Mapping[str, Tally], outcome: Outcome) -> None:
     """Write index, errors and the store's description."""
     write_index(writer.files, Index(outcome.entries))
     writer.files.write(ERRORS, _errors_parquet(plan, outcome.errors))
+    if outcome.quality:
+        writer.files.write(QUALITY, quality_parquet(outcome.quality))
     writer.meta = replace(
         writer.meta,
         counts={name: asdict(tally) for name, tally in counts.items()},

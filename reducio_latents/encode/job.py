@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reducio_latents.encode.columns import CAPTIONS, CONTENT, ColumnEncoder
+from reducio_latents.encode.attempts import Journal
+from reducio_latents.encode.columns import ColumnEncoder
 from reducio_latents.encode.finish import Outcome
-from reducio_latents.encode.options import EncodeOptions
-from reducio_latents.encode.pipeline import ShardDone, encode_shards
+from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.encode.prepare import Planned, make_plan
 from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.registry import build_columns
 from reducio_latents.encode.report import EncodeReport, Tally, count_kinds
-from reducio_latents.encode.source import DecodedBatches, DecodeOptions, ReadyBatch, read_captions
-from reducio_latents.encode.stored import StoredContent
+from reducio_latents.encode.stop import Stop
 from reducio_latents.files import open_files
-from reducio_latents.geometry import Bucket
 from reducio_latents.plan import Plan
 from reducio_latents.store import index
 from reducio_latents.store.commit import ShardKey, list_commits
 from reducio_latents.store.meta import StoreMeta, require_same
 from reducio_latents.store.writer import StoreWriter, read_meta_if_any
-
-BUCKET_MULTIPLE = 32
-"""Sides of buckets are divisible by this, the largest spatial stride in use."""
 
 
 @dataclass
@@ -39,6 +35,13 @@ class Job:
     planned: Planned
     encoders: Sequence[ColumnEncoder]
     writer: StoreWriter
+    stop: Stop = field(default_factory=Stop)
+    """Set when the run is asked to end early."""
+
+    @cached_property
+    def journal(self) -> Journal:
+        """Who has taken up which shard how often."""
+        return Journal(self.writer.files)
 
     @property
     def names(self) -> list[str]:
@@ -82,69 +85,6 @@ def prepare(
     if options.retry_failed:
         forget_failures(writer)
     return Job(options, planned, encoders, writer)
-
-
-def encode_missing(
-    job: Job, todo: Mapping[ShardKey, tuple[str, ...]], progress: Progress
-) -> Iterator[ShardDone]:
-    """Encode the given columns of the given shards, in order, and yield each shard when stored."""
-
-    def tell(ready: ReadyBatch) -> None:
-        progress.encoded(len(ready.clips) - len(ready.failed), len(ready.failed))
-
-    # Usually all of them lack the same columns; a run that was killed between two commits of one
-    # shard leaves one that lacks fewer.
-    for names in dict.fromkeys(todo.values()):
-        encoders = [encoder for encoder in job.encoders if encoder.name in names]
-        keys = [key for key in todo if todo[key] == names]
-        batches = read_batches(job, keys, encoders)
-        yield from encode_shards(batches, encoders, job.writer, tell)
-
-
-def read_batches(
-    job: Job, keys: Iterable[ShardKey], encoders: Sequence[ColumnEncoder]
-) -> Iterable[ReadyBatch]:
-    """Return the batches that `encoders` need of these shards.
-
-    What can be made exactly of the store's own content images is; a video is opened for the rest.
-    """
-    batch_size = job.options.batch_size
-    needs = frozenset[str]().union(*(encoder.needs for encoder in encoders))
-    if needs <= {CAPTIONS}:
-        return read_captions(map(job.planned.work, keys), batch_size)
-    images = StoredContent(job.writer.files)
-    if not images.can_serve(needs):
-        return _decode(job, keys, needs)
-    keys = list(keys)
-    stored = [key for key in keys if images.has(key)]
-    others = [key for key in keys if not images.has(key)]
-    return _one_after_another(
-        images.batches(map(job.planned.work, stored), batch_size),
-        _decode(job, others, needs) if others else (),
-    )
-
-
-def _one_after_another(*parts: Iterable[ReadyBatch]) -> Iterator[ReadyBatch]:
-    for part in parts:
-        yield from part  # which also closes the part that is under way
-
-
-def _decode(job: Job, keys: Iterable[ShardKey], needs: frozenset[str]) -> Iterable[ReadyBatch]:
-    options = job.options
-    wants_files = CONTENT in needs and options.image_codec != "raw"
-    decode = DecodeOptions(
-        buckets=tuple(Bucket.parse(name) for name in job.writer.meta.buckets),
-        backend=options.video_backend,
-        rate_fps=options.clip.rate_fps,
-        resize=options.resize,
-        image_codec=options.image_codec if wants_files else None,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        timeout_s=options.clip_timeout_s,
-        memory_bytes=options.worker_memory_mb << 20,
-        read_ahead_bytes=options.read_ahead_mb << 20,
-    )
-    return DecodedBatches(map(job.planned.work, keys), job.planned.locate, decode, needs)
 
 
 def forget_failures(writer: StoreWriter) -> None:

@@ -17,6 +17,20 @@ from reducio_latents.geometry import Bucket, aspect_buckets, square_bucket
 
 BUCKET_RULES = ("square", "aspect")
 DTYPES = ("float32", "bfloat16", "float16")
+BUCKET_MULTIPLE = 32
+"""Sides of buckets are divisible by this, the largest spatial stride in use."""
+ENGINES = ("local", "ray")
+COUNTS: dict[str, str | None] = {
+    "shard_rows": None,
+    "batch_size": "auto",
+    "workers": None,
+    "worker_memory_mb": None,
+    "read_ahead_mb": None,
+    "gpus": "all",
+}
+"""Settings that are numbers from 1, and the word that each may be instead."""
+AUTO_BATCH = 64
+"""Clips of 16x256x256 that `auto` begins with; of larger clips, fewer."""
 
 
 def usable_cores() -> int:
@@ -61,13 +75,28 @@ class EncodeOptions:
     root: str | None = None
     """Folder that a table's relative paths start from, if not its own."""
 
-    batch_size: int = 8
-    """Clips that are encoded together. Part of the low bits: keep it for equal bytes."""
+    batch_size: int | Literal["auto"] = 8
+    """Clips that are encoded together. Part of the low bits: keep it for equal bytes. `auto`: as
+    many as fit in the GPU's memory."""
     device: str = "auto"
     """`auto`: the first GPU if there is one, else the CPU."""
+    """As torch names it. A rank of several gets the GPU of its number on the machine."""
     compile: bool = False
+    engine: str = "local"
+    """`local`: this process, or one rank of those that torchrun or Slurm started. `ray`: actors."""
+    gpus: int | Literal["all"] = 1
+    """Encoding processes: of `local` on this machine, one for each GPU; of `ray` in its cluster.
+    `all`: as many as there are GPUs."""
+    ray_address: str | None = None
+    """Of a running Ray cluster, `auto` to find it; None starts Ray on this machine."""
+    rank_timeout_s: float = 300.0
+    """A rank that shows no sign of life for so long is taken for dead."""
+    check_every: int = 0
+    """Decode every n-th clip of a bucket while it is encoded and record its PSNR; 0: none."""
+    min_psnr: float | None = None
+    """Mean PSNR of the clips decoded so far, in dB, below which the run stops."""
     workers: int = field(default_factory=usable_cores)
-    """Decode processes."""
+    """Decode processes. Those of the ranks that `gpus` starts, together."""
     video_backend: str = "pyav"
     clip_timeout_s: float = 120.0
     """A decoder that brings no clip for so long has hung."""
@@ -89,14 +118,29 @@ class EncodeOptions:
             ("duplicates", self.duplicates, DUPLICATE_POLICIES),
             ("dtype", self.dtype, DTYPES),
             ("tiling", self.tiling, ("auto", "none")),
+            ("engine", self.engine, ENGINES),
         ]:
             if value not in choices:
                 raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
-        for name in ("shard_rows", "batch_size", "workers", "worker_memory_mb", "read_ahead_mb"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be >= 1, got {getattr(self, name)}.")
+        for name, word in COUNTS.items():
+            value = getattr(self, name)
+            if value != word and (isinstance(value, str) or value < 1):
+                or_word = f" or {word!r}" if word else ""
+                raise ConfigError(f"{name} must be >= 1{or_word}, got {value}.")
         if self.clip_timeout_s <= 0:
             raise ConfigError(f"clip_timeout_s must be > 0, got {self.clip_timeout_s}.")
+        if self.rank_timeout_s <= 0:
+            raise ConfigError(f"rank_timeout_s must be > 0, got {self.rank_timeout_s}.")
+        if self.check_every < 0:
+            raise ConfigError(f"check_every must be >= 0, got {self.check_every}.")
+        if self.min_psnr is not None and self.check_every == 0:
+            raise ConfigError("min_psnr needs clips that are decoded; give check_every too.")
+        if self.check_every and "motion" not in self.columns:
+            raise ConfigError("check_every decodes the column motion; name it among the columns.")
+        if self.ray_address is not None and self.engine != "ray":
+            raise ConfigError(
+                "ray_address is for the engine ray; leave it out, or name that engine."
+            )
         if not 0 <= self.max_failed <= 1:
             raise ConfigError(f"max_failed is a share from 0 to 1, got {self.max_failed}.")
         if not self.columns:
@@ -110,6 +154,14 @@ class EncodeOptions:
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def clips_per_batch(self) -> int:
+        """How many rows of a shard are handed to the encoders at once."""
+        if self.batch_size != "auto":
+            return self.batch_size
+        pixels = self.clip.frames * self.resolution**2
+        return max(1, min(AUTO_BATCH, AUTO_BATCH * 16 * 256**2 // pixels, self.shard_rows))
 
     def bucket_list(self, multiple: int) -> tuple[Bucket, ...]:
         """Return the buckets of the run, sides divisible by `multiple` px."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +31,8 @@ PROBE_TIMEOUT_S = 300.0
 class Planned:
     """A corpus, and the plan that covers it."""
 
-    videos: Mapping[str, CorpusVideo]
-    """What is in the corpus now, by name."""
+    find: Callable[[str], VideoSource | None]
+    """Where a video of the plan lies now; None if the corpus lists it no more."""
     plan: Plan
 
     @cached_property
@@ -43,8 +43,8 @@ class Planned:
 
     def locate(self, video: str) -> tuple[VideoSource, int] | None:
         """Return where a video lies now, and its size when it was planned; None if it is gone."""
-        found = self.videos.get(video)
-        return None if found is None else (found.source, self._bytes[video])
+        found = self.find(video)
+        return None if found is None else (found, self._bytes[video])
 
     def work(self, key: ShardKey) -> ShardWork:
         """Return the clips of one shard."""
@@ -96,7 +96,7 @@ def make_plan(
         plan = previous.extended(part)
     if write and part.videos.num_rows:
         write_part(files, part.number, part)
-    return Planned({video.video: video for video in listed}, plan)
+    return Planned({video.video: video.source for video in listed}.get, plan)
 
 
 def probe_videos(

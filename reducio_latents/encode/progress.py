@@ -17,6 +17,9 @@ class Progress(Protocol):
     def encoded(self, clips: int, failed: int) -> None:
         """So many more clips are encoded, and so many more have failed."""
 
+    def checked(self, psnr: float) -> None:
+        """The clips that were decoded on the spot so far have this mean PSNR, in dB."""
+
 
 class Silent:
     """Says nothing."""
@@ -28,4 +31,7 @@ class Silent:
         pass
 
     def encoded(self, clips: int, failed: int) -> None:
+        pass
+
+    def checked(self, psnr: float) -> None:
         pass

@@ -15,8 +15,9 @@ from reducio_latents.encode.columns import (
     ContentImageColumn,
     FrameTimesColumn,
     MotionColumn,
+    launch,
 )
-from reducio_latents.encode.options import EncodeOptions
+from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.errors import ConfigError
 from reducio_latents.geometry import Bucket
 from reducio_latents.store.meta import ColumnMeta
@@ -55,11 +56,16 @@ def _motion(build: Build) -> ColumnEncoder:
         device=options.torch_device,
         dtype=getattr(torch, options.dtype),
         tiling="auto" if options.tiling == "auto" else None,
-        parts="encoder",
+        parts="all" if options.check_every else "encoder",
         compile=options.compile,
         memory_format=torch.channels_last_3d if on_gpu else torch.contiguous_format,
     )
-    return MotionColumn(autoencoder, options.resize)
+    if not options.compile:
+        return MotionColumn(autoencoder, options.resize)
+    from reducio_latents.encode.gpu import raise_compile_limit
+
+    raise_compile_limit(len(options.bucket_list(BUCKET_MULTIPLE)))
+    return MotionColumn(autoencoder, options.resize, pad_to=options.clips_per_batch)
 
 
 def _content_image(build: Build) -> ColumnEncoder:
@@ -134,8 +140,20 @@ class ZstdColumn:
     def encode(self, batch: ClipBatch) -> Sequence[Row]:
         return self.encoder.encode(batch)
 
+    def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row]]:
+        return launch(self.encoder, batch)
+
+    def take_busy_s(self) -> float | None:
+        take = getattr(self.encoder, "take_busy_s", None)
+        return None if take is None else take()
+
     def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
         return self.encoder.statistics(rows)
+
+
+def plain(encoder: ColumnEncoder) -> ColumnEncoder:
+    """Return the encoder of a column itself, where its rows are compressed."""
+    return encoder.encoder if isinstance(encoder, ZstdColumn) else encoder
 
 
 def build_columns(options: EncodeOptions) -> Sequence[ColumnEncoder]:

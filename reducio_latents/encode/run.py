@@ -11,17 +11,16 @@ from typing import Any
 from reducio_latents.encode.estimate import bytes_per_clip
 from reducio_latents.encode.finish import finish, gather
 from reducio_latents.encode.job import (
-    BUCKET_MULTIPLE,
     Job,
-    encode_missing,
     make_report,
     prepare,
     stored_counts,
 )
-from reducio_latents.encode.options import EncodeOptions
+from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.encode.prepare import make_plan
 from reducio_latents.encode.progress import Progress, Silent
 from reducio_latents.encode.report import EncodeReport
+from reducio_latents.encode.shards import encode_missing
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
 from reducio_latents.plan import PlanSummary, summarise

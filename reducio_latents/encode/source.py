@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,8 @@ from reducio_latents.processes import Event, ProcessPool, Slot, Target
 from reducio_latents.store.commit import Failure, ShardKey
 from reducio_latents.video.source import VideoSource
 
+IDLE_S = 0.02
+"""How often to ask for the next shard while none is known."""
 ATTEMPTS = 3
 """Workers that one video may cost in one shard before the rest of its clips are given up."""
 
@@ -93,7 +96,7 @@ Locate = Callable[[str], tuple[VideoSource, int] | None]
 def read_captions(shards: Iterable[ShardWork], batch_size: int) -> Iterator[ReadyBatch]:
     """Yield batches that hold captions only; no video is opened."""
     for work in shards:
-        for clips, last in _cut(work, batch_size):
+        for clips, last in cut_shard(work, batch_size):
             yield ReadyBatch(work, clips, clip_batch(work, clips), (), last)
 
 
@@ -142,11 +145,14 @@ class _Running:
 
 
 class DecodedBatches:
-    """Iterate over the batches of `shards`, in order, decoded ahead by worker processes."""
+    """Iterate over the batches of `shards`, in order, decoded ahead by worker processes.
+
+    A None among the shards means that the next one is not known yet.
+    """
 
     def __init__(
         self,
-        shards: Iterable[ShardWork],
+        shards: Iterable[ShardWork | None],
         locate: Locate,
         options: DecodeOptions,
         needs: frozenset[str],
@@ -195,6 +201,8 @@ class DecodedBatches:
                         ready.put(pending.finish(self._needs))
                     self._place_deferred(pool)
                     settled = bool(self._order) and self._order[0].unsettled == 0
+                    if pool.idle and not settled:
+                        time.sleep(IDLE_S)
                     for event in pool.poll(0.0 if settled else 0.2):
                         self._take(pool, event)
             ready.put(None)
@@ -216,11 +224,14 @@ class DecodedBatches:
     def _feed(self, pool: ProcessPool) -> bool:
         """Queue work so that no worker waits for it; return whether any is left."""
         while pool.waiting < self._options.workers:
-            work = next(self._shards, None)
-            if work is None:
+            try:
+                work = next(self._shards)
+            except StopIteration:
                 return False
+            if work is None:
+                return True
             places: list[tuple[_Pending, int]] = []
-            for clips, last in _cut(work, self._options.batch_size):
+            for clips, last in cut_shard(work, self._options.batch_size):
                 pending = _Pending(work, clips, last, unsettled=len(clips))
                 self._order.append(pending)
                 places += [(pending, i) for i in range(len(clips))]
@@ -332,7 +343,8 @@ class DecodedBatches:
         pending.unsettled -= 1
 
 
-def _cut(work: ShardWork, batch_size: int) -> Iterator[tuple[Sequence[PlannedClip], bool]]:
+def cut_shard(work: ShardWork, batch_size: int) -> Iterator[tuple[Sequence[PlannedClip], bool]]:
+    """Yield the clips of each batch of a shard, and whether it is the last one."""
     for start in range(0, len(work.clips), batch_size):
         stop = start + batch_size
         yield work.clips[start:stop], stop >= len(work.clips)

@@ -39,6 +39,19 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipQuality:
+    """How well one clip decodes from what is stored of it."""
+
+    row: int
+    clip_id: str
+    psnr: float
+    """Mean over frames of the PSNR, in dB."""
+    psnr_frames: tuple[float, ...]
+    psnr_whole: float | None = None
+    """What `psnr` would be without tiles; None where there are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Commit:
     """What was done for one column of one shard."""
 
@@ -63,6 +76,8 @@ class Commit:
     """Of the clip ids, one a line, in the order of rows: ties the commit to its plan."""
     statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
     """`mean`: of the raw mean. `final`: of the final latents made of it."""
+    quality: tuple[ClipQuality, ...] = ()
+    """Of those clips that were decoded while they were encoded, by row."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds by stage. With the checksum, all that differs between two runs over equal clips."""
     crc32c: int = field(default=0, compare=False)

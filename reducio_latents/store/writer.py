@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Buffer, Files, LocalFiles
 from reducio_latents.store.commit import (
+    ClipQuality,
     Commit,
     Failure,
     ShardKey,
@@ -39,6 +40,7 @@ class ColumnRows:
     failed: Sequence[Failure] = ()
     """Why rows are None."""
     statistics: Mapping[str, ChannelStatistics] = field(default_factory=dict)
+    quality: Sequence[ClipQuality] = ()
 
 
 @dataclass
@@ -141,6 +143,7 @@ class StoreWriter:
                 failed=tuple(column.failed),
                 clips_sha256=clips_sha256(clip["clip_id"] for clip in clips),
                 statistics=dict(column.statistics),
+                quality=tuple(column.quality),
                 timings={k: round(v, 4) for k, v in (timings or {}).items()},
             )
             commit.write(self.files)
@@ -191,7 +194,7 @@ def read_meta_if_any(files: Files) -> StoreMeta | None:
     """
     if files.size(ROOT) is not None:
         return StoreMeta.read(files)
-    taken = next((p for p in files.list("") if not p.startswith("plan/")), None)
+    taken = next((p for p in files.list("") if not p.startswith(("plan/", "runs/"))), None)
     if taken is not None and next(list_commits(files), None) is not None:
         raise StoreError(
             f"{files.url} holds commits of a latent store, but its {ROOT} is gone. "

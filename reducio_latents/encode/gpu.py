@@ -1,0 +1,177 @@
+"""Keeping a GPU busy: copies beside the computation, two batches on their way, and out of memory
+no end. On a CPU the same calls encode at once.
+
+Per batch of uint8 frames: pinned copy -> [copy stream] device -> [compute stream] to [-1, 1],
+encode, to float16 -> [copy stream] pinned rows. `launch` returns when all of it is queued.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reducio_latents.autoencoders.protocol import Autoencoder
+from reducio_latents.errors import ConfigError
+from reducio_latents.pixels import to_unit
+
+log = logging.getLogger(__name__)
+
+Moments = NDArray[np.float16]
+Result = Callable[[], Moments]
+"""Waits for a batch that was launched and returns its moments, (B, 2D, t, h, w)."""
+INPUTS = 2
+"""Pinned buffers for frames; the third launch waits until the first one's copy is done."""
+
+
+def raise_compile_limit(sizes: int) -> None:
+    """Let torch.compile make one program for each of `sizes` input sizes; it stops after eight."""
+    import torch._dynamo
+
+    wanted = sizes + 8
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, wanted)
+
+
+@dataclass
+class _Input:
+    """A pinned buffer, and when the copy out of it is done."""
+
+    buffer: Tensor
+    copied: torch.cuda.Event
+
+
+class BatchEncoder:
+    """Encodes batches of frames into moments.
+
+    A batch that does not fit in memory is cut in halves until its parts do, and the size is
+    remembered for clips of that shape. With `pad_to` every part has that many clips, or as many as
+    fit, the last one repeated: a compiled encoder then sees one size for each shape.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, *, pad_to: int | None = None) -> None:
+        self._autoencoder = autoencoder
+        self._pad_to = pad_to
+        self._fits: dict[torch.Size, int] = {}
+        self._on_gpu = autoencoder.device.type == "cuda"
+        self._inputs: dict[torch.Size, deque[_Input]] = {}
+        self._busy: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        if self._on_gpu:
+            self._copies_in, self._copies_out = (_stream(autoencoder.device) for _ in range(2))
+
+    def launch(self, frames_BTHWC: Tensor) -> Result:
+        """Begin to encode uint8 frames (B, T, H, W, 3); raise ConfigError if not one clip fits."""
+        if self._on_gpu:
+            return self._launch_on_gpu(frames_BTHWC)
+        moments = self._in_parts(frames_BTHWC).numpy()
+        return lambda: moments
+
+    def take_busy_s(self) -> float | None:
+        """Return the GPU's seconds in the batches since the last call; None on a CPU.
+
+        Counts what has been waited for; does not wait itself.
+        """
+        if not self._on_gpu:
+            return None
+        busy_ms = 0.0
+        while self._busy and _is_over(self._busy[0][1]):
+            start, end = self._busy.pop(0)
+            busy_ms += start.elapsed_time(end)
+        return busy_ms / 1000
+
+    def batch_limit(self, clip_shape: torch.Size) -> int | None:
+        """Return how many clips of (T, H, W, 3) fit at once, once that has been found out."""
+        return self._fits.get(clip_shape)
+
+    def _launch_on_gpu(self, frames: Tensor) -> Result:
+        device = self._autoencoder.device
+        compute = torch.cuda.current_stream(device)
+        with torch.cuda.stream(self._copies_in):
+            on_device = self._copy_in(frames)
+            on_device.record_stream(compute)
+        compute.wait_stream(self._copies_in)
+        start, end = _event(timing=True), _event(timing=True)
+        start.record(compute)
+        moments = self._in_parts(on_device)
+        end.record(compute)
+        self._busy.append((start, end))
+        self._copies_out.wait_event(end)
+        with torch.cuda.stream(self._copies_out):
+            rows = torch.empty(moments.shape, dtype=moments.dtype, pin_memory=True)
+            rows.copy_(moments, non_blocking=True)
+            moments.record_stream(self._copies_out)
+            done = _event()
+            done.record(self._copies_out)
+
+        def wait() -> Moments:
+            done.synchronize()
+            return rows.numpy()
+
+        return wait
+
+    def _copy_in(self, frames: Tensor) -> Tensor:
+        ring = self._inputs.setdefault(frames.shape[1:], deque())
+        if ring and (len(ring) == INPUTS or _is_over(ring[0].copied)):
+            slot = ring.popleft()
+            slot.copied.synchronize()
+        else:
+            slot = _Input(torch.empty(0), _event())
+        if len(slot.buffer) < len(frames):
+            slot.buffer = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=True)
+        pinned = slot.buffer[: len(frames)]
+        pinned.copy_(frames)
+        on_device = pinned.to(self._autoencoder.device, non_blocking=True)
+        slot.copied.record(self._copies_in)
+        ring.append(slot)
+        return on_device
+
+    def _in_parts(self, frames: Tensor) -> Tensor:
+        """Return float16 moments of frames on the device, in parts that fit."""
+        shape = frames.shape[1:]
+        most = self._pad_to or len(frames)
+        while True:
+            limit = min(most, self._fits.get(shape, most))
+            try:
+                parts = [
+                    self._moments(frames[i : i + limit], limit)
+                    for i in range(0, len(frames), limit)
+                ]
+                return torch.cat(parts)
+            except torch.OutOfMemoryError as err:
+                if limit == 1:
+                    raise ConfigError(
+                        f"one clip of {'x'.join(map(str, shape[:3]))} does not fit in the memory "
+                        f"of {self._autoencoder.device}. Use --dtype bfloat16, tiles, or a smaller "
+                        "resolution."
+                    ) from err
+            # Outside of the handler, whose traceback keeps the tensors of the attempt alive.
+            self._fits[shape] = limit // 2
+            log.warning("%d clips do not fit in memory; going on with %d.", limit, limit // 2)
+            if self._on_gpu:
+                torch.cuda.empty_cache()
+
+    def _moments(self, frames: Tensor, size: int) -> Tensor:
+        count = len(frames)
+        if self._pad_to is not None and count < size:
+            frames = torch.cat([frames, frames[-1:].expand(size - count, *frames.shape[1:])])
+        autoencoder = self._autoencoder
+        posterior = autoencoder.encode(to_unit(frames, autoencoder.dtype))
+        return torch.cat([posterior.mean, posterior.logvar], dim=1)[:count].to(torch.float16)
+
+
+# torch does not annotate these.
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _event(*, timing: bool = False) -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=timing)  # type: ignore[no-untyped-call]
+
+
+def _is_over(event: torch.cuda.Event) -> bool:
+    return bool(event.query())  # type: ignore[no-untyped-call]

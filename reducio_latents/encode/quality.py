@@ -1,0 +1,173 @@
+"""Every n-th clip is decoded while it is encoded, from the very numbers that are stored.
+
+Which clips is a function of the plan: rows of a bucket whose number divides by `every`.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reducio_latents.autoencoders.protocol import Autoencoder
+from reducio_latents.encode.columns import ClipBatch
+from reducio_latents.errors import QualityError
+from reducio_latents.gaussian import final_latents
+from reducio_latents.metrics.psnr import psnr
+from reducio_latents.pixels import to_unit
+from reducio_latents.store.commit import ClipQuality, ShardKey
+from reducio_latents.store.writer import Row
+from reducio_latents.values import Posterior
+
+log = logging.getLogger(__name__)
+
+QUALITY = "quality.parquet"
+
+
+def _field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"description": description})
+
+
+QUALITY_SCHEMA = pa.schema(
+    [
+        _field("clip_id", pa.string(), "The clip that was decoded while it was encoded."),
+        _field("bucket", pa.string(), "Its size, TxHxW."),
+        _field("shard", pa.int32(), "Its shard in the bucket."),
+        _field("row", pa.int32(), "Its row in the shard."),
+        _field("psnr", pa.float64(), "Mean over its frames of the PSNR, in dB; peak 1."),
+        _field("psnr_frames", pa.list_(pa.float64()), "The PSNR of each frame, in dB."),
+        _field(
+            "psnr_whole",
+            pa.float64(),
+            "What psnr would be without tiles, in dB; null where there are none, or where a whole "
+            "frame does not fit in memory.",
+            nullable=True,
+        ),
+    ]
+)
+DIGITS = 4
+"""Decimal places that are kept, of dB."""
+ENOUGH = 8
+"""Clips that must have been checked before their mean is held against the floor."""
+
+
+@dataclass
+class QualityCheck:
+    """Decodes every n-th clip of each bucket and compares it with its frames."""
+
+    autoencoder: Autoencoder
+    """With both of its halves."""
+    every: int
+    shard_rows: int
+    min_psnr: float | None = None
+    """Mean PSNR in dB below which the run stops."""
+    on_checked: Callable[[float], None] = lambda _: None
+    """Told the mean so far."""
+    column: ClassVar[str] = "motion"
+    _sum: float = field(default=0.0, init=False)
+    _count: int = field(default=0, init=False)
+
+    def measure(self, batch: ClipBatch, rows: Sequence[Row]) -> list[ClipQuality]:
+        """Return the quality of those clips of a batch that are checked, given their stored rows.
+
+        Raise QualityError when the mean of this run is below the floor.
+        """
+        found = []
+        for i, (number, row) in enumerate(zip(batch.rows, rows, strict=True)):
+            due = (batch.key.shard * self.shard_rows + number) % self.every == 0
+            if due and isinstance(row, np.ndarray) and np.isfinite(row).all():
+                assert batch.frames_BTHWC is not None
+                found.append(self._check(batch, i, batch.frames_BTHWC[i : i + 1], row))
+        if found:
+            self._sum += sum(quality.psnr for quality in found)
+            self._count += len(found)
+            self.on_checked(self._sum / self._count)
+            self._require_floor()
+        return found
+
+    def _check(
+        self, batch: ClipBatch, number: int, frames_BTHWC: Tensor, row: NDArray[np.generic]
+    ) -> ClipQuality:
+        video = to_unit(frames_BTHWC.to(self.autoencoder.device))
+        mean, logvar = torch.from_numpy(np.asarray(row))[None].float().chunk(2, dim=1)
+        values = self._psnr(self.autoencoder, Posterior(mean, logvar), video)
+        return ClipQuality(
+            row=batch.rows[number],
+            clip_id=batch.clip_ids[number],
+            psnr=round(sum(values) / len(values), DIGITS),
+            psnr_frames=tuple(round(value, DIGITS) for value in values),
+            psnr_whole=self._psnr_whole(video),
+        )
+
+    def _psnr(
+        self, autoencoder: Autoencoder, posterior: Posterior, video_BCTHW: Tensor
+    ) -> list[float]:
+        """Return the PSNR of each frame of one clip."""
+        latents = final_latents(posterior, None, autoencoder.final_rule).to(autoencoder.device)
+        centre = video_BCTHW[:, :, (video_BCTHW.shape[2] - 1) // 2]
+        decoded = autoencoder.decode(latents, centre if autoencoder.needs_content else None)
+        ours, theirs = (
+            ((x[0].float() + 1) / 2).clamp(0, 1).transpose(0, 1) for x in (decoded, video_BCTHW)
+        )
+        values: list[float] = psnr(ours, theirs).tolist()
+        return values
+
+    def _psnr_whole(self, video_BCTHW: Tensor) -> float | None:
+        whole = untiled(self.autoencoder, *video_BCTHW.shape[-2:])
+        if whole is None:
+            return None
+        try:
+            posterior = whole.encode(video_BCTHW.to(whole.dtype))
+            values = self._psnr(whole, posterior, video_BCTHW)
+        except torch.OutOfMemoryError:
+            log.warning("a whole frame does not fit in memory, so tiles are not compared with it.")
+            return None
+        return round(sum(values) / len(values), DIGITS)
+
+    def _require_floor(self) -> None:
+        mean = self._sum / self._count
+        if self.min_psnr is not None and self._count >= ENOUGH and mean < self.min_psnr:
+            raise QualityError(
+                f"the first {self._count} clips that were decoded again have a mean PSNR of "
+                f"{mean:.2f} dB, below the floor of {self.min_psnr:g} dB. Check that these are the "
+                "right weights, and --dtype and --tiling; or lower --min-psnr and run the same "
+                "command again: what is committed stays."
+            )
+
+
+def untiled(autoencoder: Autoencoder, height: int, width: int) -> Autoencoder | None:
+    """Return the same autoencoder without tiles; None if frames of this size are one tile."""
+    tiling = getattr(autoencoder, "tiling", None)
+    if tiling is None or max(height, width) <= tiling.tile_px:
+        return None
+    whole = copy.copy(autoencoder)
+    whole.tiling = None  # type: ignore[attr-defined]
+    return whole
+
+
+def quality_parquet(clips: Iterable[tuple[ShardKey, ClipQuality]]) -> bytes:
+    """Return the bytes of quality.parquet, its rows in the order of `clips`."""
+    rows = [
+        {
+            "clip_id": quality.clip_id,
+            "bucket": key.bucket,
+            "shard": key.shard,
+            "row": quality.row,
+            "psnr": quality.psnr,
+            "psnr_frames": list(quality.psnr_frames),
+            "psnr_whole": quality.psnr_whole,
+        }
+        for key, quality in clips
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, QUALITY_SCHEMA), sink)
+    return bytes(sink.getvalue().to_pybytes())
