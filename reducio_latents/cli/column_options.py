@@ -24,7 +24,7 @@ def _dtype(column: str) -> Callable[[Decorated], Decorated]:
     )
 
 
-OPTIONS = [
+OPTIONS: list[Callable[[Decorated], Decorated]] = [
     click.option(
         "--content-latent-model",
         default="stabilityai/sd-vae-ft-ema",

@@ -18,6 +18,8 @@ from reducio_latents.dataset.source import as_store
 from reducio_latents.errors import LatentsError, StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.quantize import MEDIA_TYPE as INT8_TOKENS
+from reducio_latents.store.quantize import dequantize
 from reducio_latents.store.text_rows import decode_text_row
 
 Entry = dict[str, Any]
@@ -94,6 +96,8 @@ class LatentTable:
 
     def _decoded(self, column: str, value: Any, bucket: str) -> Any:
         meta = self.store.meta.columns[column]
+        if meta.content == INT8_TOKENS:
+            return torch.from_numpy(dequantize(value))
         if isinstance(value, np.ndarray):
             return torch.from_numpy(value.copy())
         if fields.is_image(meta):

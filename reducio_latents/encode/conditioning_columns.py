@@ -22,6 +22,7 @@ from reducio_latents.geometry import Bucket
 from reducio_latents.pixels import to_unit
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.meta import ColumnMeta
+from reducio_latents.store.quantize import MEDIA_TYPE as INT8_TOKENS
 from reducio_latents.store.quantize import TAIL_BYTES, dequantize, quantize, relative_errors
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.text_rows import (
@@ -34,9 +35,8 @@ from reducio_latents.store.text_rows import (
 )
 from reducio_latents.store.writer import Row
 
-TOKENS, INT8_TOKENS, VECTOR = "tokens", "tokens/int8", "vector"
-"""`ColumnMeta.content` of rows (tokens, dim), of the same as `store.quantize` packs it, and of
-rows (dim,)."""
+TOKENS, VECTOR = "tokens", "vector"
+"""`ColumnMeta.content` of rows (tokens, dim), and of rows (dim,)."""
 ROWS_AT_ONCE = 32
 """Rows whose statistics are taken together; bounds memory."""
 

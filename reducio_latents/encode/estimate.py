@@ -9,23 +9,30 @@ TEMPORAL_STRIDES = {"reducio-ft2-fs32": 2}
 IMAGE_BYTES_PER_PIXEL = {"webp": 0.65, "png": 0.9, "jpeg": 0.35, "raw": 3.0}
 """Measured on frames of natural video at 256 px."""
 CAPTION_BYTES = 200
+CAPTION_TOKENS = 45
 
 
 def bytes_per_clip(bucket: Bucket, options: EncodeOptions) -> int:
-    """Return an estimate of the bytes of one clip in the columns that every run can make.
+    """Return an estimate of the bytes of one clip in the columns of the run.
 
     Motion is counted as Reducio's: two float16 moments of 16 channels at strides 4 (2 for ft2), 32
-    and 32.
+    and 32; codes as those of the models by default: SD-VAE, ViT-H/14, T5 v1.1 XXL.
     """
     stride = TEMPORAL_STRIDES.get(options.model, 4)
     steps = max(1, bucket.frames // stride)
     geometry = LatentGeometry(channels=16, temporal_stride=1, spatial_stride=32)
     depth, t, h, w = geometry.latent_shape(steps, bucket.height, bucket.width)
     area = bucket.height * bucket.width
+    code_bytes = 1 if options.content_clip.quantization == "int8" else 2
+    value_bytes = 1 if options.text.values == "int8" else 2
     sizes = {
         "motion": 2 * 2 * depth * t * h * w,
         "content_image": round(IMAGE_BYTES_PER_PIXEL[options.image_codec] * area),
         "caption": CAPTION_BYTES,
         "frame_times": 8 * bucket.frames,
+        "content_latent": 2 * 2 * 4 * (area // 64),
+        "content_clip": code_bytes * 256 * 1280,
+        "content_clip_pooled": 2 * 1024,
+        "text": value_bytes * CAPTION_TOKENS * 4096,
     }
     return sum(sizes.get(name, 0) for name in options.columns)
