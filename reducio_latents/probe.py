@@ -9,6 +9,8 @@ from reducio_latents.errors import VideoError
 from reducio_latents.video.protocol import VideoBackend
 from reducio_latents.video.source import VideoSource, open_source
 
+_CHUNK_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRecord:
@@ -64,7 +66,9 @@ def probe_video(source: VideoSource, backend: VideoBackend) -> ProbeRecord:
 def _size_and_sha256(source: VideoSource) -> tuple[int, str]:
     with open_source(source) as file:
         try:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return file.tell(), digest
+            digest = hashlib.sha256()
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+            return file.tell(), digest.hexdigest()
         except OSError as err:
-            raise VideoError(f"{source}: cannot be read: {err.strerror or err}.") from err
+            raise VideoError(f"{source}: it cannot be read: {err.strerror or err}.") from err

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -20,6 +21,8 @@ from reducio_latents.errors import VideoError
 from reducio_latents.video.protocol import Frame
 from reducio_latents.video.tonemap import to_sdr
 
+BT601, BT709 = 5, 1
+"""swscale's names of two matrices."""
 # Numbers of ITU-T H.273, which FFmpeg uses: colour primaries, transfer and matrix coefficients.
 _UNTAGGED = (0, 2, 3)
 _PQ, _HLG = 16, 18
@@ -36,6 +39,8 @@ class ColourTags:
 
     matrix: int | None
     """For swscale; None if the frame is RGB or grey already."""
+    is_tagged: bool
+    """Whether the stream says which matrix it is."""
     full_range: bool
     transfer: str
     """`sdr` (whatever its gamma), `pq` or `hlg`."""
@@ -50,6 +55,7 @@ class ColourTags:
         without = layout.is_rgb or layout.has_palette or layout.name.startswith(("gray", "ya"))
         return cls(
             matrix=None if without else _matrix(frame),
+            is_tagged=int(frame.colorspace) not in _UNTAGGED,
             full_range=frame.color_range == _FULL_RANGE or layout.name.startswith("yuvj"),
             transfer=transfer,
             primaries=_PRIMARIES.get(int(frame.color_primaries), default),
@@ -64,7 +70,7 @@ class ColourTags:
 def _matrix(frame: Any) -> int:
     tagged = int(frame.colorspace)
     if tagged in _UNTAGGED:
-        return 1 if frame.width >= 1280 or frame.height > 576 else 5
+        return BT709 if frame.width >= 1280 or frame.height > 576 else BT601
     if tagged not in _MATRICES:
         raise VideoError(
             f"its colour matrix (H.273 number {tagged}) is not supported; convert it to BT.709"
@@ -87,6 +93,12 @@ class RgbConverter:
         if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
             return _on_black(self._scale(frame, tags, "rgba", width))
         return np.ascontiguousarray(self._scale(frame, tags, "rgb24", width), dtype=np.uint8)
+
+    def resize(self, rgb: Frame, width: int, height: int) -> Frame:
+        """Return an RGB picture at another size."""
+        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+        scaled = self._scaler.reformat(frame, width, height, "rgb24", interpolation=_EXACT)
+        return np.ascontiguousarray(scaled.to_ndarray(), dtype=np.uint8)
 
     def _scale(self, frame: Any, tags: ColourTags, to: str, width: int) -> Any:
         plain = tags.is_ordinary and width == frame.width

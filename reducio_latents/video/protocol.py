@@ -76,7 +76,7 @@ class VideoBackend(Protocol):
 
         Frame i of a clip is the one shown at start + i / rate_fps: the last that appears then or
         earlier, give or take the rounding of the container's times. `transform` is applied to each
-        frame that is needed, once, as soon as it is decoded. A clip that cannot be had exactly (past
-        the end, damaged data) yields a VideoError that says why; the next clip gets its chance.
+        frame that is needed, once, as soon as it is decoded. A clip that cannot be had exactly
+        (past the end, damaged data) yields a VideoError that says why; the next gets its chance.
         Raises ConfigError if `starts_s` do not ascend from 0 or above.
         """

@@ -13,7 +13,7 @@ from reducio_latents.video.assemble import ClipAssembly
 from reducio_latents.video.colour import RgbConverter
 from reducio_latents.video.protocol import ClipFrames, Frame, Transform, VideoInfo
 from reducio_latents.video.source import VideoSource
-from reducio_latents.video.stream import OpenVideo
+from reducio_latents.video.stream import UNDECODABLE, OpenVideo
 
 
 class PyAVBackend:
@@ -91,7 +91,7 @@ def _read(video: OpenVideo, clips: ClipAssembly) -> Iterator[ClipFrames | VideoE
             sought_s = clips.next_s
             playing = video.approach(sought_s)
     if end_s is None:
-        raise video.error("none of its pictures can be decoded; it is damaged or encrypted")
+        raise video.error(UNDECODABLE)
     yield from clips.fail_rest(f"it runs past the end of the video, at {end_s:.3f} s")
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import av
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 
 from reducio_latents.errors import VideoError
 from reducio_latents.video.diagnose import why_unreadable
@@ -43,6 +43,9 @@ _SQUARE = Fraction(1, 400)
 _OPEN_OPTIONS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
+UNDECODABLE = "none of its pictures can be decoded; it is damaged or encrypted"
+
+
 class Shown(NamedTuple):
     """A frame and how long it is shown, in seconds from the first shown frame."""
 
@@ -62,9 +65,15 @@ class Scan(NamedTuple):
 
     first: Any
     is_complete: bool
-    """Whether every packet has a time; if not, only decoding tells the rest."""
+    """Whether every packet has a time; if not, only decoding tells what follows."""
     frames: int
     duration_s: float
+    times_s: list[float]
+    """When the shown packets are shown, from the first frame, in the order of the file."""
+    keys: list[int]
+    """Which of them are key frames."""
+    discarded: int
+    """Packets that an edit list keeps from being shown."""
 
 
 class _Decoded(NamedTuple):
@@ -174,7 +183,9 @@ class OpenVideo:
     def orientation(self, frame: Any) -> Orientation:
         """Return how a frame is turned; raise VideoError for an odd angle."""
         try:
-            matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+            # Not frame.side_data: it would keep the frame alive until cycles are collected.
+            side_data: Any = SideDataContainer
+            matrix = side_data(frame).get(Type.DISPLAYMATRIX)
         except ValueError:
             # Side data of a kind newer than PyAV hides the matrix; its angle can still be had.
             return Orientation.from_degrees(-round(frame.rotation / 90) * 90)
@@ -187,12 +198,18 @@ class OpenVideo:
 
         Raises VideoError if no frame can be decoded.
         """
-        clock, first, leading = self._new_clock(), None, list[int]()
+        clock, first, ticks = self._new_clock(), None, list[int]()
+        keys, discarded, leading = [], 0, 0
         try:
             for packet in self._container.demux(self.stream):
+                discarded += packet.is_discard
                 tick = clock.add(packet)
+                if tick is not None:
+                    if packet.is_keyframe:
+                        keys.append(len(ticks))
+                    ticks.append(tick)
                 if first is None:
-                    leading += [] if tick is None else [tick]
+                    leading = len(ticks)
                     try:
                         first = next(iter(packet.decode()), None)
                     except READ_ERRORS:  # there may be a whole picture after the damaged one
@@ -201,16 +218,21 @@ class OpenVideo:
             if first is None:
                 raise self.error(self._why(err)) from err
         if first is None:
-            raise self.error("none of its pictures can be decoded; it is damaged or encrypted")
+            raise self.error(UNDECODABLE)
         if clock.untimed or clock.first is None or (first.pts is None and not self._by_dts):
-            return Scan(first, is_complete=False, frames=0, duration_s=0.0)
+            return Scan(first, False, 0, 0.0, [], [], discarded)
         start = clock.first if self._by_dts else max(clock.first, first.pts)
         fields = clock.short // 2 if first.interlaced_frame else 0
+        before = sum(tick < start for tick in ticks[:leading])
+        end = clock.end(self._header_end(), self._usual_ticks)
         return Scan(
             first,
             is_complete=True,
-            frames=clock.packets - fields - sum(tick < start for tick in leading),
-            duration_s=(clock.end(self._header_end(), self._usual_ticks) - start) * self._tick_s,
+            frames=len(ticks) - fields - before,
+            duration_s=(end - start) * self._tick_s,
+            times_s=[(tick - start) * self._tick_s for tick in ticks],
+            keys=keys,
+            discarded=discarded,
         )
 
     # Frames.
@@ -297,7 +319,7 @@ class OpenVideo:
         self, held: _Decoded, until: int, trouble: str | None, *, is_last: bool = False
     ) -> Shown:
         until_s = self._seconds(until)
-        before_s = until_s if is_last else until_s - rounding_s(self._tick_s)
+        before_s = until_s if is_last else until_s - self.rounding_s
         return Shown(held.frame, self._seconds(held.tick), until_s, before_s, trouble)
 
     def _decoded(self) -> Iterator[_Decoded | _Damage]:
@@ -361,6 +383,10 @@ class OpenVideo:
 
     def _to_tick(self, seconds: float) -> int:
         return (self._origin or 0) + int(seconds / self._tick_s)
+
+    @property
+    def rounding_s(self) -> float:
+        return rounding_s(self._tick_s)
 
     def _at(self, reason: str, tick: int | None) -> str:
         return reason if tick is None else f"{reason} at {self._seconds(tick):.3f} s"

@@ -34,12 +34,10 @@ class PacketClock:
         """Latest time so far."""
         self._before: int | None = None
         self._declared = 0
-        self.packets = 0
-        """Packets that are shown."""
         self.untimed = 0
-        """Those of them without a time."""
+        """Packets that are shown but have no time."""
         self.short = 0
-        """Those of them that last no longer than a field."""
+        """Packets that last no longer than a field."""
 
     def add(self, packet: Any) -> int | None:
         """Count one packet; return its time if it is going to be shown."""
@@ -48,7 +46,6 @@ class PacketClock:
         if is_hidden(self._codec, packet):
             return None
         tick: int | None = packet.dts if self._by_dts else packet.pts
-        self.packets += 1
         if tick is None:
             self.untimed += 1
             return None

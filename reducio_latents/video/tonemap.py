@@ -110,22 +110,21 @@ def to_sdr(
     """
     flat = rgb_HWC.reshape(-1, 3)
     out = np.empty(flat.shape, dtype=np.uint8)
-    matrix = (_TO_709[primaries] / WHITE_NITS).T.astype(np.float32)
+    matrix = (_TO_709[primaries] / WHITE_NITS).astype(np.float32)
     for start in range(0, len(flat), _BAND_PIXELS):
         band = slice(start, start + _BAND_PIXELS)
-        nits = _light(transfer)[flat[band]]
+        nits = _light(transfer)[flat[band].T.astype(np.intp)]  # (3, pixels), a plane a colour
         if transfer == "hlg":
-            luma = np.maximum(nits @ _LUMA_2020, 1e-9)
-            nits *= (SOURCE_PEAK_NITS * luma**0.2)[:, None]
+            luma = np.maximum(_LUMA_2020 @ nits, 1e-9)
+            nits *= SOURCE_PEAK_NITS * luma**0.2
         if transfer != "sdr":
-            nits *= _gains()[_steps(nits.max(axis=1) / SOURCE_PEAK_NITS)][:, None]
-        out[band] = _encoded()[_steps(nits @ matrix)]
+            brightest = np.maximum(np.maximum(nits[0], nits[1]), nits[2])
+            nits *= _gains()[_steps(brightest / SOURCE_PEAK_NITS)]
+        out[band] = _encoded()[_steps(matrix @ nits)].T
     return out.reshape(rgb_HWC.shape)
 
 
-def _steps(light: Floats) -> NDArray[np.uint16]:
+def _steps(light: Floats) -> NDArray[np.intp]:
     """Light in units of its largest value -> the index into a table that is even in its root."""
-    steps: NDArray[np.uint16] = np.rint(np.sqrt(np.clip(light, 0, 1)) * (_LEVELS - 1)).astype(
-        np.uint16
-    )
+    steps: NDArray[np.intp] = (np.sqrt(np.clip(light, 0, 1)) * (_LEVELS - 1) + 0.5).astype(np.intp)
     return steps

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from reducio_latents.errors import ConfigError, VideoError
 
@@ -35,8 +37,25 @@ def write_mp4(path: str | Path, frames_THWC: NDArray[np.uint8], rate_fps: float)
         target.parent.mkdir(parents=True, exist_ok=True)
         _encode(partial, frames_THWC, rate_fps)
         partial.replace(target)
-    except OSError as err:  # PyAV's errors are OSErrors too
+    except OSError as err:
         raise VideoError(f"{path} cannot be written: {err.strerror or err}.") from err
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_image(path: str | Path, picture_HWC: NDArray[np.uint8]) -> None:
+    """Write uint8 RGB (H, W, 3) as an image in the format of the file's ending, replacing `path`.
+
+    The file appears whole or not at all. Raise VideoError if it cannot be written.
+    """
+    target = Path(path)
+    partial = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture_HWC).save(partial)
+        partial.replace(target)
+    except (OSError, ValueError, TypeError) as err:  # also an ending that Pillow does not know
+        raise VideoError(f"{path} cannot be written: {err}.") from err
     finally:
         partial.unlink(missing_ok=True)
 
@@ -52,12 +71,33 @@ def _encode(path: Path, frames_THWC: NDArray[np.uint8], rate_fps: float) -> None
     padding = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
     even = np.pad(frames_THWC, padding, mode="edge")
     options = {"crf": CRF, "preset": "medium"}
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
-        rate = Fraction(rate_fps).limit_denominator(1001)
-        stream = file.add_stream("libx264", rate=rate, options=options)
-        stream.height, stream.width = even.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in even:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            file.mux(stream.encode(picture))
-        file.mux(stream.encode(None))
+    try:
+        with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
+            rate = Fraction(rate_fps).limit_denominator(1001)
+            stream = file.add_stream("libx264", rate=rate, options=options)
+            stream.height, stream.width = even.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            _tag_bt709(stream.codec_context)
+            for frame in even:
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                file.mux(stream.encode(_to_bt709(picture)))
+            file.mux(stream.encode(None))
+    except av.FFmpegError as err:  # some of these are an OSError already, some are not
+        raise OSError(getattr(err, "errno", None), str(err.strerror)) from err
+
+
+def _tag_bt709(codec: Any) -> None:
+    """Say how the numbers are meant, or players guess it from the size of the picture."""
+    codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc = 1, 1, 1, 1
+
+
+def _to_bt709(picture: Any) -> Any:
+    from av.video.reformatter import Interpolation
+
+    return picture.reformat(
+        format="yuv420p",
+        dst_colorspace=1,
+        src_color_range=2,
+        dst_color_range=1,
+        interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND,
+    )
