@@ -6,6 +6,7 @@ import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ from reducio_latents.dataset.sampling import (
 from reducio_latents.dataset.source import PLAN_FIELDS, Source
 from reducio_latents.errors import ConfigError
 from reducio_latents.store.meta import ColumnMeta
+from reducio_latents.store.quantize import MEDIA_TYPE as INT8_TOKENS
+from reducio_latents.store.quantize import dequantize
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +157,9 @@ class BatchReader:
         values = rows.arrays(
             lambda i: self._reader(i, name, rows.bucket), pin=pin and not is_moments
         )
+        if meta.content == INT8_TOKENS:
+            batch[name] = self._pinned(torch.from_numpy(dequantize(values.numpy())))
+            return
         if not is_moments:
             batch[name] = values
             return
@@ -176,11 +182,9 @@ class BatchReader:
 
     def _add_payloads(self, batch: Batch, name: str, rows: BatchRows, epoch: int) -> None:
         meta = self._meta[name]
-        where = f"{rows.url}/{rows.bucket}/{name}"
         payloads = rows.payloads(lambda i: self._reader(i, name, rows.bucket))
-        if fields.is_text(meta) or fields.is_token_vectors(meta):
-            # One key for both, so that a clip's text is that of its caption.
-            words = rows.words(derive(self._seed, CAPTION, epoch))
+        # One key for both, so that a clip's text is that of its caption.
+        words = partial(rows.words, derive(self._seed, CAPTION, epoch))
         if fields.is_text(meta):
             batch[name] = fields.choose_captions(payloads, words)
         elif fields.is_token_vectors(meta):
@@ -188,7 +192,9 @@ class BatchReader:
             padded, mask = fields.pad_vectors(vectors, self.options.text_tokens)
             batch[name], batch[f"{name}_mask"] = self._pinned(padded), self._pinned(mask)
         elif fields.is_image(meta) and self.options.images == "tensor":
-            batch[name] = self._pinned(fields.decode_images(payloads, rows.bucket, where))
+            batch[name] = self._pinned(
+                fields.decode_images(payloads, rows.bucket, f"{rows.url}/{name}")
+            )
         else:
             batch[name] = payloads
 

@@ -173,7 +173,7 @@ class LatentDataset(IterableDataset[Batch]):
         if span is None:
             return
         for number in range(span.first, self.num_batches(span.epoch), span.step):
-            batch = self.batch(span.epoch, number)
+            batch = self._batch(span.epoch, number)
             self.cursor.gave(span, number)
             yield batch
         self.cursor.finish(span)
@@ -187,6 +187,9 @@ class LatentDataset(IterableDataset[Batch]):
             raise ConfigError(
                 f"epoch {epoch} has the batches 0 to {self.num_batches(epoch) - 1}, not {number}."
             )
+        return self._batch(epoch, number)
+
+    def _batch(self, epoch: int, number: int) -> Batch:
         bucket, samples = self._order.batch(epoch, number)
         if self.world_size > 1:
             part = rank_slice(len(samples.row), self.rank, self.world_size)

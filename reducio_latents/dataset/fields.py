@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,8 @@ from reducio_latents.store.text_rows import MEDIA_TYPE as TOKEN_VECTORS
 from reducio_latents.store.text_rows import decode_text_row
 
 RowT = TypeVar("RowT")
+Words = Callable[[], Iterable[np.uint64]]
+"""Gives a random number for each row."""
 
 CAPTION_SEPARATOR = "\0"
 """Between the captions of one clip, in a row of text."""
@@ -52,20 +54,23 @@ def decode_images(files: Sequence[bytes], bucket: str, where: str) -> Tensor:
     return torch.from_numpy(out)
 
 
-def choose_captions(rows: Sequence[bytes], words: NDArray[np.uint64]) -> list[str]:
-    """Return one caption of each row; each row's word decides which, as in `choose_vectors`."""
-    texts = _each(rows, lambda row: row.decode().split(CAPTION_SEPARATOR))
-    return [_choose(captions, word) for captions, word in zip(texts, words.tolist(), strict=True)]
+def choose_captions(rows: Sequence[bytes], words: Words) -> list[str]:
+    """Return one caption of each row; where there are several, the row's word decides which."""
+    texts = _each(rows, bytes.decode)
+    if not any(CAPTION_SEPARATOR in text for text in texts):
+        return texts
+    several = (text.split(CAPTION_SEPARATOR) for text in texts)
+    return [_choose(captions, word) for captions, word in zip(several, words(), strict=True)]
 
 
-def choose_vectors(rows: Sequence[bytes], words: NDArray[np.uint64]) -> list[NDArray[Any]]:
-    """Return the token vectors (tokens, dim) of one caption of each row."""
-    texts = _each(rows, decode_text_row)
-    return [_choose(captions, word) for captions, word in zip(texts, words.tolist(), strict=True)]
+def choose_vectors(rows: Sequence[bytes], words: Words) -> list[NDArray[Any]]:
+    """Return the token vectors (tokens, dim) of one caption of each row, the same one."""
+    several = _each(rows, decode_text_row)
+    return [_choose(captions, word) for captions, word in zip(several, words(), strict=True)]
 
 
-def _choose(captions: Sequence[RowT], word: int) -> RowT:
-    return captions[word % len(captions)]
+def _choose(captions: Sequence[RowT], word: np.uint64) -> RowT:
+    return captions[int(word) % len(captions)]
 
 
 def pad_vectors(vectors: Sequence[NDArray[Any]], length: int | None) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +24,10 @@ from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.compression import decompress_row
 
-UNOPENED, BROKEN = -1, 0
-"""What stands for a shard's slot where it has none. No shard is ever put into slot 0."""
+UNOPENED, BROKEN = 0, 1
+"""Slots that no shard is ever put into: no row of theirs has an address."""
+FIRST_SLOT = 2
+NOWHERE = -1
 
 
 class MappedColumn:
@@ -45,16 +46,18 @@ class MappedColumn:
         self._store, self._column, self._bucket = store, column, bucket
         self._entries = [store.index.entries[column, ShardKey(bucket, n)] for n in shards]
         self._check_rows = check_rows
+        self._capacity = capacity
         self._lock = threading.Lock()
-        self._tick = 0
         self._why: dict[int, str] = {}
         self._slot_of = np.full(len(shards), UNOPENED)
-        slots = min(capacity, len(shards)) + 1
-        self._shard_in = np.full(slots, -1)
-        self._used = np.zeros(slots, np.int64)
-        self._base = np.zeros(slots, np.int64)
-        self._buffers: NDArray[Any] = np.full(slots, None, object)
-        self._ranges = np.full((slots, store.meta.shard_rows, 2), (-1, 0))
+        self._open: list[int] = []
+        """Shards that are open, in the order of their opening; the i-th is not in the i-th slot."""
+        self._buffers: tuple[memoryview, ...] = (memoryview(b""),) * FIRST_SLOT
+        """Of each slot; replaced, not changed, so who holds it keeps the files mapped."""
+        empty = (FIRST_SLOT, store.meta.shard_rows)
+        self._addresses = np.full(empty, NOWHERE)
+        self._base = np.zeros(FIRST_SLOT, np.int64)
+        self._lengths = np.zeros(empty, np.int64)
         meta = self._meta = store.meta.columns[column]
         self._view: MemoryView | None = None
         if meta.kind == "array":
@@ -66,36 +69,45 @@ class MappedColumn:
         if self._view is None:
             return self._decompressed_arrays(shards, rows, pin_memory=pin_memory)
         with self._lock:
-            slots = self._slots(shards)
-            buffers = self._buffers[slots]  # keeps the files mapped until the rows are copied
-            offsets = self._ranges[slots, rows, 0]
-            addresses = self._base[slots] + offsets
-            view = self._view
-        self._require(offsets, shards, rows)
-        return view.gather(addresses, buffers, offsets, pin_memory=pin_memory)
+            addresses = self._locate(shards, rows)
+            view, held = self._view, self._buffers
+            if not view.can_gather:
+                return self._arrays_by_row(shards, rows, pin_memory=pin_memory)
+        tensor = view.gather(addresses, pin_memory=pin_memory)
+        del held  # the files were mapped until here
+        return tensor
 
     def payloads(self, shards: Ints, rows: Ints) -> list[bytes]:
         with self._lock:
-            slots = self._slots(shards)
-            buffers = self._buffers[slots].tolist()
-            offsets, lengths = self._ranges[slots, rows].T
-        self._require(offsets, shards, rows)
-        spans = zip(buffers, offsets.tolist(), (offsets + lengths).tolist(), strict=True)
-        stored = [buffer[start:stop].tobytes() for buffer, start, stop in spans]
+            stored = self._stored(shards, rows)
         if self._meta.compression == "none":
             return stored
         return [self._decompress(row, position) for position, row in enumerate(stored)]
 
+    def _stored(self, shards: Ints, rows: Ints) -> list[bytes]:
+        """Return the bytes of rows as they are in the files."""
+        addresses = self._locate(shards, rows)
+        slots = self._slot_of[shards]
+        starts = addresses - self._base[slots]
+        stops = starts + self._lengths[slots, rows]
+        places = zip(slots.tolist(), starts.tolist(), stops.tolist(), strict=True)
+        buffers = self._buffers
+        return [buffers[slot][start:stop].tobytes() for slot, start, stop in places]
+
+    def _arrays_by_row(self, shards: Ints, rows: Ints, *, pin_memory: bool) -> Tensor:
+        return self._stacked(self._stored(shards, rows), pin_memory=pin_memory)
+
     def _decompressed_arrays(self, shards: Ints, rows: Ints, *, pin_memory: bool) -> Tensor:
-        shape = (len(rows), *self._shape)
+        return self._stacked(self.payloads(shards, rows), pin_memory=pin_memory)
+
+    def _stacked(self, payloads: Sequence[bytes], *, pin_memory: bool) -> Tensor:
         dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
-        out = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
-        target = out.numpy().reshape(len(rows), -1)
-        for position, payload in enumerate(self.payloads(shards, rows)):
-            values = np.frombuffer(payload, self._dtype)
-            if len(values) != target.shape[1]:
-                raise self._damaged(f"row has {len(values)} values", position)
-            target[position] = values
+        out = torch.empty((len(payloads), *self._shape), dtype=dtype, pin_memory=pin_memory)
+        target = out.numpy().reshape(len(payloads), -1)
+        for position, payload in enumerate(payloads):
+            if len(payload) != target.shape[1] * self._dtype.itemsize:
+                raise self._damaged(f"a row has {len(payload)} bytes", position)
+            target[position] = np.frombuffer(payload, self._dtype)
         return out
 
     def _decompress(self, payload: bytes, position: int) -> bytes:
@@ -108,22 +120,20 @@ class MappedColumn:
         where = f"{self._store.files.url}/{self._bucket}/{self._column}"
         return DamagedRowsError(f"{where}: {what}", [position])
 
-    def _slots(self, shards: Ints) -> Ints:
-        """Return where each of `shards` is open, after opening those that are not."""
-        self._tick += 1
-        slots = self._slot_of[shards]
-        if len(slots) and slots.min() == UNOPENED:
-            self._used[slots[slots != UNOPENED]] = self._tick  # so that they stay open
-            wanted = np.unique(shards)
-            if len(wanted) >= len(self._used):
-                self._grow(len(wanted) + 1 - len(self._used))
-            for shard in wanted[self._slot_of[wanted] == UNOPENED].tolist():
-                self._open(shard)
-            slots = self._slot_of[shards]
-        self._used[slots] = self._tick
-        return slots
+    def _locate(self, shards: Ints, rows: Ints) -> Ints:
+        """Return the addresses of rows, after opening what is not open; with the lock held."""
+        addresses: Ints = self._addresses[self._slot_of[shards], rows]
+        if len(addresses) == 0 or addresses.min() != NOWHERE:
+            return addresses
+        wanted = np.unique(shards)
+        for shard in wanted[self._slot_of[wanted] == UNOPENED].tolist():
+            self._open_shard(shard, keep=set(wanted.tolist()))
+        addresses = self._addresses[self._slot_of[shards], rows]
+        if addresses.min() == NOWHERE:
+            raise self._missing(np.flatnonzero(addresses == NOWHERE), shards, rows)
+        return addresses
 
-    def _open(self, shard: int) -> None:
+    def _open_shard(self, shard: int, keep: set[int]) -> None:
         try:
             file = open_shard(self._store, self._entries[shard], check_rows=self._check_rows)
         except StoreError as err:
@@ -132,31 +142,40 @@ class MappedColumn:
             return
         if file.problem:
             self._why[shard] = file.problem
-        slot = 1 + int(self._used[1:].argmin())  # an empty one, or what was unused for longest
-        if self._shard_in[slot] >= 0:
-            self._slot_of[self._shard_in[slot]] = UNOPENED
-        self._slot_of[shard], self._shard_in[slot], self._used[slot] = slot, shard, self._tick
-        self._base[slot] = file.data.data_ptr()
-        self._buffers[slot] = file.data.numpy().data
-        self._ranges[slot] = (-1, 0)
-        self._ranges[slot, : len(file.ranges)] = file.ranges
+        slot = self._make_room(keep)
+        self._open.append(shard)
+        self._slot_of[shard] = slot
+        base, (offsets, lengths) = file.data.data_ptr(), file.ranges.T
+        buffers = list(self._buffers)
+        buffers[slot] = file.data.numpy().data
+        self._buffers = tuple(buffers)
+        self._base[slot] = base
+        self._addresses[slot] = NOWHERE
+        self._addresses[slot, : len(offsets)] = np.where(offsets < 0, NOWHERE, base + offsets)
+        self._lengths[slot, : len(lengths)] = lengths
         if self._view is not None:
-            offsets = file.ranges[:, 0]
-            self._view = self._view.covering(file.data.data_ptr() + offsets[offsets >= 0])
+            self._view = self._view.covering(base + offsets[offsets >= 0])
 
-    def _grow(self, more: int) -> None:
-        """Make room for a batch from more shards than were to stay open."""
-        self._shard_in = np.pad(self._shard_in, (0, more), constant_values=-1)
-        self._used = np.pad(self._used, (0, more))
-        self._base = np.pad(self._base, (0, more))
-        self._buffers = np.pad(self._buffers, (0, more), constant_values=None)  # type: ignore[call-overload]
-        self._ranges = np.pad(self._ranges, ((0, more), (0, 0), (0, 0)))
+    def _make_room(self, keep: set[int]) -> int:
+        """Return a free slot: that of the shard opened first, if as many are open as may be."""
+        if len(self._open) >= self._capacity:
+            oldest = next((shard for shard in self._open if shard not in keep), None)
+            if oldest is not None:  # else one batch needs more than may be open
+                self._open.remove(oldest)
+                slot = int(self._slot_of[oldest])
+                self._slot_of[oldest] = UNOPENED
+                return slot
+        slot = len(self._buffers)
+        if slot == len(self._addresses):
+            more = len(self._addresses)
+            self._addresses = np.pad(self._addresses, ((0, more), (0, 0)), constant_values=NOWHERE)
+            self._lengths = np.pad(self._lengths, ((0, more), (0, 0)))
+            self._base = np.pad(self._base, (0, more))
+        self._buffers = (*self._buffers, memoryview(b""))
+        return slot
 
-    def _require(self, offsets: Ints, shards: Ints, rows: Ints) -> None:
-        """Raise DamagedRowsError if any of the rows has no place."""
-        if len(offsets) == 0 or offsets.min() >= 0:
-            return
-        bad = np.flatnonzero(offsets < 0)
+    def _missing(self, bad: NDArray[np.intp], shards: Ints, rows: Ints) -> DamagedRowsError:
+        """Return the error that says which rows, by position in the request, have no address."""
         reasons = []
         for shard in np.unique(shards[bad]).tolist():
             missing = np.unique(rows[bad][shards[bad] == shard]).tolist()
@@ -166,4 +185,4 @@ class MappedColumn:
                 "Run `verify` to see what it costs."
             )
             reasons.append(self._why.get(shard, empty))
-        raise DamagedRowsError(" ".join(reasons), bad.tolist())
+        return DamagedRowsError(" ".join(reasons), bad.tolist())

@@ -32,13 +32,20 @@ class MemoryView:
         high: int = 0,
         step: int = PAGE,
     ) -> None:
+        """`step` is a power of two, and `low` a multiple of it."""
         self._row_shape, self._dtype = row_shape, dtype
         self._low, self._high, self._step = low, high, step
+        self._shift = step.bit_length() - 1
         items = math.prod(row_shape)
         count = (high - low) // step + 1
         self._array: NDArray[Any] | None = None
         if high and step % dtype.itemsize == 0 and count * items * dtype.itemsize < MAX_VIEW_BYTES:
             self._array = np.asarray(_Memory(low, (count, items), (step, dtype.itemsize), dtype))
+
+    @property
+    def can_gather(self) -> bool:
+        """Whether there are rows, and each begins where a value of their type may."""
+        return self._array is not None
 
     def covering(self, addresses: Ints) -> MemoryView:
         """Return a view that also has rows at these addresses."""
@@ -52,34 +59,16 @@ class MemoryView:
             return self
         return MemoryView(self._row_shape, self._dtype, low, high, step)
 
-    def gather(
-        self, addresses: Ints, buffers: NDArray[Any], offsets: Ints, *, pin_memory: bool = False
-    ) -> Tensor:
-        """Copy the rows at `addresses` into one tensor (N, *row_shape).
-
-        The same rows begin at `offsets` of `buffers`, which keep their memory alive.
-        """
-        shape = (len(addresses), *self._row_shape)
-        if self._array is None:
-            rows = self._gather_by_row(buffers, offsets, shape)
-            return rows.pin_memory() if pin_memory else rows
-        index = (addresses - self._low) // self._step
+    def gather(self, addresses: Ints, *, pin_memory: bool = False) -> Tensor:
+        """Copy the rows at `addresses`, whose memory the caller holds, to (N, *row_shape)."""
+        assert self._array is not None
+        index = (addresses - self._low) >> self._shift
+        shape = (len(index), *self._row_shape)
         if not pin_memory:
-            return torch.from_numpy(self._array[index]).view(shape)
+            return torch.from_numpy(self._array[index].reshape(shape))
         source = torch.from_numpy(self._array)
         out = torch.empty((len(index), source.shape[1]), dtype=source.dtype, pin_memory=True)
         return torch.index_select(source, 0, torch.from_numpy(index), out=out).view(shape)
-
-    def _gather_by_row(
-        self, buffers: NDArray[Any], offsets: Ints, shape: tuple[int, ...]
-    ) -> Tensor:
-        """Copy row by row, for rows that begin where no value of their type could."""
-        out = np.empty((shape[0], math.prod(self._row_shape)), self._dtype)
-        target = out.view(np.uint8)
-        length = target.shape[1]
-        for row, buffer, start in zip(target, buffers, offsets.tolist(), strict=True):
-            row[:] = buffer[start : start + length]
-        return torch.from_numpy(out).view(shape)
 
 
 class _Memory:

@@ -18,6 +18,7 @@ specification: golden values in the tests hold it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -64,7 +65,7 @@ class ShardStream:
     """Passes an epoch."""
     total: int = field(init=False)
     """Samples in all."""
-    _passes: tuple[tuple[int, Ints, Ints], ...] = field(default=(), repr=False)
+    _passes: tuple[tuple[int, Ints, list[int]], ...] = field(default=(), repr=False)
     _windows: tuple[tuple[int, int, Ints, Ints], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -81,9 +82,9 @@ class ShardStream:
         while start < stop:
             number, offset = divmod(start, self.total)
             _, ends = self._shards_of(number)
-            window = int(np.searchsorted(ends, offset, side="right"))
+            window = bisect_right(ends, offset)
             shard, row = self._window(number, window)
-            first = offset - (int(ends[window - 1]) if window else 0)
+            first = offset - (ends[window - 1] if window else 0)
             last = min(len(shard), first + stop - start)
             parts.append((shard[first:last], row[first:last]))
             start += last - first
@@ -93,7 +94,7 @@ class ShardStream:
         shards, rows = zip(*parts, strict=True) if parts else ((empty,), (empty,))
         return np.concatenate(shards), np.concatenate(rows)
 
-    def _shards_of(self, number: int) -> tuple[Ints, Ints]:
+    def _shards_of(self, number: int) -> tuple[Ints, list[int]]:
         """Return the shards in the order of pass `number`, and where each window ends."""
         for known, order, ends in self._passes:
             if known == number:
@@ -102,7 +103,7 @@ class ShardStream:
         if self.shuffle:
             order = permutation(len(self.counts), derive(self.key, number, SHARDS))
         starts = np.arange(0, len(order), self.window_shards)
-        ends = np.cumsum(np.add.reduceat(self.counts[order], starts))
+        ends = np.cumsum(np.add.reduceat(self.counts[order], starts)).tolist()
         # One assignment of a whole tuple: threads may do this at once, and at worst do it twice.
         self._passes = ((number, order, ends), *self._passes[:1])
         return order, ends
@@ -148,6 +149,8 @@ class BatchOrder:
         self.seed = seed
         self.shuffle = shuffle
         self.drop_last = drop_last
+        self._only = [np.full(global_batch_size, p[0] if p else 0) for p in self.positions]
+        """What `Samples.stream` is where a bucket has one stream; shared, not to be written to."""
         self._epochs: tuple[tuple[int, _Epoch], ...] = ()
 
     def num_batches(self, epoch: int) -> int:
@@ -168,7 +171,7 @@ class BatchOrder:
         if len(streams) == 1:
             first, _ = ranges[0]
             shard, row = streams[0].take(first + start, first + stop)
-            return bucket, Samples(np.full(len(row), self.positions[bucket][0]), shard, row)
+            return bucket, Samples(self._only[bucket][: len(row)], shard, row)
         lengths = [last - first for first, last in ranges]
         parts = []
         for i, (begin, end) in enumerate(

@@ -24,21 +24,26 @@ class BatchRows:
 
     def __init__(self, sources: Sequence[Source], bucket: str, samples: Samples) -> None:
         self.bucket = bucket
-        self.url = sources[0].store.files.url
         self._sources = sources
         self._samples = samples
         self._parts: list[tuple[int, Any]]
         """Each store, and where in the batch its rows are."""
-        found = np.unique(samples.stream).tolist() if len(sources) > 1 else []
-        if len(found) > 1:
-            self._parts = [(i, np.flatnonzero(samples.stream == i)) for i in found]
-        else:
-            first = next(i for i, source in enumerate(sources) if bucket in source.selection)
-            self._parts = [(found[0] if found else first, slice(None))]
+        if len(sources) == 1:
+            self._parts = [(0, slice(None))]
+            return
+        found = np.unique(samples.stream).tolist()
+        if not found:  # no sample at all: any store that has the bucket knows the shapes
+            found = [i for i, source in enumerate(sources) if bucket in source.selection]
+        self._parts = [(i, np.flatnonzero(samples.stream == i)) for i in found]
+
+    @property
+    def url(self) -> str:
+        """Where the rows are, for messages."""
+        return self._sources[self._parts[0][0]].store.files.url
 
     def arrays(self, reader: Callable[[int], ColumnReader], *, pin: bool) -> Tensor:
         if len(self._parts) == 1:
-            (source, _) = self._parts[0]
+            source, _ = self._parts[0]
             return reader(source).arrays(self._samples.shard, self._samples.row, pin_memory=pin)
         out: Tensor | None = None
         for source, places in self._parts:
