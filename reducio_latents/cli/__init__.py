@@ -26,6 +26,7 @@ COMMANDS = {
     "decode": "decode",
     "check": "check",
     "evaluate": "evaluate",
+    "convert": "convert",
     "train": "train",
     "import-checkpoint": "import_checkpoint",
 }

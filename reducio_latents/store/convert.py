@@ -1,0 +1,180 @@
+"""From one container to the other, shard by shard; what is committed there is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from reducio_latents.errors import StoreError
+from reducio_latents.files import Buffer, Files
+from reducio_latents.store.commit import Commit, ShardKey, list_commits
+from reducio_latents.store.container import LAYOUTS, array_rows
+from reducio_latents.store.index import build_index, write_index
+from reducio_latents.store.meta import Container, StoreMeta
+from reducio_latents.store.store import Store
+from reducio_latents.store.writer import ColumnRows, StoreWriter, row_checksum
+
+PLAN = "plan"
+REPORTS = ("quality.parquet", "errors.parquet")
+"""Files beside the rows that say something about them."""
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What is in the new store, every row of it compared with the old one's checksums."""
+
+    shards: int
+    commits: int
+    rows: int
+    """Rows with a value, over all columns."""
+    failed: int
+    """Rows without one."""
+    bytes: int
+    """Of the files that were written now."""
+    skipped: int
+    """Commits that were there before."""
+
+
+def convert_store(
+    source: Store,
+    target: Files,
+    container: Container,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ConvertReport:
+    """Write `source` to `target` in another container, row by row the same bytes.
+
+    Plan, statistics, counts, failures and reports come along. Run again, it goes on where it was
+    stopped. `progress` is told (shards done, shards in all). Raise StoreError if `target` is in
+    use for something else, a row of `source` does not match its checksum, or one of `target` does
+    not match that of `source`.
+    """
+    if source.files.url == target.url:
+        raise StoreError(f"{target.url} cannot be converted onto itself. Give a new folder.")
+    if source.meta.container == container:
+        raise StoreError(f"{source.files.url} is a {container} store already. Copy it as it is.")
+    _copy_plan(source.files, target)
+    rows = array_rows(source.plan.shards(), source.meta.shard_rows)
+    writer = StoreWriter.open(target, replace(source.meta, container=container), rows)
+    commits = _commits_by_shard(source)
+    there = set(list_commits(target))
+    written: dict[str, int] = {}
+    for number, (key, shard) in enumerate(commits.items()):
+        missing = {name: commit for name, commit in shard.items() if (name, key) not in there}
+        if missing:
+            for commit in _convert_shard(source, writer, key, missing):
+                written[commit.file] = commit.file_bytes
+        _prove_shard(target, writer.meta, shard)
+        progress(number + 1, len(commits))
+    _finish(source, writer)
+    every = [commit for shard in commits.values() for commit in shard.values()]
+    return ConvertReport(
+        shards=len(commits),
+        commits=len(every),
+        rows=sum(commit.done for commit in every),
+        failed=sum(len(commit.failed) for commit in every),
+        bytes=sum(written.values()),
+        skipped=sum((commit.column, commit.key) in there for commit in every),
+    )
+
+
+def _prove_shard(files: Files, meta: StoreMeta, originals: Mapping[str, Commit]) -> None:
+    """Raise StoreError unless commits, and the rows that they speak of, are as in `originals`."""
+    read = FileMemo(files)
+    for name, original in originals.items():
+        commit = Commit.read(files, original.key, name)
+        for field in ("rows", "row_crc32c", "failed", "fingerprint", "clips_sha256", "statistics"):
+            if getattr(commit, field) != getattr(original, field):
+                raise StoreError(
+                    f"{files.url}: {commit.key} {name} has other {field} than its original. "
+                    "Convert to a new folder."
+                )
+        read_payloads(read, meta, commit)
+
+
+class FileMemo:
+    """Whole files of one shard, each read once: columns of a tar share theirs."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+        self._data: dict[str, bytes] = {}
+
+    def read(self, path: str) -> bytes:
+        if path not in self._data:
+            try:
+                self._data[path] = self.files.read(path)
+            except FileNotFoundError as err:
+                raise StoreError(
+                    f"{self.files.url}/{path} is missing. Run `verify` to see all the damage."
+                ) from err
+        return self._data[path]
+
+
+def read_payloads(read: FileMemo, meta: StoreMeta, commit: Commit) -> list[Buffer | None]:
+    """Return the rows of a shard as they are stored, each proven against its checksum."""
+    data = read.read(commit.file)
+    ranges = LAYOUTS[meta.container].locate(read.files, meta, commit).tolist()
+    found: list[Buffer | None] = []
+    for row, (crc, (start, length)) in enumerate(zip(commit.row_crc32c, ranges, strict=True)):
+        payload = data[start : start + length] if start >= 0 else None
+        if (None if payload is None else row_checksum(payload)) != crc:
+            raise StoreError(
+                f"{read.files.url}/{commit.file}: row {row} does not match its checksum. "
+                "Run `verify` to see all the damage, and mend it first."
+            )
+        found.append(payload)
+    return found
+
+
+def _commits_by_shard(source: Store) -> dict[ShardKey, dict[str, Commit]]:
+    found: dict[ShardKey, dict[str, Commit]] = {}
+    for column, key in list_commits(source.files):
+        if column in source.meta.columns:
+            found.setdefault(key, {})[column] = source.commit(key, column)
+    return dict(sorted(found.items()))
+
+
+def _convert_shard(
+    source: Store, writer: StoreWriter, key: ShardKey, commits: Mapping[str, Commit]
+) -> Sequence[Commit]:
+    read = FileMemo(source.files)
+    columns, timings = {}, {}
+    for name, commit in commits.items():
+        columns[name] = ColumnRows(
+            rows=read_payloads(read, source.meta, commit),
+            failed=commit.failed,
+            statistics=commit.statistics,
+        )
+        timings.update(commit.timings)
+    return writer.write_payloads(key, clip_details(source, key), columns, timings)
+
+
+def clip_details(store: Store, key: ShardKey) -> list[dict[str, Any]]:
+    """Return what a tar says of each clip of a shard."""
+    clips: list[dict[str, Any]] = (
+        store.plan.shard_clips(*key).select(["clip_id", "video", "start_s"]).to_pylist()
+    )
+    return clips
+
+
+def _copy_plan(source: Files, target: Files) -> None:
+    # The clips come last: they are what makes a part of a plan count.
+    for path in sorted(source.list(PLAN), key=lambda name: (f"{PLAN}/part-" in name, name)):
+        data = source.read(path)
+        if target.size(path) is None:
+            target.write(path, data)
+        elif target.read(path) != data:
+            raise StoreError(
+                f"{target.url}/{path} is of another plan than {source.url}'s. Give a new folder."
+            )
+
+
+def _finish(source: Store, writer: StoreWriter) -> None:
+    for path in REPORTS:
+        if source.files.size(path) is not None:
+            writer.files.write(path, source.files.read(path))
+    write_index(writer.files, build_index(writer.files, use_cache=False))
+    now = replace(source.meta, container=writer.meta.container)
+    now = replace(now, columns=writer.meta.columns)
+    if now != writer.meta:
+        now.write(writer.files)
