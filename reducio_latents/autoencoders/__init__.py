@@ -25,6 +25,8 @@ LOADERS: dict[str, str] = {
     "reducio": "reducio_latents.autoencoders.reducio:load_any_width",
     "reducio-random": "reducio_latents.autoencoders.reducio:load_random",
     "diffusers": "reducio_latents.autoencoders.diffusers:load_diffusers",
+    "open-sora-1.2": "reducio_latents.autoencoders.open_sora:load_open_sora",
+    "omnitokenizer": "reducio_latents.autoencoders.omnitokenizer:load_omnitokenizer",
     "repeat-content": "reducio_latents.autoencoders.baselines:load_baseline",
     "bicubic-32x": "reducio_latents.autoencoders.baselines:load_baseline",
 }
@@ -48,7 +50,8 @@ def load_autoencoder(
     Names: `reducio-ft4-fs32` and `reducio-ft2-fs32`, the published sizes; `reducio`, sizes read off
     the weights; `reducio-random:WIDTH[:ft2|ft4][:SEED]`, untrained, for trying things out;
     `diffusers:DIR` or `diffusers:OWNER/NAME`, autoencoders of other makers, weights included;
-    `repeat-content` and `bicubic-32x`, floors to compare with, without weights.
+    `open-sora-1.2` and `omnitokenizer`, from their published files or, with `:random` after the
+    name, untrained; `repeat-content` and `bicubic-32x`, floors to compare with, without weights.
     weights: a .ckpt or .safetensors file, or the directory that import-checkpoint made.
 
     Raises ConfigError for a name, option or device that there is not; WeightsError for weights that

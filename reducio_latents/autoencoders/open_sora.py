@@ -1,0 +1,247 @@
+"""Open-Sora 1.2's VAE: an image VAE for each frame, and a causal one over time upon its latents.
+
+State-dict keys are those of the published `hpcai-tech/OpenSora-VAE-v1.2`. Its latents have 4
+channels; the table of the Reducio paper says 16. Zheng et al., arXiv 2412.20404.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reducio_latents.autoencoders.network import NetworkAutoencoder, build
+from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.errors import GeometryError
+from reducio_latents.geometry import LatentGeometry
+from reducio_latents.pretrained import import_library
+
+LATENT_CHANNELS = 4
+TIME_HALVED = (False, True, True)
+"""After which of the first three levels time is halved."""
+SPATIAL_SCALE = 0.18215
+"""The frames' latents are multiplied by this, though the image VAE is SDXL's, made for 0.13025."""
+SCALE, SHIFT = (3.85, 2.32, 2.33, 3.06), (-0.10, 0.34, 0.27, 0.98)
+MAX_FRAMES = 16
+"""The published code works through 17 frames at a time and pads clips at their start to a multiple
+of 4. Here a clip is one such piece without padding, so that latents say how long it was."""
+FRAMES_AT_ONCE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenSoraConfig:
+    """Sizes; the defaults are the published ones."""
+
+    width: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    res_blocks: int = 4
+    image_widths: tuple[int, ...] = (128, 256, 512, 512)
+    image_layers: int = 2
+
+
+class CausalConv3d(nn.Module):
+    """A convolution that sees no later frame; h and w keep their size."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__()
+        side = kernel // 2
+        self.padding = (side, side, side, side, kernel - stride, 0)
+        self.conv = nn.Conv3d(inputs, outputs, kernel, stride=(stride, 1, 1), bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(F.pad(x, self.padding))
+        return y
+
+
+class ResBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(32, inputs)
+        self.conv1 = CausalConv3d(inputs, outputs, bias=False)
+        self.norm2 = nn.GroupNorm(32, outputs)
+        self.conv2 = CausalConv3d(outputs, outputs, bias=False)
+        self.conv3 = CausalConv3d(inputs, outputs, 1, bias=False) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        y: Tensor = h + (x if self.conv3 is None else self.conv3(x))
+        return y
+
+
+def _blocks(count: int, inputs: int, outputs: int) -> nn.ModuleList:
+    widths = [inputs] + [outputs] * count
+    return nn.ModuleList(ResBlock(a, b) for a, b in pairwise(widths))
+
+
+def _run(blocks: nn.Module, x: Tensor) -> Tensor:
+    for block in blocks.children():
+        x = block(x)
+    return x
+
+
+class TemporalEncoder(nn.Module):
+    def __init__(self, config: OpenSoraConfig) -> None:
+        super().__init__()
+        widths = [config.width * m for m in config.multipliers]
+        self.conv_in = CausalConv3d(LATENT_CHANNELS, widths[0], bias=False)
+        self.block_res_blocks = nn.ModuleList(
+            _blocks(config.res_blocks, before, width)
+            for before, width in zip([widths[0], *widths], widths, strict=False)
+        )
+        self.conv_blocks = nn.ModuleList(
+            CausalConv3d(width, width, stride=2) if halved else nn.Identity()
+            for width, halved in zip(widths, TIME_HALVED, strict=False)
+        )
+        self.res_blocks = _blocks(config.res_blocks, widths[-1], widths[-1])
+        self.norm1 = nn.GroupNorm(32, widths[-1])
+        self.conv2 = CausalConv3d(widths[-1], 2 * LATENT_CHANNELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level, blocks in enumerate(self.block_res_blocks):
+            h = _run(blocks, h)
+            if level < len(self.conv_blocks):
+                h = self.conv_blocks[level](h)
+        h = _run(self.res_blocks, h)
+        moments: Tensor = self.conv2(F.silu(self.norm1(h)))
+        return moments
+
+
+class TemporalDecoder(nn.Module):
+    def __init__(self, config: OpenSoraConfig) -> None:
+        super().__init__()
+        widths = [config.width * m for m in config.multipliers]
+        self.conv1 = CausalConv3d(LATENT_CHANNELS, widths[-1])
+        self.res_blocks = _blocks(config.res_blocks, widths[-1], widths[-1])
+        self.block_res_blocks = nn.ModuleList(
+            _blocks(config.res_blocks, above, width)
+            for width, above in zip(widths, [*widths[1:], widths[-1]], strict=True)
+        )
+        self.conv_blocks = nn.ModuleList(
+            CausalConv3d(width, 2 * width) if halved else nn.Identity()
+            for width, halved in zip(widths[1:], TIME_HALVED, strict=True)
+        )
+        self.norm1 = nn.GroupNorm(32, widths[0])
+        self.conv_out = CausalConv3d(widths[0], LATENT_CHANNELS)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = _run(self.res_blocks, self.conv1(z))
+        for level in reversed(range(len(self.block_res_blocks))):
+            h = _run(self.block_res_blocks[level], h)
+            if level > 0:
+                h = self.conv_blocks[level - 1](h)
+                h = _channels_to_time(h) if TIME_HALVED[level - 1] else h
+        x: Tensor = self.conv_out(F.silu(self.norm1(h)))
+        return x
+
+
+def _channels_to_time(x: Tensor) -> Tensor:
+    """(B, 2C, T, H, W) -> (B, C, 2T, H, W), neighbouring channels becoming neighbouring frames."""
+    batch, channels, frames, height, width = x.shape
+    x = x.reshape(batch, channels // 2, 2, frames, height, width).transpose(2, 3)
+    return x.reshape(batch, channels // 2, 2 * frames, height, width)
+
+
+class TemporalVAE(nn.Module):
+    def __init__(self, config: OpenSoraConfig) -> None:
+        super().__init__()
+        self.encoder = TemporalEncoder(config)
+        self.quant_conv = CausalConv3d(2 * LATENT_CHANNELS, 2 * LATENT_CHANNELS, 1)
+        self.post_quant_conv = CausalConv3d(LATENT_CHANNELS, LATENT_CHANNELS, 1)
+        self.decoder = TemporalDecoder(config)
+
+
+class OpenSoraVAE(nn.Module):
+    """Both VAEs. The frames' latents are the image posteriors' means, not samples of them."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, config: OpenSoraConfig) -> None:
+        super().__init__()
+        self.spatial_vae = nn.ModuleDict({"module": _image_vae(config)})
+        self.temporal_vae = TemporalVAE(config)
+        for name, values in (("scale", SCALE), ("shift", SHIFT)):
+            self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1, 1))
+
+    def moments(self, video_BCTHW: Tensor) -> Tensor:
+        batch = len(video_BCTHW)
+        frames = video_BCTHW.transpose(1, 2).flatten(0, 1)
+        encode: Any = self.spatial_vae["module"].encode
+        means = [encode(part).latent_dist.mode() for part in torch.split(frames, FRAMES_AT_ONCE)]
+        images = _as_clips(torch.cat(means) * SPATIAL_SCALE, batch)
+        moments: Tensor = self.temporal_vae.quant_conv(self.temporal_vae.encoder(images))
+        return moments
+
+    def pixels(self, z_BDthw: Tensor) -> Tensor:
+        images = self.temporal_vae.decoder(self.temporal_vae.post_quant_conv(z_BDthw))
+        frames = images.transpose(1, 2).flatten(0, 1) / SPATIAL_SCALE
+        decode: Any = self.spatial_vae["module"].decode
+        return _as_clips(
+            torch.cat([decode(part).sample for part in torch.split(frames, FRAMES_AT_ONCE)]),
+            len(z_BDthw),
+        )
+
+    def halves(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        parts = ("spatial_vae.module", "temporal_vae")
+        return tuple(f"{p}.encoder" for p in parts), tuple(f"{p}.decoder" for p in parts)
+
+
+def _image_vae(config: OpenSoraConfig) -> nn.Module:
+    levels = len(config.image_widths)
+    model: nn.Module = import_library("diffusers").AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.image_widths,
+        layers_per_block=config.image_layers,
+        latent_channels=LATENT_CHANNELS,
+    )
+    return model
+
+
+def _as_clips(frames: Tensor, batch: int) -> Tensor:
+    """(B * T, C, h, w) -> (B, C, T, h, w)."""
+    return frames.reshape(batch, -1, *frames.shape[1:]).transpose(1, 2)
+
+
+GEOMETRY = LatentGeometry(channels=LATENT_CHANNELS, temporal_stride=4, spatial_stride=8)
+
+
+def check_clip(frames: int, height: int, width: int) -> None:
+    """Raise GeometryError, naming a size that would do, unless a clip (T, H, W) fits."""
+    GEOMETRY.latent_shape(frames, height, width)
+    if frames > MAX_FRAMES:
+        raise GeometryError(
+            f"the clip has {frames} frames, but Open-Sora's VAE is used on {MAX_FRAMES} at most "
+            "here. Cut the video into shorter clips."
+        )
+
+
+def load_open_sora(name: str, weights: Path | None, options: LoadOptions) -> NetworkAutoencoder:
+    """Load `open-sora-1.2` from its published file, or make `open-sora-1.2:random[:SEED]`."""
+    return load_sized(name, weights, options, OpenSoraConfig())
+
+
+def load_sized(
+    name: str, weights: Path | None, options: LoadOptions, config: OpenSoraConfig
+) -> NetworkAutoencoder:
+    """Load an Open-Sora VAE of other sizes than the published ones."""
+    model = build(lambda: OpenSoraVAE(config), name, weights)
+    scale, shift = (buffer.flatten().tolist() for buffer in (model.scale, model.shift))
+    rule = {"rule": "scale_shift", "scale": [1 / value for value in scale], "shift": shift}
+    return NetworkAutoencoder(
+        name,
+        model,
+        geometry=GEOMETRY,
+        final_rule=rule,
+        check_clip=check_clip,
+        options=options,
+    )
