@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from reducio_latents import encode_corpus, open_store
+from reducio_latents.cli import main
 from reducio_latents.conditioning.options import (
     ContentClipOptions,
     ContentLatentOptions,
@@ -401,6 +403,55 @@ def test_eight_bits_halve_the_bytes_and_write_their_error_into_the_store(
     assert sizes[small] < 0.62 * sizes[whole]
 
 
+def test_readers_give_values_whatever_way_they_are_stored(
+    first: Path, whole: Path, models: dict[str, Any], tmp_path: Path
+) -> None:
+    from reducio_latents import LatentDataset, LatentTable
+
+    small = copy_of(first, tmp_path / "int8")
+    clip = ContentClipOptions(
+        model=models["content_clip"].model, dtype="float32", quantization="int8"
+    )
+    text = TextOptions(model=models["text"].model, dtype="float32", values="int8")
+    add_column(
+        small,
+        ["content_clip", "text"],
+        **settings(models, content_clip=clip, text=text, zstd=("content_clip",)),
+    )
+    columns = ["content_clip", "text"]
+    tables = [LatentTable(store, columns=columns) for store in (small, whole)]
+    datasets = [
+        LatentDataset(store, columns=columns, batch_size=5, seed=3) for store in (small, whole)
+    ]
+    batches = [next(iter(dataset)) for dataset in datasets]
+    for name, shape in (("content_clip", (16, 32)), ("text", (6, 256))):
+        ours, theirs = (table[0][name].float() for table in tables)
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).norm() / theirs.norm() < 0.01
+        ours, theirs = (batch[name].float() for batch in batches)
+        assert tuple(ours.shape) == (5, *shape)
+        assert (ours - theirs).norm() / theirs.norm() < 0.01
+
+
+def test_tars_take_columns_that_come_later_and_others_in_place_of_some(
+    corpus: Path, whole: Path, models: dict[str, Any], tmp_path: Path
+) -> None:
+    store = tmp_path / "tars"
+    encode(corpus, store, models, columns=("content_image", "caption"), container="webdataset")
+    before = files_of(store)
+    add_column(store, ["content_clip", "text"], **settings(models))
+    assert all(files_of(store)[name] == before[name] for name in before if name.endswith(".tar"))
+    other = TextOptions(model=models["text"].model.replace("t5", "other_t5"), dtype="float32")
+    add_column(store, replacing=["text"], **settings(models, text=other))
+    add_column(store, replacing=["text"], **settings(models))
+    found, expected = open_store(store), open_store(whole)
+    assert verify(found).ok
+    for name in ("content_clip", "text"):
+        for row in range(3):
+            ours, theirs = (s.read_row(ShardKey(BUCKET, 0), row, name) for s in (found, expected))
+            np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
 def commits_of(path: Path, column: str) -> list[Commit]:
     files = open_store(path).files
     return [Commit.read(files, key, name) for name, key in list_commits(files) if name == column]
@@ -445,6 +496,11 @@ def test_a_video_model_of_diffusers_goes_the_same_way(corpus: Path, tmp_path: Pa
     assert column.final["shift"] == [0.1, -0.2, 0.3, 0.0]
     assert column.encoder == "diffusers:AutoencoderKLWan"
     assert tuple(LatentTable(store, columns=["motion"])[0]["motion"].shape)[1:] == (5, 4, 4)
+    out = tmp_path / "checks"
+    decode = [str(store), "--weights", str(tmp_path / "wan"), "--num", "1", "--out", str(out)]
+    result = CliRunner().invoke(main, ["decode", *decode, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert list(out.rglob("*.mp4"))
 
 
 @pytest.mark.parametrize(
