@@ -1,0 +1,90 @@
+"""From a store's columns to what the network is trained on and conditioned on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dit.model import Conditions, DiTConfig
+from reducio_latents.dataset import LatentDataset
+from reducio_latents.dataset.batches import Batch
+from reducio_latents.errors import ConfigError
+from reducio_latents.store import Store
+
+MOTION, TEXT = "motion", "text"
+CONTENT_IMAGE = "content_image"
+CONTENTS = ("content_latent", CONTENT_IMAGE)
+"""What may show the network the still image, the better one first."""
+
+
+def choose_columns(store: Store, asked: Sequence[str] | None) -> tuple[str, ...]:
+    """Return `motion` and the columns that condition it: those asked for, or all there are.
+
+    Of the columns of content one is taken. Raises ConfigError for other columns.
+    """
+    if asked is None:
+        content = [name for name in CONTENTS if name in store.columns][:1]
+        return (MOTION, *content, *(name for name in (TEXT,) if name in store.columns))
+    for name in asked:
+        if name not in (MOTION, *CONTENTS, TEXT):
+            raise ConfigError(
+                f"--columns names {name}; the network can be conditioned on "
+                f"{', '.join(CONTENTS)} and {TEXT}."
+            )
+    if set(CONTENTS) <= set(asked):
+        raise ConfigError(f"--columns names {' and '.join(CONTENTS)}. Leave one of them out.")
+    return (MOTION, *(name for name in dict.fromkeys(asked) if name != MOTION))
+
+
+def latents_of(batch: Batch) -> Tensor:
+    """Return final latents (B, D, t, h, w), float32; imported stores hold them as they are."""
+    latents: Tensor = batch["latents"] if "latents" in batch else batch[MOTION]
+    return latents.float()
+
+
+def conditions_of(batch: Batch, columns: Sequence[str], keep: Tensor) -> Conditions:
+    """Return a batch's conditions; `keep` (B,) says for which samples they count."""
+    content = None
+    for name in columns:
+        if name in CONTENTS:
+            content = to_unit_range(batch[name]) if name == CONTENT_IMAGE else batch[name].float()
+    if TEXT in columns:
+        return Conditions(content, batch[TEXT], batch[f"{TEXT}_mask"], keep)
+    return Conditions(content, None, None, keep)
+
+
+def to_unit_range(image: Tensor) -> Tensor:
+    """uint8 [0, 255] -> float32 [-1, 1]."""
+    return image.float() / 127.5 - 1
+
+
+def sizes_of(dataset: LatentDataset, columns: Sequence[str], **sizes: int) -> DiTConfig:
+    """Return the network's sizes, those that the data decides read off its first batch."""
+    batch = dataset.batch(0, 0)
+    latents = latents_of(batch)
+    if latents.ndim != 5:
+        raise ConfigError(
+            f"{MOTION} has rows of {latents.ndim - 1} axes; the network takes latents of videos, "
+            "(D, t, h, w)."
+        )
+    conditions = conditions_of(batch, columns, torch.ones(len(latents), dtype=torch.bool))
+    content, text = conditions.content, conditions.text
+    return DiTConfig(
+        latent_channels=latents.shape[1],
+        content_channels=0 if content is None else content.shape[1],
+        content_stride=1 if content is None else _stride(content, latents),
+        text_width=0 if text is None else text.shape[2],
+        **sizes,
+    )
+
+
+def _stride(content: Tensor, latents: Tensor) -> int:
+    (height, width), (h, w) = content.shape[2:], latents.shape[3:]
+    if height % h or width % w or height // h != width // w:
+        raise ConfigError(
+            f"content of {height}x{width} does not cover latents of {h}x{w} by one whole stride. "
+            f"Leave it out: --columns {TEXT}, or --columns {MOTION} for no condition."
+        )
+    return height // h

@@ -1,0 +1,296 @@
+"""The run: batches in, losses out, a checkpoint now and then."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dit.checkpoint import (
+    TrainState,
+    build_state,
+    load_checkpoint,
+    save_checkpoint,
+    update_average,
+)
+from dit.data import choose_columns, conditions_of, latents_of, sizes_of
+from dit.flow import Draw, draw, flow_loss
+from dit.sample import Sampler
+from dit.settings import RunSettings, TrainSettings
+from reducio_latents.dataset import LatentDataset, LatentLoader
+from reducio_latents.dataset.batches import Batch
+from reducio_latents.errors import TrainingError
+from reducio_latents.files import LocalFiles
+from reducio_latents.store import open_store
+from reducio_latents.train.ranks import Ranks, join_ranks
+from reducio_latents.train.records import CsvTable
+
+LOSSES, SAMPLES = "loss.csv", "samples"
+COLUMNS = ("step", "epoch", "loss", "grad_norm", "lr")
+MAX_GRAD_NORM = 1.0
+ENDS = 20
+"""Steps at the beginning and at the end that a run's losses are told of."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """How a run went."""
+
+    step: int
+    first_loss: float
+    """Mean of the run's first 20 steps; `last_loss`: of its last 20."""
+    last_loss: float
+    clips_per_s: float
+    """Of this command; 0 if there was nothing left to do."""
+    waiting_share: float
+    """Of this command's time that went by without a batch to train on."""
+
+
+class Pending(NamedTuple):
+    """What is to be written about a step."""
+
+    row: dict[str, float]
+    measured: Tensor
+    """(2,): the loss and the norm of its gradient, still on the device."""
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A run that is ready to step."""
+
+    out: Path
+    settings: TrainSettings
+    run: RunSettings
+    ranks: Ranks
+    loader: LatentLoader
+    state: TrainState
+    network: nn.Module
+    """The state's model, its gradients averaged over ranks."""
+    sampler: Sampler | None
+    losses: CsvTable | None
+    """The first rank's."""
+    pending: list[Pending] = field(default_factory=list)
+    """Steps whose losses are not written yet."""
+
+    def tell(self, line: str) -> None:
+        if self.ranks.first:
+            self.run.tell(line)
+
+
+def train(store: str, out: Path, settings: TrainSettings, run: RunSettings) -> TrainReport:
+    """Train a DiT on `store` in `out`; the same call goes on where it was broken off.
+
+    Under torchrun every process calls it, with an `out` that all of them see. Raises ConfigError,
+    StoreError or WeightsError for what cannot be, TrainingError for a loss that is not finite.
+    """
+    if run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    with join_ranks() as ranks:
+        job = _prepare(store, out, settings, run, ranks)
+        return _train(job)
+
+
+def _prepare(url: str, out: Path, settings: TrainSettings, run: RunSettings, ranks: Ranks) -> Job:
+    store = open_store(url)
+    settings = replace(settings, columns=choose_columns(store, settings.columns))
+    assert settings.columns is not None
+    dataset = LatentDataset(
+        store,
+        settings.columns,
+        global_batch_size=settings.batch_size,
+        seed=settings.seed,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        split="train",
+        val_fraction=settings.val_fraction,
+        latents=settings.latents,
+        pin_memory=ranks.device.type == "cuda",
+    )
+    shape = {name: getattr(settings, name) for name in ("width", "depth", "heads", "patch")}
+    sizes = sizes_of(dataset, settings.columns, **shape)
+    state = build_state(sizes, seed=settings.seed, lr=settings.lr, device=ranks.device)
+    loader = LatentLoader(dataset, device=ranks.device)
+    position = load_checkpoint(out, state, asdict(settings))
+    if position is not None:
+        loader.load_state_dict(position)
+    sampler = None
+    if run.samples.every and ranks.first:
+        sampler = Sampler(
+            store,
+            settings.columns,
+            run.samples,
+            val_fraction=settings.val_fraction,
+            seed=settings.seed,
+            device=ranks.device,
+        )
+    if ranks.first:
+        out.mkdir(parents=True, exist_ok=True)
+        LocalFiles(out).sweep()
+    job = Job(
+        out=out,
+        settings=settings,
+        run=run,
+        ranks=ranks,
+        loader=loader,
+        state=state,
+        network=ranks.distribute(state.model),
+        sampler=sampler,
+        losses=CsvTable(out / LOSSES, COLUMNS, state.step) if ranks.first else None,
+    )
+    job.tell(_described(job, dataset))
+    return job
+
+
+def _described(job: Job, dataset: LatentDataset) -> str:
+    parameters = sum(p.numel() for p in job.state.model.parameters())
+    columns = ", ".join(job.settings.columns or ())
+    start = f"from step {job.state.step}" if job.state.step else "from the start"
+    return (
+        f"{parameters / 1e6:.2f} M parameters on {job.ranks.size} x {job.ranks.device}, "
+        f"{dataset.num_samples} clips ({columns}), {start}"
+    )
+
+
+def _train(job: Job) -> TrainReport:
+    state, run = job.state, job.run
+    batches, clock = endless(job.loader), Clock(job.settings.batch_size)
+    while state.step < run.steps:
+        with clock.waiting():
+            batch = next(batches)
+        train_step(job, batch)
+        last = state.step == run.steps
+        saving = last or state.step % run.checkpoint_every == 0
+        if saving or state.step % run.log_every == 0:
+            _write_losses(job, clock)
+        if run.samples.every and (last or state.step % run.samples.every == 0):
+            with clock.stopped():
+                _write_samples(job)
+        # After the samples, so that a run killed while they are made makes them again.
+        if saving and job.ranks.first:
+            save_checkpoint(job.out, state, asdict(job.settings), job.loader.state_dict())
+    losses = _read_losses(job.out / LOSSES)
+    report = TrainReport(state.step, fmean(losses[:ENDS]), fmean(losses[-ENDS:]), *clock.pace())
+    job.tell(
+        f"{report.step} steps: loss {report.first_loss:.4f} -> {report.last_loss:.4f} (means of "
+        f"{ENDS} steps); {_words(clock)}"
+    )
+    return report
+
+
+def endless(loader: LatentLoader) -> Iterator[Batch]:
+    """Yield batches of one epoch after the other."""
+    while True:
+        yield from loader
+
+
+def train_step(job: Job, batch: Batch) -> None:
+    """Update the network once."""
+    state, settings, ranks = job.state, job.settings, job.ranks
+    latents = latents_of(batch)
+    drawn = draw(
+        latents.shape,
+        seed=settings.seed,
+        step=state.step,
+        first=ranks.rank * len(latents),
+        times=settings.times,
+        dropout=settings.dropout,
+    )
+    drawn = Draw(*(tensor.to(ranks.device, non_blocking=True) for tensor in drawn))
+    conditions = conditions_of(batch, settings.columns or (), drawn.keep)
+    lr = settings.lr * min(1.0, (state.step + 1) / settings.warmup_steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+
+    with _autocast(job):
+        loss = flow_loss(job.network, latents, drawn, conditions)
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), MAX_GRAD_NORM)
+    state.optimizer.step()
+    state.step += 1
+    update_average(state, settings.ema_decay)
+    row = {"step": state.step, "epoch": job.loader.state_dict()["epoch"], "lr": lr}
+    # Left on the device: to look at it now would make the next step wait.
+    job.pending.append(Pending(row, torch.stack([loss.detach(), norm])))
+
+
+def _autocast(job: Job) -> Any:
+    if job.settings.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(job.ranks.device.type, torch.bfloat16)
+
+
+def _write_losses(job: Job, clock: Clock) -> None:
+    """Write the losses of the steps since the last time; TrainingError if one is not finite."""
+    rows = [pending.row for pending in job.pending]
+    values = job.ranks.mean(torch.stack([pending.measured for pending in job.pending])).tolist()
+    job.pending.clear()
+    for row, (loss, norm) in zip(rows, values, strict=True):
+        if not math.isfinite(loss + norm):
+            raise TrainingError(
+                f"step {int(row['step'])}: the loss is {loss}, its gradient's norm {norm}. The "
+                f"checkpoint in {job.out}, if any, is sound. Begin another run with a lower --lr."
+            )
+        if job.losses is not None:
+            job.losses.add({**row, "loss": loss, "grad_norm": norm})
+    mean = fmean(loss for loss, _ in values)
+    job.tell(f"step {job.state.step:6d}  loss {mean:.4f}  {_words(clock)}")
+
+
+def _write_samples(job: Job) -> None:
+    if job.sampler is None:  # another rank does it
+        return
+    average = job.state.average
+    loss = job.sampler.held_out_loss(average)
+    folder = job.out / SAMPLES / f"step-{job.state.step:08d}"
+    paths = job.sampler.write(average, folder)
+    job.tell(f"step {job.state.step:6d}  held-out loss {loss:.4f}  {len(paths)} videos in {folder}")
+
+
+def _read_losses(path: Path) -> list[float]:
+    with path.open(newline="") as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+class Clock:
+    """How fast a run goes, and how much of its time it waits for batches."""
+
+    def __init__(self, clips_per_step: int) -> None:
+        self._clips = clips_per_step
+        self._start_s, self._waited_s, self._steps = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block as waiting, and one step."""
+        start_s = time.perf_counter()
+        yield
+        self._waited_s += time.perf_counter() - start_s
+        self._steps += 1
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Do not count the block."""
+        start_s = time.perf_counter()
+        yield
+        self._start_s += time.perf_counter() - start_s
+
+    def pace(self) -> tuple[float, float]:
+        """Return clips a second, and the share of the time that was waiting."""
+        elapsed_s = time.perf_counter() - self._start_s
+        return self._steps * self._clips / elapsed_s, self._waited_s / elapsed_s
+
+
+def _words(clock: Clock) -> str:
+    clips_per_s, share = clock.pace()
+    return f"{clips_per_s:.1f} clips/s, {share:.2%} of the time waiting for data"
