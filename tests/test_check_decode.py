@@ -6,6 +6,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -191,6 +193,20 @@ def test_clips_that_are_not_there_are_refused_by_name(store: Store, tmp_path: Pa
     with pytest.raises(ConfigError, match="ask for at least 1"):
         Selection(num=0)
     with pytest.raises(StoreError, match=r"no recorded PSNR.*--check-every"):
+        select_clips(store, Selection(worst=True))
+
+
+def test_the_worst_clips_are_those_of_the_lowest_recorded_psnr(tmp_path: Path) -> None:
+    videos = {f"{n}.mp4": moving(n) for n in range(1, 5)}
+    root, _ = make_store(tmp_path, videos, broken=("2.mp4",))
+    store = open_store(root)
+    recorded = {"1.mp4": 30.0, "2.mp4": 10.0, "4.mp4": 20.0}  # 3.mp4 was not measured
+    rows = [{"clip_id": clip_of(store, video), "psnr": value} for video, value in recorded.items()]
+    pq.write_table(pa.Table.from_pylist(rows), root / "quality.parquet")
+    worst = select_clips(store, Selection(worst=True, num=2))
+    assert [clip.video for clip in worst] == ["4.mp4", "1.mp4"]
+    (root / "quality.parquet").write_bytes(b"no table")
+    with pytest.raises(StoreError, match=r"quality.parquet cannot be read"):
         select_clips(store, Selection(worst=True))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -167,18 +168,16 @@ def recorded_psnr(store: Store) -> dict[str, float]:
     except FileNotFoundError:
         return {}
     try:
-        table = pq.read_table(io.BytesIO(data), columns=["clip_id", "psnr_db"])
-    except (OSError, ValueError, KeyError) as err:
+        table = pq.read_table(io.BytesIO(data), columns=["clip_id", "psnr"])
+    except (OSError, pa.ArrowException) as err:
         raise StoreError(
             f"{store.files.url}/{QUALITY} cannot be read: {err}. Restore it from a copy."
         ) from err
-    pairs = zip(table["clip_id"].to_pylist(), table["psnr_db"].to_pylist(), strict=True)
+    pairs = zip(table["clip_id"].to_pylist(), table["psnr"].to_pylist(), strict=True)
     return {clip_id: float(value) for clip_id, value in pairs if value is not None}
 
 
-def _strings(values: Iterable[str]) -> object:
-    import pyarrow as pa
-
+def _strings(values: Iterable[str]) -> pa.Array:
     return pa.array(list(values), pa.string())
 
 
