@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from reducio_latents.config import ClipSpec
 from reducio_latents.corpus import CorpusVideo
@@ -62,17 +63,18 @@ class StoreSpec:
     """Stands for the encoder's weights in its fingerprint."""
 
 
-def moments_of(number: int, shape: tuple[int, ...] = (2 * CHANNELS, 4, 1, 1)) -> NDArray[np.float16]:
+def moments_of(
+    number: int, shape: tuple[int, ...] = (2 * CHANNELS, 4, 1, 1)
+) -> NDArray[np.float16]:
     """Return a clip's moments: noise, but for the first value, which is its number."""
     values = np.random.RandomState(number).standard_normal(shape).astype(np.float16)
     values.reshape(-1)[0] = number
     return values
 
 
-def numbers_in(moments: NDArray[np.float16]) -> list[int]:
+def numbers_in(moments: Tensor) -> list[int]:
     """Return which clips a batch of moments holds."""
-    flat = np.asarray(moments).reshape(-1, int(np.prod(moments.shape[-4:])))
-    return [int(value) for value in flat[:, 0]]
+    return [int(value) for value in moments.reshape(-1, *moments.shape[-4:]).flatten(1)[:, 0]]
 
 
 def image_of(number: int, bucket: str) -> NDArray[np.uint8]:

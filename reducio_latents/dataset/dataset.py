@@ -21,6 +21,7 @@ from reducio_latents.dataset.options import (
     parse_options,
 )
 from reducio_latents.dataset.order import BatchOrder, Samples, ShardStream, rank_slice
+from reducio_latents.dataset.selection import EMPTY
 from reducio_latents.dataset.source import PLAN_FIELDS, Source, as_store
 from reducio_latents.dataset.state import Identity, check_state, read_position, write_state
 from reducio_latents.errors import ConfigError
@@ -125,7 +126,7 @@ class LatentDataset(IterableDataset[Batch]):
             [
                 [
                     self._stream(i, bucket, order.window_shards, shuffle)
-                    for i in self._having(bucket)
+                    for i in range(len(self.sources))
                 ]
                 for bucket in self.buckets
             ],
@@ -246,11 +247,8 @@ class LatentDataset(IterableDataset[Batch]):
             )
         self.cursor.move(position)
 
-    def _having(self, bucket: str) -> list[int]:
-        return [i for i, source in enumerate(self.sources) if bucket in source.selection]
-
     def _stream(self, source: int, bucket: str, window_shards: int, shuffle: bool) -> ShardStream:
-        chosen = self.sources[source].selection[bucket]
+        chosen = self.sources[source].selection.get(bucket, EMPTY)
         return ShardStream(
             counts=chosen.counts,
             masks=chosen.masks,

@@ -36,6 +36,9 @@ class BucketSelection:
     """Bits of the rows where samples begin, as `numpy.packbits` packs them; None for every row."""
 
 
+EMPTY = BucketSelection((), np.zeros(0, np.int64), ())
+
+
 def select(store: Store, columns: Sequence[str], filters: Filters) -> dict[str, BucketSelection]:
     """Return what the filters leave of the shards that have all of `columns`, by bucket.
 

@@ -1,0 +1,416 @@
+"""What a batch holds is what the store holds, whatever the container, and as documented."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reducio_latents.dataset import LatentDataset, LatentLoader, mean_of_moments, sample_moments
+from reducio_latents.dataset.mapped import MappedColumn
+from reducio_latents.dataset.memory_view import MemoryView
+from reducio_latents.dataset.sampling import standard_normal
+from reducio_latents.dataset.zarr_rows import ZarrColumn
+from reducio_latents.errors import ConfigError
+from reducio_latents.store import Store
+from reducio_latents.store.zarr import array_metadata
+from tests.latent_stores import (
+    CHANNELS,
+    StoreSpec,
+    image_of,
+    moments_of,
+    numbers_in,
+    text_of,
+    write_store,
+)
+from tests.stores import MemoryFiles
+
+EVERYTHING = StoreSpec(
+    videos=6,
+    clips_per_video=3,
+    buckets=("16x32x32", "16x64x32"),
+    columns=("motion", "content_latent", "content_image", "caption", "text"),
+    failed=frozenset({4}),
+    captions=lambda video: tuple(f"caption {i} of {video} 🎬" for i in range(video % 3)),
+)
+
+
+@pytest.fixture(scope="module", params=["zarr", "webdataset"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("store")
+    compression = "zstd" if request.param == "zarr" else "none"
+    return write_store(
+        folder / "latents", EVERYTHING, container=request.param, compression=compression
+    )
+
+
+def number_of(store: Store) -> dict[str, int]:
+    return {name: i for i, name in enumerate(store.plan.clips["clip_id"].to_pylist())}
+
+
+def test_every_column_of_a_batch_is_that_of_its_clips(store: Store) -> None:
+    columns = (*EVERYTHING.columns, "clip_id", "video", "start_s")
+    dataset = LatentDataset(store, columns, batch_size=3, latents="moments")
+    numbers, seen = number_of(store), 0
+    for batch in dataset:
+        shape = store.meta.columns["motion"].row_shapes[batch["bucket"]]
+        height, width = map(int, batch["bucket"].split("x")[1:])
+        clips = [numbers[name] for name in batch["clip_id"]]
+        assert batch["motion"].dtype == torch.float16
+        assert batch["motion"].shape == (3, *shape)
+        assert batch["content_image"].shape == (3, 3, height, width)
+        assert batch["content_image"].dtype == torch.uint8
+        assert batch["text_mask"].dtype == torch.bool
+        for i, number in enumerate(clips):
+            video = number // EVERYTHING.clips_per_video
+            assert np.array_equal(batch["motion"][i], moments_of(number, shape))
+            picture = image_of(number, batch["bucket"]).transpose(2, 0, 1)
+            assert np.array_equal(batch["content_image"][i], picture)
+            found = video_number(batch["video"][i])
+            captions = EVERYTHING.captions(found) or ("",)
+            which = captions.index(batch["caption"][i])
+            tokens = batch["text"][i][batch["text_mask"][i]]
+            assert np.array_equal(tokens, text_of(number, which))
+            assert not batch["text"][i][~batch["text_mask"][i]].any()
+            assert video >= 0
+        seen += len(clips)
+    assert seen == 15  # 18, one failed, and each bucket's last batch is not full
+    assert dataset.num_samples == 17
+
+
+def video_number(name: str) -> int:
+    return int(Path(name).stem)
+
+
+def test_only_the_columns_that_were_asked_for_are_read(tmp_path: Path) -> None:
+    store = write_store(tmp_path, EVERYTHING)
+    for column in ("content_image", "caption", "text", "content_latent"):
+        for path in list(store.files.list("")):
+            if f"/{column}/c/" in path:
+                store.files.delete(path)
+    (batch, *_) = LatentDataset(tmp_path, batch_size=3, latents="moments")
+    assert batch.keys() == {"bucket", "motion"}
+
+
+def test_final_latents_follow_the_rule_in_the_store(store: Store) -> None:
+    columns = ("motion", "content_latent")
+    raw = LatentDataset(store, columns, batch_size=4, latents="moments").batch(0, 1)
+    mean = LatentDataset(store, columns, batch_size=4, latents="mean").batch(0, 1)
+    rules = {name: store.meta.columns[name].final or {} for name in columns}
+    assert torch.equal(mean["latents"], mean_of_moments(raw["motion"], rules["motion"]))
+    flat = mean["latents"].flatten(1)
+    assert mean["latents"].dtype == torch.float32
+    assert torch.allclose(flat.mean(1), torch.zeros(4), atol=1e-5)
+    expected = (raw["content_latent"][:, :4].float() - 0.25) * 0.5
+    assert torch.equal(mean["content_latent"], expected)
+    assert "motion" not in mean
+
+
+def test_a_draw_is_decided_by_seed_epoch_and_clip_alone(tmp_path: Path) -> None:
+    write_store(tmp_path, videos=8)
+
+    def draws(batch_size: int, epoch: int = 0, **keywords: Any) -> dict[str, torch.Tensor]:
+        dataset = LatentDataset(tmp_path, ("motion", "clip_id"), batch_size=batch_size, **keywords)
+        found: dict[str, torch.Tensor] = {}
+        for k in range(dataset.num_batches(epoch)):
+            batch = dataset.batch(epoch, k)
+            found |= dict(zip(batch["clip_id"], batch["latents"], strict=True))
+        return found
+
+    one, other = draws(4), draws(2, rank=1, world_size=4)
+    assert other
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    name = next(iter(one))
+    assert not torch.equal(one[name], draws(4, epoch=1)[name])
+    assert not torch.equal(one[name], draws(4, seed=1)[name])
+
+
+def test_draws_have_the_posteriors_mean_and_variance() -> None:
+    noise = torch.from_numpy(standard_normal(np.arange(2000, dtype=np.uint64) * 77, 64))
+    assert noise.shape == (2000, 64)
+    assert abs(float(noise.mean())) < 0.01
+    assert abs(float(noise.var()) - 1) < 0.02
+    assert abs(float((noise**4).mean()) - 3) < 0.1
+    assert abs(float(torch.corrcoef(noise[:2])[0, 1])) < 0.5
+    moments = torch.stack([torch.full((16, 1, 2, 2), 3.0), torch.full((16, 1, 2, 2), 2.0)], 1)
+    rule = {"rule": "scale_shift", "scale": 1.0, "shift": 0.0}
+    flat = moments.flatten(1, 2)
+    drawn = sample_moments(flat, rule, torch.Generator().manual_seed(0))
+    assert drawn.shape == (16, 1, 2, 2)
+    given_noise = sample_moments(flat, rule, noise=torch.ones(16, 1, 2, 2))
+    assert torch.allclose(given_noise, torch.full((16, 1, 2, 2), 3 + np.exp(1)))
+
+
+def test_an_odd_number_of_normal_numbers_can_be_drawn() -> None:
+    keys = np.array([5, 6], np.uint64)
+    assert standard_normal(keys, 3).shape == (2, 3)
+
+
+def test_normalised_latents_have_zero_mean_and_unit_variance_per_channel(tmp_path: Path) -> None:
+    write_store(tmp_path, videos=40)
+    dataset = LatentDataset(
+        tmp_path, batch_size=160, latents="mean", normalize="channel", shuffle=False
+    )
+    (batch,) = dataset
+    latents = batch["latents"].transpose(0, 1).flatten(1)
+    assert torch.allclose(latents.mean(1), torch.zeros(CHANNELS), atol=1e-3)
+    assert torch.allclose(latents.std(1), torch.ones(CHANNELS), atol=1e-2)
+
+
+def test_text_can_be_padded_and_cut_to_one_length(store: Store) -> None:
+    for length in (1, 7):
+        dataset = LatentDataset(store, ("text",), batch_size=4, text_tokens=length)
+        assert {tuple(b["text"].shape) for b in dataset} == {(4, length, 5)}
+        assert all(b["text_mask"].sum(1).max() <= length for b in dataset)
+
+
+def test_a_clip_gets_another_of_its_captions_in_another_epoch(tmp_path: Path) -> None:
+    write_store(tmp_path, columns=("caption",), captions=lambda v: ("a", "b"), videos=8)
+    dataset = LatentDataset(tmp_path, ("caption", "clip_id"), batch_size=32)
+    epochs = [dict(zip(b["clip_id"], b["caption"], strict=True)) for b in (*dataset, *dataset)]
+    assert epochs[0].keys() == epochs[1].keys()
+    changed = sum(epochs[0][name] != epochs[1][name] for name in epochs[0])
+    assert 0 < changed < 32
+
+
+def test_images_can_be_left_encoded(store: Store) -> None:
+    dataset = LatentDataset(store, ("content_image",), batch_size=2, images="bytes")
+    assert all(data.startswith(b"\x89PNG") for batch in dataset for data in batch["content_image"])
+
+
+def test_sequences_are_consecutive_clips_of_one_video(tmp_path: Path) -> None:
+    spec = StoreSpec(videos=9, clips_per_video=7, shard_rows=20, failed=frozenset({8}))
+    write_store(tmp_path, spec, columns=("motion", "caption"))
+    columns = ("motion", "caption", "video", "start_s", "clip_id")
+    dataset = LatentDataset(
+        tmp_path, columns, batch_size=2, clips_per_sample=3, latents="moments", drop_last=False
+    )
+    seen: set[str] = set()
+    for batch in dataset:
+        count = len(batch["video"])
+        assert batch["motion"].shape == (count, 3, 2 * CHANNELS, 4, 1, 1)
+        assert batch["start_s"].shape == (count, 3)
+        for videos, starts, ids, captions in zip(
+            batch["video"], batch["start_s"], batch["clip_id"], batch["caption"], strict=True
+        ):
+            assert len(set(videos)) == 1
+            assert len(captions) == 3
+            assert torch.equal(starts, starts[0] + torch.arange(3))
+            assert not seen & set(ids)
+            seen |= set(ids)
+    # 7 clips give 2 sequences; the failed one, and borders of shards, cost some of them.
+    assert dataset.num_samples == len(seen) / 3
+    assert 13 <= dataset.num_samples <= 17
+    drawn = LatentDataset(tmp_path, batch_size=2, clips_per_sample=3).batch(0, 0)
+    assert drawn["latents"].shape == (2, 3, CHANNELS, 4, 1, 1)
+
+
+def test_overlapping_clips_make_no_sequences(tmp_path: Path) -> None:
+    write_store(tmp_path, policy="stride:0.5")
+    with pytest.raises(ConfigError, match="no sample"):
+        LatentDataset(tmp_path, batch_size=1, clips_per_sample=2)
+
+
+def test_a_job_sees_the_commits_that_there_were_when_it_began(tmp_path: Path) -> None:
+    from reducio_latents.files import LocalFiles
+    from reducio_latents.store.commit import ShardKey
+    from tests.latent_stores import plan_store, write_shard
+
+    spec = StoreSpec(videos=8)
+    writer = plan_store(LocalFiles(tmp_path), spec)
+    write_shard(writer, spec, ShardKey("16x32x32", 1))
+    dataset = LatentDataset(tmp_path, batch_size=4, latents="moments")
+    write_shard(writer, spec, ShardKey("16x32x32", 2))
+    again = pickle.loads(pickle.dumps(dataset))
+    for each in (dataset, again):
+        assert sorted(n for b in each for n in numbers_in(b["motion"])) == list(range(8, 16))
+    assert LatentDataset(tmp_path, batch_size=4).num_samples == 16
+
+
+def test_remote_files_are_read_without_a_map() -> None:
+    files = MemoryFiles()
+    write_store(files, EVERYTHING)
+    dataset = LatentDataset(Store(files), ("motion", "caption"), batch_size=3, latents="moments")
+    numbers = [n for batch in dataset for n in numbers_in(batch["motion"])]
+    assert len(set(numbers)) == 15
+
+
+def test_arrays_rewritten_by_another_tool_are_read_through_it(tmp_path: Path) -> None:
+    """A store that someone compressed with zarr-python still gives the same batches."""
+    store = write_store(tmp_path, StoreSpec(videos=6, columns=("motion", "caption")))
+    columns = ("motion", "caption", "clip_id")
+    before = list(LatentDataset(tmp_path, columns, batch_size=4, latents="moments"))
+    array = zarr.open_array(tmp_path / "16x32x32" / "motion", mode="r")
+    values = array[:]
+    zarr.create_array(
+        tmp_path / "16x32x32" / "motion",
+        data=values,
+        chunks=(3, *values.shape[1:]),
+        compressors=zarr.codecs.ZstdCodec(),
+        overwrite=True,
+    )
+    dataset = LatentDataset(tmp_path, columns, batch_size=4, latents="moments")
+    after = list(dataset)
+    reader = dataset.sources[0].reader("motion", "16x32x32", window_shards=64, check_rows=False)
+    assert isinstance(reader, ZarrColumn)
+    for ours, theirs in zip(before, after, strict=True):
+        assert torch.equal(ours["motion"], theirs["motion"])
+        assert ours["caption"] == theirs["caption"]
+        assert ours["clip_id"] == theirs["clip_id"]
+    assert array_metadata(store.meta.columns["motion"], "16x32x32", 24, 8)
+
+
+def mapped(store: Store, column: str = "motion", capacity: int = 256) -> MappedColumn:
+    shards = sorted({key.shard for _, key in store.index.entries})
+    return MappedColumn(store, column, "16x32x32", shards, capacity=capacity, check_rows=False)
+
+
+def test_few_shards_stay_open_and_every_row_is_still_found(tmp_path: Path) -> None:
+    store = write_store(tmp_path, videos=20, shard_rows=4, columns=("motion", "caption"))
+    rng = np.random.RandomState(0)
+    motion, caption = mapped(store, capacity=3), mapped(store, "caption", capacity=3)
+    for size in (1, 2, 3, 5, 40):
+        for _ in range(20):
+            shards, rows = rng.randint(0, 20, size), rng.randint(0, 4, size)
+            assert numbers_in(motion.arrays(shards, rows)) == (4 * shards + rows).tolist()
+            texts = caption.payloads(shards, rows)
+            assert texts == [b"video %d" % shard for shard in shards]
+        # No more than three, unless one batch needs them.
+        assert len(motion._open) == 3 if size <= 3 else len(motion._open) >= 5
+
+
+def test_threads_may_read_while_others_make_shards_go(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    store = write_store(tmp_path, videos=30, shard_rows=4)
+    reader = mapped(store, capacity=2)
+
+    def read(seed: int) -> bool:
+        rng = np.random.RandomState(seed)
+        good = True
+        for _ in range(60):
+            shards, rows = rng.randint(0, 30, 6), rng.randint(0, 4, 6)
+            good &= numbers_in(reader.arrays(shards, rows)) == (4 * shards + rows).tolist()
+        return good
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(8)))
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(0, 2000), min_size=1, max_size=20),
+    st.sampled_from([1, 2, 4, 64, 512]),
+    st.sampled_from(["<f2", "<f4", "|u1"]),
+)
+def test_rows_at_any_addresses_are_gathered(places: list[int], unit: int, dtype: str) -> None:
+    data = np.random.RandomState(0).randint(0, 256, 2**21, dtype=np.uint8)
+    kind = np.dtype(dtype)
+    offsets = np.array(places) * unit
+    base = data.ctypes.data
+    view = MemoryView((2, 3), kind)
+    for offset in offsets:  # one by one, so that it has to grow
+        view = view.covering(np.array([base + offset]))
+    aligned = all((base + offset) % kind.itemsize == 0 for offset in offsets)
+    assert view.can_gather or not aligned
+    if view.can_gather:
+        rows = view.gather(base + offsets).numpy()
+        expected = [np.frombuffer(data, kind, 6, offset).reshape(2, 3) for offset in offsets]
+        assert rows.tobytes() == np.stack(expected).tobytes()
+
+
+def test_rows_at_odd_addresses_are_read_too(tmp_path: Path) -> None:
+    store = write_store(tmp_path, videos=4)
+    reader = mapped(store)
+    reader._view = MemoryView(reader._shape, reader._dtype, 0, 1 << 40, 1)
+    assert not reader._view.can_gather
+    assert numbers_in(reader.arrays(np.array([1, 0]), np.array([2, 3]))) == [10, 3]
+
+
+def test_a_mixture_gives_each_store_its_weight(tmp_path: Path) -> None:
+    write_store(tmp_path / "a", videos=8)
+    write_store(tmp_path / "b", videos=4)
+    stores = [tmp_path / "a", tmp_path / "b"]
+    dataset = LatentDataset.mix(
+        stores, weights=[1, 2], columns=("motion", "clip_id"), batch_size=8, latents="moments"
+    )
+    batches = list(dataset)
+    assert len(batches) == len(dataset.sources) * 4
+    assert dataset.num_samples == 48
+    names = [name for batch in batches for name in batch["clip_id"]]
+    shared = number_of(Store(dataset.sources[1].store.files))
+    assert sorted(names.count(name) for name in shared) == [3] * 16  # once, and twice
+    for batch in batches:
+        numbers = number_of(dataset.sources[0].store)
+        assert numbers_in(batch["motion"]) == [numbers[name] for name in batch["clip_id"]]
+
+
+def test_a_mixture_of_different_encoders_is_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "a")
+    write_store(tmp_path / "b", weights="b")
+    with pytest.raises(ConfigError, match="different encoders"):
+        LatentDataset.mix([tmp_path / "a", tmp_path / "b"], batch_size=2)
+
+
+def test_statistics_of_a_mixture_are_those_of_all_its_clips(tmp_path: Path) -> None:
+    write_store(tmp_path / "a", videos=30)
+    write_store(tmp_path / "b", videos=10)
+    dataset = LatentDataset.mix(
+        [tmp_path / "a", tmp_path / "b"], batch_size=160, latents="mean", normalize="channel"
+    )
+    (batch,) = dataset
+    latents = batch["latents"].transpose(0, 1).flatten(1)
+    assert torch.allclose(latents.std(1), torch.ones(CHANNELS), atol=1e-2)
+
+
+def test_buckets_that_only_one_store_has_are_read_from_it(tmp_path: Path) -> None:
+    write_store(tmp_path / "a", buckets=("16x32x32",))
+    write_store(tmp_path / "b", buckets=("16x32x32", "16x64x32"))
+    dataset = LatentDataset.mix([tmp_path / "a", tmp_path / "b"], batch_size=4)
+    assert dataset.buckets == ["16x32x32", "16x64x32"]
+    assert {batch["bucket"] for batch in dataset} == set(dataset.buckets)
+
+
+def test_a_rank_without_a_sample_gets_an_empty_batch_of_the_right_shape(store: Store) -> None:
+    columns = ("motion", "content_image", "caption", "text", "clip_id")
+    dataset = LatentDataset(
+        store, columns, global_batch_size=8, rank=0, world_size=8, drop_last=False
+    )
+    sizes = [len(batch["caption"]) for batch in dataset]
+    assert 0 in sizes
+    batch = dataset.batch(0, sizes.index(0))
+    assert batch["latents"].shape[0] == 0
+    assert batch["latents"].ndim == 5
+    assert batch["content_image"].shape[:2] == (0, 3)
+
+
+def test_moving_ahead_to_a_device_keeps_what_is_no_tensor(store: Store) -> None:
+    dataset = LatentDataset(store, ("motion", "caption"), batch_size=3)
+    plain = [dataset.batch(0, k) for k in range(len(dataset))]
+    moved = list(LatentLoader(dataset, device="cpu"))
+    for ours, theirs in zip(plain, moved, strict=True):
+        assert torch.equal(ours["latents"], theirs["latents"])
+        assert ours["caption"] == theirs["caption"]
+    meta = next(iter(LatentLoader(dataset, device="meta")))
+    assert meta["latents"].device.type == "meta"
+
+
+def test_a_training_job_needs_no_video_library_and_no_vae() -> None:
+    code = (
+        "import sys, reducio_latents.dataset as d\n"
+        "from reducio_latents import LatentDataset, LatentTable\n"
+        "bad = {'av', 'decord', 'PIL', 'zarr', 'obstore', 'diffusers', 'transformers',"
+        " 'reducio_latents.vae', 'reducio_latents.autoencoders', 'reducio_latents.encode'}\n"
+        "print(sorted(bad & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
