@@ -17,7 +17,9 @@ CRF = "16"
 """x264's quality; at this one compression cannot be told from what a VAE leaves out."""
 
 
-def write_mp4(path: str | Path, frames_THWC: NDArray[np.uint8], rate_fps: float) -> None:
+def write_mp4(
+    path: str | Path, frames_THWC: NDArray[np.uint8], rate_fps: float, *, crf: str = CRF
+) -> None:
     """Write uint8 RGB (T, H, W, 3) as H.264 in an MP4 that browsers play, replacing `path`.
 
     Odd sides are extended by their last row or column, as 4:2:0 needs even ones. The file appears
@@ -35,7 +37,7 @@ def write_mp4(path: str | Path, frames_THWC: NDArray[np.uint8], rate_fps: float)
     partial = target.with_name(f".{os.getpid()}.{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _encode(partial, frames_THWC, rate_fps)
+        _encode(partial, frames_THWC, rate_fps, crf)
         partial.replace(target)
     except OSError as err:
         raise VideoError(f"{path} cannot be written: {err.strerror or err}.") from err
@@ -60,7 +62,7 @@ def write_image(path: str | Path, picture_HWC: NDArray[np.uint8]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _encode(path: Path, frames_THWC: NDArray[np.uint8], rate_fps: float) -> None:
+def _encode(path: Path, frames_THWC: NDArray[np.uint8], rate_fps: float, crf: str) -> None:
     try:
         import av
     except ImportError as err:
@@ -70,7 +72,7 @@ def _encode(path: Path, frames_THWC: NDArray[np.uint8], rate_fps: float) -> None
     height, width = frames_THWC.shape[1:3]
     padding = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
     even = np.pad(frames_THWC, padding, mode="edge")
-    options = {"crf": CRF, "preset": "medium"}
+    options = {"crf": crf, "preset": "medium"}
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
             rate = Fraction(rate_fps).limit_denominator(1001)
