@@ -330,7 +330,7 @@ def test_shards_come_from_s3_through_faults(s3: FaultyProxy, tmp_path: Path) -> 
     data = os.urandom(2 << 20)
     remote.write("shard", data)
     s3.fail(["500", "cut", "reset"], "GET", "/shard")
-    files = CachedFiles(remote, tmp_path, 4 << 20, {"shard": sha256(data)})  # type: ignore[arg-type]
+    files = CachedFiles(remote, tmp_path, 4 << 20, {"shard": sha256(data)})
     assert files.local_path("shard").read_bytes() == data
     count = s3.count("GET", "/shard")
     assert pickle.loads(pickle.dumps(files)).local_path("shard").read_bytes() == data

@@ -13,7 +13,7 @@ from reducio_latents.cli import main
 from reducio_latents.errors import StoreError
 from reducio_latents.files import LocalFiles
 from reducio_latents.store import Store, open_store
-from reducio_latents.store.commit import Commit, ShardKey, list_commits
+from reducio_latents.store.commit import ClipQuality, Commit, ShardKey, list_commits
 from reducio_latents.store.convert import ConvertReport, convert_store
 from reducio_latents.store.index import build_index
 from reducio_latents.store.verify import verify
@@ -39,6 +39,8 @@ def source_files(container: Container, **changes: Any) -> MemoryFiles:
     files = MemoryFiles("source")
     writer = make_store(files, container, failed={0: [1], 1: [0, 2]}, **changes)
     files.write("quality.parquet", b"psnr")
+    quality = ClipQuality(row=2, clip_id="c", psnr=31.5, psnr_frames=(31.0, 32.0))
+    replace(Commit.read(files, KEY, "motion"), quality=(quality,)).write(files)
     statistics = {"motion/all": {"mean": {"mean": [1.0], "std": [2.0], "count": [3.0]}}}
     replace(writer.meta, statistics=statistics).write(files)
     return files

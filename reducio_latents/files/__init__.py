@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from reducio_latents.files.local import LocalFiles
-from reducio_latents.files.protocol import Buffer, Files
+from reducio_latents.files.protocol import Buffer, Files, Origin
 
-__all__ = ["Buffer", "Files", "LocalFiles", "open_files"]
+__all__ = ["Buffer", "Files", "LocalFiles", "Origin", "open_files"]
 
 
 def open_files(root: str | Path) -> Files:

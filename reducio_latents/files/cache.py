@@ -22,10 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 from reducio_latents.errors import ConfigError, StoreError
-from reducio_latents.files.protocol import Buffer, Files
+from reducio_latents.files.protocol import Buffer, Origin
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +39,6 @@ ABANDONED_S = 3600.0
 ATTEMPTS = 3
 LOCKS = 4096
 BLOB, FETCHING = ".blob", ".fetching"
-
-
-class Origin(Files, Protocol):
-    """Files that can be fetched piece by piece, and tell whether one has changed."""
-
-    def stream(self, path: str) -> Iterator[bytes]:
-        """Yield a whole file in pieces."""
-
-    def version(self, path: str) -> str | None:
-        """Return what changes whenever the file does, or None where there is no such file."""
 
 
 def cache_folder() -> Path:

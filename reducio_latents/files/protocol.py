@@ -43,3 +43,13 @@ class Files(Protocol):
 
     def local_path(self, path: str) -> Path | None:
         """Return where the file lies on this machine, for mapping it; None if it is remote."""
+
+
+class Origin(Files, Protocol):
+    """Files of a remote place: fetched piece by piece, and telling whether one has changed."""
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Yield a whole file in pieces."""
+
+    def version(self, path: str) -> str | None:
+        """Return what changes whenever the file does, or None where there is no such file."""

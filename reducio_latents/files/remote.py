@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files.explained import Explained
-from reducio_latents.files.protocol import LISTING, Buffer, Files
+from reducio_latents.files.protocol import LISTING, Buffer, Origin
 
 OBJECT_SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
 WEB_SCHEMES = ("https", "http")
@@ -42,7 +42,7 @@ _runtime_pid: int | None = None
 """The process in which obstore's threads run, once they do."""
 
 
-def open_remote(url: str) -> Files:
+def open_remote(url: str) -> Origin:
     """Return the files below `url`: s3://, gs://, az://, https://, hf:// or memory://.
 
     Raise StoreError, within half a minute, if the place cannot be reached or read; ConfigError for

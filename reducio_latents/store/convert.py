@@ -18,6 +18,16 @@ from reducio_latents.store.writer import ColumnRows, StoreWriter, row_checksum
 PLAN = "plan"
 REPORTS = ("quality.parquet", "errors.parquet")
 """Files beside the rows that say something about them."""
+COMPARED = (
+    "rows",
+    "row_crc32c",
+    "failed",
+    "fingerprint",
+    "clips_sha256",
+    "statistics",
+    "quality",
+)
+"""Fields of a commit that are the same in every container."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ def _prove_shard(files: Files, meta: StoreMeta, originals: Mapping[str, Commit])
     read = FileMemo(files)
     for name, original in originals.items():
         commit = Commit.read(files, original.key, name)
-        for field in ("rows", "row_crc32c", "failed", "fingerprint", "clips_sha256", "statistics"):
+        for field in COMPARED:
             if getattr(commit, field) != getattr(original, field):
                 raise StoreError(
                     f"{files.url}: {commit.key} {name} has other {field} than its original. "
@@ -144,6 +154,7 @@ def _convert_shard(
             rows=read_payloads(read, source.meta, commit),
             failed=commit.failed,
             statistics=commit.statistics,
+            quality=commit.quality,
         )
         timings.update(commit.timings)
     return writer.write_payloads(key, clip_details(source, key), columns, timings)
