@@ -330,7 +330,7 @@ def _resident_bytes(pid: int | None) -> int:
 
 
 def _main(target: Target, pipe: Connection, memory_name: str | None, slots: int) -> None:
-    _die_with_parent()
+    die_with_parent()
     # Both may reach the whole group; the parent decides what happens to its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -355,7 +355,7 @@ def _main(target: Target, pipe: Connection, memory_name: str | None, slots: int)
         os._exit(0)  # the parent is gone
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel end this process when its parent ends, also while a decoder hangs."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

@@ -8,6 +8,7 @@ import click
 
 from reducio_latents.cli.column_options import column_options, split_names, take_column_options
 from reducio_latents.cli.corpus_options import corpus_options, take_clip_spec
+from reducio_latents.cli.numbers import NumberOr
 from reducio_latents.config import IMAGE_CODECS
 
 
@@ -38,7 +39,47 @@ from reducio_latents.config import IMAGE_CODECS
 )
 @column_options
 @corpus_options
-@click.option("--batch-size", type=int, default=8, show_default=True, metavar="CLIPS")
+@click.option(
+    "--batch-size",
+    type=NumberOr("auto"),
+    default="8",
+    show_default=True,
+    metavar="CLIPS|auto",
+    help="auto: as many as fit in the GPU's memory.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="local: this process, --gpus of them, or the ranks of torchrun or Slurm.",
+)
+@click.option(
+    "--gpus",
+    type=NumberOr("all"),
+    default="1",
+    show_default=True,
+    metavar="N|all",
+    help="Encoding processes, one for each GPU.",
+)
+@click.option("--ray-address", metavar="ADDRESS", help="Of a Ray cluster, auto to find it.")
+@click.option(
+    "--rank-timeout-s",
+    type=float,
+    default=300.0,
+    show_default=True,
+    help="A rank that is silent for so long is dead.",
+)
+@click.option(
+    "--check-every",
+    type=int,
+    default=0,
+    metavar="N",
+    help="Decode every n-th clip on the spot and keep its PSNR.",
+)
+@click.option(
+    "--min-psnr", type=float, metavar="DB", help="Stop when the checked clips' mean is below this."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option(
     "--dtype",
@@ -78,14 +119,20 @@ def encode_corpus(corpus: str, store: str, dry_run: bool, columns: str, **settin
     reducio-latents encode-corpus videos/ pexels.latents --weights reducio-ft4-fs32-attn23.ckpt
     """
     from reducio_latents import encode
-    from reducio_latents.cli.progress import encode_progress, print_report, print_summary
+    from reducio_latents.cli.progress import (
+        encode_progress,
+        print_report,
+        print_stop,
+        print_summary,
+    )
+    from reducio_latents.encode.stop import stop_on_signals
 
     settings = take_column_options(take_clip_spec(settings))
     options = encode.EncodeOptions(columns=split_names(columns), **settings)
     if dry_run:
         print_summary(encode.plan_corpus(corpus, store, options))
         return
-    with encode_progress() as progress:
-        report = encode.encode_corpus(corpus, store, options, progress=progress)
+    with encode_progress() as progress, stop_on_signals(on_stop=print_stop) as stop:
+        report = encode.encode_corpus(corpus, store, options, progress=progress, stop=stop)
     print_report(report, store)
     raise SystemExit(report.exit_code)

@@ -79,6 +79,9 @@ def encode_progress() -> Iterator[Bars]:
 
 def print_report(report: EncodeReport, store: str) -> None:
     """Print what became of every video and clip, why, and what came out."""
+    if report.share or report.signal:
+        _print_share(report)
+        return
     click.echo(f"videos  {report.videos}")
     click.echo(f"clips   {report.clips}")
     for reason, number in report.skipped.items():
@@ -94,21 +97,49 @@ def print_report(report: EncodeReport, store: str) -> None:
                 click.echo(f"{column} {what}, {show.count(len(values['mean']))} channels")
                 for kind in ("mean", "std"):
                     click.echo(f"  {kind:<4} {_channels(values[kind])}")
-    total = sum(report.stages.values())
-    if total and report.clips.encoded:
-        rate = report.clips.encoded / report.seconds
-        shares = ", ".join(
-            f"{stage} {seconds / total:.0%}" for stage, seconds in report.stages.items()
-        )
-        took = show.duration(report.seconds)
-        click.echo(f"{took}, {rate:.2f} clips/s; time went to: {shares}")
-    if report.shards_left:
-        click.echo(f"{report.shards_left} shards are not done; run the same command again.")
+    if report.psnr is not None:
+        click.echo(f"decoded on the spot: mean PSNR {report.psnr:.2f} dB")
+    _print_times(report)
+    _print_left(report)
     if report.exit_code == 3:
         click.echo(
             f"{report.failed_share:.0%} failed, more than --max-failed {report.max_failed:.0%}.",
             err=True,
         )
+
+
+def _print_share(report: EncodeReport) -> None:
+    who = f"{report.share}: " if report.share else ""
+    click.echo(f"{who}{report.clips.encoded} clips encoded, {report.clips.failed} failed")
+    _print_left(report)
+
+
+def _print_left(report: EncodeReport) -> None:
+    if report.shards_left:
+        click.echo(
+            f"{report.shards_left} shards are not done; run the same command again.", err=True
+        )
+
+
+def _print_times(report: EncodeReport) -> None:
+    stages = dict(report.stages)
+    busy = stages.pop("gpu busy", None)
+    total = sum(stages.values())
+    if not total or not report.clips.encoded:
+        return
+    rate = report.clips.encoded / report.seconds
+    shares = ", ".join(f"{stage} {seconds / total:.0%}" for stage, seconds in stages.items())
+    gpu = "" if busy is None else f", GPU busy {busy / report.seconds:.0%}"
+    took = show.duration(report.seconds)
+    click.echo(f"{took}, {rate:.2f} clips/s{gpu}; time went to: {shares}")
+
+
+def print_stop(seconds: float) -> None:
+    """Say that a request to stop was heard."""
+    click.echo(
+        f"\nstopping: the shard in hand has {seconds:.0f} s to be finished; once more ends at once",
+        err=True,
+    )
 
 
 def _channels(values: list[float]) -> str:

@@ -10,13 +10,14 @@ from typing import Any
 
 from reducio_latents.corpus import list_corpus
 from reducio_latents.encode.columns import CAPTIONS, ColumnEncoder
+from reducio_latents.encode.engines.one import run_job
 from reducio_latents.encode.job import Job
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.prepare import Planned
 from reducio_latents.encode.progress import Progress, Silent
 from reducio_latents.encode.registry import build_columns
 from reducio_latents.encode.report import EncodeReport
-from reducio_latents.encode.run import options_of, run_job
+from reducio_latents.encode.run import options_of
 from reducio_latents.encode.stored import COLUMN as CONTENT_IMAGE
 from reducio_latents.encode.stored import StoredContent
 from reducio_latents.errors import ConfigError, CorpusError, StoreError

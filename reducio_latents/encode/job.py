@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reducio_latents.corpus import corpus_root
 from reducio_latents.encode.attempts import Journal
 from reducio_latents.encode.columns import ColumnEncoder
 from reducio_latents.encode.finish import Outcome
@@ -19,12 +20,17 @@ from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.registry import build_columns
 from reducio_latents.encode.report import EncodeReport, Tally, count_kinds
 from reducio_latents.encode.stop import Stop
+from reducio_latents.errors import StoreError
 from reducio_latents.files import open_files
-from reducio_latents.plan import Plan
+from reducio_latents.plan import Plan, read_plan
 from reducio_latents.store import index
 from reducio_latents.store.commit import ShardKey, list_commits
-from reducio_latents.store.meta import StoreMeta, require_same
+from reducio_latents.store.meta import ColumnMeta, StoreMeta, require_same
 from reducio_latents.store.writer import StoreWriter, read_meta_if_any
+from reducio_latents.video.source import VideoSource
+
+Moved = Mapping[str, VideoSource | None]
+"""Videos that are not where the plan has them, and where they are; None if they are gone."""
 
 
 @dataclass
@@ -35,6 +41,8 @@ class Job:
     planned: Planned
     encoders: Sequence[ColumnEncoder]
     writer: StoreWriter
+    root: str = ""
+    """What the addresses in the plan are relative to now."""
     stop: Stop = field(default_factory=Stop)
     """Set when the run is asked to end early."""
 
@@ -45,7 +53,7 @@ class Job:
 
     @property
     def names(self) -> list[str]:
-        return [encoder.name for encoder in self.encoders]
+        return list(self.options.columns)
 
     def shards(self) -> dict[ShardKey, int]:
         """Return the rows of every shard of the plan."""
@@ -62,12 +70,36 @@ class Job:
 
 
 def prepare(
-    corpus: str | Path, store: str | Path, options: EncodeOptions, progress: Progress
+    corpus: str | Path,
+    store: str | Path,
+    options: EncodeOptions,
+    progress: Progress,
+    stop: Stop | None = None,
 ) -> Job:
     """Load the encoders, refuse what does not fit, plan what is new, open the store."""
+    read_meta_if_any(open_files(store))  # before a model is loaded for nothing
+    encoders = build_columns(options)
+    job = plan_job(corpus, store, options, describe(encoders, options), progress, stop)
+    return replace(job, encoders=encoders)
+
+
+def describe(encoders: Sequence[ColumnEncoder], options: EncodeOptions) -> dict[str, ColumnMeta]:
+    """Return the description of each column, as these encoders will make it."""
+    buckets = options.bucket_list(BUCKET_MULTIPLE)
+    return {encoder.name: encoder.describe(buckets) for encoder in encoders}
+
+
+def plan_job(
+    corpus: str | Path,
+    store: str | Path,
+    options: EncodeOptions,
+    columns: Mapping[str, ColumnMeta],
+    progress: Progress,
+    stop: Stop | None = None,
+) -> Job:
+    """Return a job without encoders, for a process that only plans; else as `prepare`."""
     files = open_files(store)
     stored = read_meta_if_any(files)
-    encoders = build_columns(options)
     buckets = options.bucket_list(BUCKET_MULTIPLE)
     meta = StoreMeta(
         container=options.container,
@@ -76,7 +108,7 @@ def prepare(
         buckets=tuple(bucket.name for bucket in buckets),
         resize=options.resize,
         corpus=str(corpus),
-        columns={encoder.name: encoder.describe(buckets) for encoder in encoders},
+        columns=dict(columns),
     )
     if stored is not None:
         require_same(meta, stored, files.url)
@@ -84,7 +116,28 @@ def prepare(
     writer = StoreWriter.open(files, meta, _rows(planned.plan, options.shard_rows))
     if options.retry_failed:
         forget_failures(writer)
-    return Job(options, planned, encoders, writer)
+    root = corpus_root(corpus, options.root)
+    return Job(options, planned, (), writer, root, stop or Stop())
+
+
+def join(store: str | Path, options: EncodeOptions, root: str, moved: Moved, stop: Stop) -> Job:
+    """Load the encoders for a run that another process has planned.
+
+    `root` is what the plan's addresses are relative to, `moved` names the videos that lie elsewhere
+    or are gone.
+    """
+    files = open_files(store)
+    meta = StoreMeta.read(files)
+    plan = read_plan(files)
+    if plan is None:
+        raise StoreError(f"{files.url} has no plan. Restore its plan folder from a copy.")
+
+    def find(video: str) -> VideoSource | None:
+        return moved[video] if video in moved else plan.source(video, root)
+
+    return Job(
+        options, Planned(find, plan), build_columns(options), StoreWriter(files, meta), root, stop
+    )
 
 
 def forget_failures(writer: StoreWriter) -> None:

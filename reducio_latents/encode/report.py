@@ -31,8 +31,8 @@ class Tally:
 class EncodeReport:
     """The end of a run."""
 
-    videos: Tally
-    clips: Tally
+    videos: Tally = field(default_factory=Tally)
+    clips: Tally = field(default_factory=Tally)
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Reason -> clips or videos, as the text says."""
     failed: Mapping[str, int] = field(default_factory=dict)
@@ -43,8 +43,14 @@ class EncodeReport:
     stages: Mapping[str, float] = field(default_factory=dict)
     """Seconds of the encoding thread by stage."""
     shards_left: int = 0
-    """Shards of the plan without a commit; other processes may be at work on them."""
+    """Shards without a commit, of the plan or of this rank's share."""
     max_failed: float = 0.1
+    signal: int = 0
+    """Number of the signal that ended the run early, else 0."""
+    share: str = ""
+    """Whose share of the run this is about, such as `rank 1 of 4`; empty for the whole."""
+    psnr: float | None = None
+    """Mean PSNR in dB of the clips that the store has decoded on the spot, if there are any."""
 
     @property
     def failed_share(self) -> float:
@@ -54,7 +60,12 @@ class EncodeReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if all is done; 3 if it is done, but more than `max_failed` of it failed."""
+        """0 if all is done; 3 if it is done, but more than `max_failed` of it failed; 1 if shards
+        are left; 128 and the number of the signal that ended it."""
+        if self.signal:
+            return 128 + self.signal
+        if self.shards_left:
+            return 1
         return 3 if self.failed_share > self.max_failed else 0
 
 

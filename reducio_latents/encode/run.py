@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from reducio_latents.encode import engines
 from reducio_latents.encode.estimate import bytes_per_clip
-from reducio_latents.encode.finish import finish, gather
-from reducio_latents.encode.job import (
-    Job,
-    make_report,
-    prepare,
-    stored_counts,
-)
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.encode.prepare import make_plan
 from reducio_latents.encode.progress import Progress, Silent
 from reducio_latents.encode.report import EncodeReport
-from reducio_latents.encode.shards import encode_missing
+from reducio_latents.encode.stop import Stop
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
 from reducio_latents.plan import PlanSummary, summarise
-from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.writer import read_meta_if_any
 
 
@@ -34,6 +25,7 @@ def encode_corpus(
     options: EncodeOptions | None = None,
     *,
     progress: Progress | None = None,
+    stop: Stop | None = None,
     **settings: Any,
 ) -> EncodeReport:
     """Encode every clip of `corpus` that `store` does not hold yet, and say what became of all.
@@ -44,34 +36,16 @@ def encode_corpus(
 
     A video that cannot be read is recorded with its reason and the run goes on. A run that was
     killed resumes by the same call, at the first shard without a commit, and ends with the same
-    bytes. Raise CorpusError for a corpus that cannot be listed, WeightsError for weights that do
-    not fit, StoreError for a store that was made differently or cannot be written.
+    bytes. `stop` can be asked to end the run early.
+
+    Raise CorpusError for a corpus that cannot be listed, WeightsError for weights that do not fit,
+    StoreError for a store that was made differently or cannot be written, QualityError for clips
+    below the floor.
     """
-    progress = progress or Silent()
-    start = time.perf_counter()
-    job = prepare(corpus, store, options_of(options, settings), progress)
-    return run_job(job, progress, start)
-
-
-def run_job(job: Job, progress: Progress, start: float) -> EncodeReport:
-    """Encode what the job's store lacks, finish the store, and say what became of all.
-
-    `start` is when the run began, by `time.perf_counter`.
-    """
-    todo = job.missing()
-    fresh: set[ShardKey] = set()
-    stages: dict[str, float] = {}
-    rows = job.shards()
-    progress.planned(sum(rows.values()), sum(n for key, n in rows.items() if key not in todo))
-    for done in encode_missing(job, todo, progress):
-        fresh.add(done.key)
-        for stage, seconds in done.timings.items():
-            stages[stage] = stages.get(stage, 0.0) + seconds
-    outcome = gather(job.writer)
-    counts = stored_counts(job.planned.plan, outcome)
-    finish(job.writer, job.planned.plan, counts, outcome)
-    report = make_report(job, fresh, outcome)
-    return replace(report, seconds=time.perf_counter() - start, stages=stages)
+    chosen = options_of(options, settings)
+    return engines.run(
+        engines.Request(str(corpus), str(store), chosen, progress or Silent(), stop or Stop())
+    )
 
 
 def plan_corpus(

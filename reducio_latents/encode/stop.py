@@ -27,6 +27,8 @@ class Stop:
     def __init__(self) -> None:
         self.signal = 0
         """Number of the signal that asked for it, 0 before."""
+        self.on_request: list[Callable[[int], None]] = []
+        """Told that number, once."""
 
     @property
     def requested(self) -> bool:
@@ -34,7 +36,10 @@ class Stop:
 
     def request(self, number: int) -> None:
         """Ask the run to end after the shard in hand."""
-        self.signal = self.signal or number
+        if not self.requested:
+            self.signal = number
+            for tell in self.on_request:
+                tell(number)
 
 
 @contextmanager

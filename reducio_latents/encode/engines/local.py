@@ -1,0 +1,202 @@
+"""Processes that deal the shards out among themselves by rank: on one machine or many.
+
+Rank 0 lists, probes and plans; the others wait for its order. Each encodes its share, which no
+message is needed for, and rank 0 finishes the store. A rank that dies stops no other: its shards
+stay undone, and the same command does them.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing.process import BaseProcess
+
+from reducio_latents.corpus import join_url
+from reducio_latents.encode.engines.one import (
+    Ledger,
+    announce,
+    conclude,
+    run_job,
+    share_report,
+)
+from reducio_latents.encode.engines.orders import Order, RunFiles
+from reducio_latents.encode.engines.ranks import Rank, rank_of
+from reducio_latents.encode.job import Job, join, prepare
+from reducio_latents.encode.options import EncodeOptions
+from reducio_latents.encode.progress import Progress, Silent
+from reducio_latents.encode.report import EncodeReport
+from reducio_latents.encode.shards import encode_missing
+from reducio_latents.encode.stop import Stop, stop_on_signals
+from reducio_latents.errors import ConfigError
+from reducio_latents.files import open_files
+from reducio_latents.processes import die_with_parent
+from reducio_latents.store.writer import read_meta_if_any
+from reducio_latents.video.source import VideoSource
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `encode_corpus` was asked for."""
+
+    corpus: str
+    store: str
+    options: EncodeOptions
+    progress: Progress = field(default_factory=Silent)
+    stop: Stop = field(default_factory=Stop)
+
+
+def run_local(request: Request) -> EncodeReport:
+    """Run as the rank that the environment says; else in this process and those it starts."""
+    rank = rank_of()
+    if rank is not None:
+        return run_rank(request, rank)
+    count = local_gpus(request.options)
+    if count > 1:
+        return run_ranks(request, count)
+    job = prepare(request.corpus, request.store, request.options, request.progress, request.stop)
+    return run_job(job, request.progress)
+
+
+def local_gpus(options: EncodeOptions) -> int:
+    """Return how many processes `gpus` asks for; raise ConfigError for GPUs that there are not."""
+    if options.gpus == 1:
+        return 1
+    import torch
+
+    there = torch.cuda.device_count() if options.device in ("auto", "cuda") else 0
+    if options.gpus == "all":
+        return max(1, there)
+    if options.gpus > there:
+        raise ConfigError(
+            f"gpus is {options.gpus}, but device {options.device!r} has {there} here. Use --gpus "
+            "all for those that there are."
+        )
+    return options.gpus
+
+
+def run_ranks(request: Request, count: int) -> EncodeReport:
+    """Run as rank 0 of `count`, the others being processes that this one starts."""
+    options = replace(request.options, gpus=1, workers=max(1, request.options.workers // count))
+    name = uuid.uuid4().hex[:12]
+    context = multiprocessing.get_context("spawn")
+    others = [
+        # No daemons: they have decode workers of their own.
+        context.Process(
+            target=_be_rank,
+            args=(request.corpus, request.store, options, Rank(number, count, number, name)),
+        )
+        for number in range(1, count)
+    ]
+    for process in others:
+        process.start()
+    try:
+        with _handing_on(request.stop, others):
+            mine = replace(request, options=options)
+            return run_rank(mine, Rank(0, count, 0, name), others)
+    finally:
+        for process in others:
+            process.join(options.rank_timeout_s if request.stop.requested else 10)
+            process.kill()
+
+
+def run_rank(
+    request: Request, rank: Rank, others: Sequence[BaseProcess] | None = None
+) -> EncodeReport:
+    """Do one rank's part of a run."""
+    options = replace(request.options, device=rank.device(request.options.device))
+    _use_device(options.device)
+    request = replace(request, options=options)
+    files = open_files(request.store)
+    run = RunFiles(files, rank, options.rank_timeout_s)
+    if rank.leads:
+        read_meta_if_any(files)  # refuses a place that is taken by something else
+        run.clear()
+        return _lead(request, rank, run, others or ())
+    return _follow(request, rank, run)
+
+
+def _lead(
+    request: Request, rank: Rank, run: RunFiles, others: Sequence[BaseProcess]
+) -> EncodeReport:
+    ledger = Ledger()
+    with run.alive():
+        job = prepare(
+            request.corpus, request.store, request.options, request.progress, request.stop
+        )
+        todo = job.missing()
+        run.announce(Order.of(job.root, todo, moved_sources(job)))
+        share = rank.share(list(todo))
+        announce(job, todo, request.progress, share)
+        mine = {key: todo[key] for key in share}
+        ledger.book_all(encode_missing(job, mine, request.progress))
+        run.wait_for_ranks(job.stop, [p.is_alive for p in others])
+    if job.stop.requested:
+        return replace(share_report(job, mine, ledger), shards_left=len(job.missing()))
+    return conclude(job, todo, ledger)
+
+
+def _follow(request: Request, rank: Rank, run: RunFiles) -> EncodeReport:
+    ledger = Ledger()
+    with run.alive():
+        order = run.wait_for_order(request.stop)
+        if order is None:
+            return EncodeReport(signal=request.stop.signal, share=str(rank))
+        job = join(request.store, request.options, order.root, order.moved(), request.stop)
+        todo = order.todo()
+        mine = {key: todo[key] for key in rank.share(list(todo))}
+        announce(job, todo, request.progress, mine)
+        ledger.book_all(encode_missing(job, mine, request.progress))
+    if not job.stop.requested and run.leave() and not job.missing():
+        conclude(job, todo, ledger)  # rank 0 has gone before this one was done
+    return share_report(job, mine, ledger, str(rank))
+
+
+def moved_sources(job: Job) -> dict[str, VideoSource | None]:
+    """Return the videos of the plan that are not where the plan has them, or gone."""
+    table = job.planned.plan.videos.select(["video", "url", "offset", "length"])
+    moved = {}
+    for video, url, offset, length in zip(*(c.to_pylist() for c in table.columns), strict=True):
+        found = job.planned.find(video)
+        if found != VideoSource(join_url(job.root, url), offset, length):
+            moved[video] = found
+    return moved
+
+
+def _be_rank(corpus: str, store: str, options: EncodeOptions, rank: Rank) -> None:
+    """Run one rank that `run_ranks` has started, and end with its exit code."""
+    die_with_parent()
+    with stop_on_signals() as stop:
+        report = run_rank(Request(corpus, store, options, stop=stop), rank)
+    sys.exit(report.exit_code)
+
+
+@contextmanager
+def _handing_on(stop: Stop, others: Sequence[BaseProcess]) -> Iterator[None]:
+    """Ask the other ranks to stop when this one is asked."""
+
+    def hand_on(number: int) -> None:
+        for process in others:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+
+    stop.on_request.append(hand_on)
+    try:
+        yield
+    finally:
+        stop.on_request.remove(hand_on)
+
+
+def _use_device(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.set_device(device)
