@@ -6,6 +6,7 @@ a test can tell from a batch which clips it holds.
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -111,7 +112,7 @@ def plan_store(files: Files, spec: StoreSpec) -> StoreWriter:
         shard_rows=spec.shard_rows,
     )
     videos = [video_of(i, spec) for i in range(spec.videos)]
-    records = {v.video: _record(i, spec) for i, v in enumerate(videos)}
+    records = {v.video: record_of(i, spec) for i, v in enumerate(videos)}
     write_part(files, 0, plan_part(videos, records, plan_spec))
     plan = read_plan(files)
     assert plan is not None
@@ -123,7 +124,7 @@ def video_of(number: int, spec: StoreSpec) -> CorpusVideo:
     return CorpusVideo(name, VideoSource(f"/corpus/{name}"), captions=spec.captions(number))
 
 
-def _record(number: int, spec: StoreSpec) -> ProbeRecord:
+def record_of(number: int, spec: StoreSpec) -> ProbeRecord:
     original = spec.duplicates.get(number, number)
     clips = 1 + original % spec.clips_per_video if spec.varied else spec.clips_per_video
     bucket = Bucket.parse(spec.buckets[original % len(spec.buckets)])
@@ -135,7 +136,7 @@ def _record(number: int, spec: StoreSpec) -> ProbeRecord:
         duration_s=clips + 0.2,
         frames=16 * clips,
         bytes=1,
-        sha256=f"{original:064x}",
+        sha256=hashlib.sha256(b"%d" % original).hexdigest(),
     )
 
 

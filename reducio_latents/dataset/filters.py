@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -50,12 +50,27 @@ class Filters:
         if self.clips_per_sample < 1:
             raise ConfigError(f"clips_per_sample must be >= 1, got {self.clips_per_sample}.")
 
+    def __str__(self) -> str:
+        """Return the filters that are set, as a person would list them."""
+        chosen = {f.name: getattr(self, f.name) for f in fields(self)}
+        texts = [
+            f"{name}={chosen[name]!r}" for name, value in _UNSET.items() if chosen[name] != value
+        ]
+        if self.clip_ids is not None and not isinstance(self.clip_ids, str | Path):
+            texts.append(f"clip_ids ({len(self.clip_ids)} of them)")
+        elif self.clip_ids is not None:
+            texts.append(f"clip_ids={str(self.clip_ids)!r}")
+        return ", ".join(texts) or "none is set"
+
     @property
     def need_plan(self) -> bool:
         """Whether the plan's table of clips has to be read."""
         chosen = (self.min_psnr, self.clip_ids, self.split)
         many = self.require_caption or self.clips_per_sample > 1
         return many or any(value is not None for value in chosen)
+
+
+_UNSET = {f.name: f.default for f in fields(Filters) if f.name not in ("clip_ids", "val_fraction")}
 
 
 def wanted_clips(store: Store, filters: Filters) -> Flags:

@@ -51,7 +51,7 @@ def select(store: Store, columns: Sequence[str], filters: Filters) -> dict[str, 
     found = {bucket: chosen for bucket, chosen in found.items() if chosen.shards}
     if not found:
         raise ConfigError(
-            f"the filters leave no sample of {store.files.url}: {filters}. Loosen one of them."
+            f"the filters leave no sample of {store.files.url} ({filters}). Loosen one of them."
         )
     return found
 
