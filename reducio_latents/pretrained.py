@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,10 @@ from reducio_latents.vae.weights import WeightsDigest
 ModelT = TypeVar("ModelT")
 
 CONFIG_FILE = "config.json"
-HUB_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt")
+SMALL_FILES = ("*.json", "*.model", "*.txt")
+OTHER_VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "onnx/*", "openvino*")
+"""What repositories hold of the same weights beside the plain ones."""
+PIPELINE_FILE = "model_index.json"
 HUB_TIMEOUT_S = 10.0
 """Longest wait for the Hub's first answer."""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -57,7 +61,7 @@ def find_model(name: str, part: str = "") -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    if not path.is_dir():
+    if not (name and path.is_dir()):
         if name.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(name):
             raise ConfigError(
                 f"there is no model at {name!r}. Give a folder with {CONFIG_FILE} and the weights, "
@@ -69,18 +73,29 @@ def find_model(name: str, part: str = "") -> Path:
 
 
 def _fetch(name: str, part: str) -> Path:
-    hub = import_library("huggingface_hub")
+    """Return the folder of a Hub model, fetched if need be: of a pipeline only `part` of it.
+
+    Of weights that are there in several formats only safetensors are fetched.
+    """
     repository, _, revision = name.partition("@")
-    wanted = [*HUB_FILES, *(f"{part}/{pattern}" for pattern in HUB_FILES if part)]
+    fetch = partial(
+        import_library("huggingface_hub").snapshot_download,
+        repository,
+        revision=revision or None,
+        etag_timeout=HUB_TIMEOUT_S,
+    )
     try:
-        folder = hub.snapshot_download(
-            repository,
-            revision=revision or None,
-            allow_patterns=wanted,
-            # A snapshot often holds the same weights in several formats and precisions.
-            ignore_patterns=["*.fp16.*", "*.non_ema.*", "*.msgpack", "*.h5", "openvino*"],
-            etag_timeout=HUB_TIMEOUT_S,
-        )
+        folder = Path(fetch(allow_patterns=[*SMALL_FILES]))
+        inside = [""]
+        if (folder / PIPELINE_FILE).is_file() and not (folder / CONFIG_FILE).is_file():
+            inside = [f"{part}/", f"{part.replace('text_encoder', 'tokenizer')}/"]
+        for weights, ignored in (("*.safetensors", ("open_clip*",)), ("*.bin", ())):
+            fetch(
+                allow_patterns=[f"{place}{weights}" for place in inside],
+                ignore_patterns=[*OTHER_VARIANTS, *ignored],
+            )
+            if any(_weight_files(folder / inside[0])):
+                break
     # Of the many errors of the Hub's client and its transport each means that we have no files.
     except Exception as err:
         raise ConfigError(
@@ -89,7 +104,7 @@ def _fetch(name: str, part: str) -> Path:
             f"weights: where there is a network, `hf download {repository} --local-dir DIR` "
             "makes one."
         ) from err
-    return Path(folder)
+    return folder
 
 
 def read_config(folder: Path, file: str = CONFIG_FILE) -> dict[str, Any]:
