@@ -167,7 +167,7 @@ def test_retries_end(s3: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDUCIO_REMOTE_RETRIES", "2")
     files = open_remote(new_url())
     s3.fail(["500"] * 50, "GET")
-    with pytest.raises(StoreError, match=r"cannot read s3://.*500"):
+    with pytest.raises(StoreError, match=r"cannot read s3://.*: the server failed.* later.*500"):
         files.read("x")
     assert s3.count("GET", "/x") == 3
 

@@ -267,3 +267,12 @@ def test_a_commit_that_is_dropped_counts_as_not_done_in_the_index_too() -> None:
     assert ("motion", key) not in build_index(files).entries
     writer.write_shard(key, clip_ids(4), {"motion": column_rows("motion", clip_ids(4))})
     assert build_index(files).entries["motion", key].failed == ()
+
+
+def test_what_a_killed_writer_left_half_written_is_swept_up_by_the_next(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    make_store(files)
+    left = tmp_path / ".partial" / "0.host-1-0"
+    left.write_bytes(b"half of a shard")
+    open_writer(files, make_meta(), 7)
+    assert not left.exists()

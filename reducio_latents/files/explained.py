@@ -41,6 +41,11 @@ CAUSES = (
         "permission denied. Check the credentials in the environment, and what they may do",
     ),
     (
+        r"status code: 5\d\d",
+        "the server failed, and again when it was asked anew. Run the same command again later: "
+        "what is committed stays",
+    ),
+    (
         r"error sending request|timed out|operation timed",
         "no answer. Check the network and the address (AWS_ENDPOINT_URL, AWS_REGION)",
     ),
