@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from reducio_latents.dataset.mapped import MappedColumn
 from reducio_latents.dataset.memory_view import MemoryView
 from reducio_latents.dataset.sampling import standard_normal
 from reducio_latents.dataset.zarr_rows import ZarrColumn
-from reducio_latents.errors import ConfigError
+from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.files import open_files
+from reducio_latents.files.cache import CachedFiles
 from reducio_latents.store import Store
 from reducio_latents.store.zarr import array_metadata
 from tests.latent_stores import (
@@ -242,6 +245,48 @@ def test_remote_files_are_read_without_a_map() -> None:
     dataset = LatentDataset(Store(files), ("motion", "caption"), batch_size=3, latents="moments")
     numbers = [n for batch in dataset for n in numbers_in(batch["motion"])]
     assert len(set(numbers)) == 15
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the URL of a store that is not on this machine's disk."""
+    monkeypatch.setenv("REDUCIO_CACHE", str(tmp_path / "cache"))
+    url = f"memory://{uuid.uuid4().hex}"
+    write_store(open_files(url), EVERYTHING, videos=16, shard_rows=4)
+    return url
+
+
+def test_a_remote_store_is_read_through_a_cache_of_whole_shards(
+    remote: str, tmp_path: Path
+) -> None:
+    columns = ("motion", "caption", "clip_id")
+    options: dict[str, Any] = {"batch_size": 3, "latents": "moments", "window_shards": 2}
+    dataset = LatentDataset(remote, columns, **options)
+    write_store(tmp_path / "near", EVERYTHING, videos=16, shard_rows=4)
+    near = LatentDataset(tmp_path / "near", columns, **options)
+    dataset.batch(0, 0)
+    files = dataset.sources[0].store.files
+    assert isinstance(files, CachedFiles)
+    files.close()  # wait for what is fetched ahead
+    blobs = list((tmp_path / "cache").glob("*.blob"))
+    # One window of each bucket was asked for, and the next one of that of the first batch.
+    shards = sum(len(part.shards) for part in dataset.sources[0].selection.values())
+    assert 4 <= len(blobs) < 2 * shards
+    for ours, theirs in zip(dataset, near, strict=True):
+        assert torch.equal(ours["motion"], theirs["motion"])
+        assert ours["clip_id"] == theirs["clip_id"]
+    fetched = len(list((tmp_path / "cache").glob("*.blob")))
+    assert [b["caption"] for b in LatentDataset(remote, columns, **options)]
+    assert len(list((tmp_path / "cache").glob("*.blob"))) == fetched
+
+
+def test_a_shard_that_arrives_damaged_is_refused(remote: str) -> None:
+    dataset = LatentDataset(remote, batch_size=3)
+    files = open_files(remote)
+    for entry in dataset.sources[0].store.index.entries.values():
+        files.write(entry.file, files.read(entry.file)[:-1] + b"x")
+    with pytest.raises(StoreError, match="sha256"):
+        list(dataset)
 
 
 def test_arrays_rewritten_by_another_tool_are_read_through_it(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ class LatentDataset(IterableDataset[Batch]):
         stored = [name for name in self.columns if name not in PLAN_FIELDS]
         self.sources = [Source(s, stored, filters) for s in _opened(store)]
         require_alike(self.sources, stored)
+        self._is_remote = any(source.is_remote for source in self.sources)
         self._weights = _checked_weights(weights, len(self.sources))
         self._reader = BatchReader(
             self.sources,
@@ -191,6 +192,10 @@ class LatentDataset(IterableDataset[Batch]):
         return self._batch(epoch, number)
 
     def _batch(self, epoch: int, number: int) -> Batch:
+        if self._is_remote:
+            bucket, ahead = self._order.ahead(epoch, number)
+            for source, soon in ahead.items():
+                self.sources[source].need_soon(self.buckets[bucket], *soon)
         bucket, samples = self._order.batch(epoch, number)
         if self.world_size > 1:
             part = rank_slice(len(samples.row), self.rank, self.world_size)

@@ -49,6 +49,15 @@ class Samples(NamedTuple):
     """Row of the shard where the sample begins."""
 
 
+class Ahead(NamedTuple):
+    """What a stream reads soon."""
+
+    window: tuple[int, int]
+    """Pass and number of the window that is being read."""
+    shards: Ints
+    """Positions of its shards, then of those of the next window."""
+
+
 @dataclass
 class ShardStream:
     """The endless stream of one bucket of one store: pass after pass over its samples."""
@@ -93,6 +102,17 @@ class ShardStream:
         empty = np.zeros(0, np.int64)
         shards, rows = zip(*parts, strict=True) if parts else ((empty,), (empty,))
         return np.concatenate(shards), np.concatenate(rows)
+
+    def ahead(self, position: int) -> Ahead:
+        """Return the window of a position, and the shards of it and of the next one."""
+        number, offset = divmod(position, self.total)
+        order, ends = self._shards_of(number)
+        window = bisect_right(ends, offset)
+        first = window * self.window_shards
+        shards = order[first : first + 2 * self.window_shards]
+        if window + 1 == len(ends):
+            shards = np.append(shards, self._shards_of(number + 1)[0][: self.window_shards])
+        return Ahead((number, window), shards)
 
     def _shards_of(self, number: int) -> tuple[Ints, list[int]]:
         """Return the shards in the order of pass `number`, and where each window ends."""
@@ -184,6 +204,16 @@ class BatchOrder:
             mixed = permutation(stop - start, derive(self.seed, epoch, MIXTURE, bucket, start))
             merged = Samples(*(array[mixed] for array in merged))
         return bucket, merged
+
+    def ahead(self, epoch: int, number: int) -> tuple[int, dict[int, Ahead]]:
+        """Return a batch's bucket, and what each of its streams reads now and next."""
+        plan = self._epoch(epoch)
+        bucket = int(plan.bucket[number])
+        ranges = plan.ranges[bucket]
+        start = int(plan.within[number]) * self.global_batch_size
+        begins = share([last - first for first, last in ranges], start)
+        streams = zip(self.positions[bucket], self.buckets[bucket], ranges, begins, strict=True)
+        return bucket, {i: stream.ahead(first + n) for i, stream, (first, _), n in streams}
 
     def _epoch(self, epoch: int) -> _Epoch:
         for known, plan in self._epochs:

@@ -35,16 +35,16 @@ def open_shard(store: Store, entry: IndexEntry, *, check_rows: bool) -> ShardFil
     The checksum of its index is proven; with `check_rows` that of every row, too.
     """
     where = f"{store.files.url}/{entry.file}"
-    size = store.files.size(entry.file)
-    if size is None:
-        raise StoreError(f"{where} is missing. Run `verify` to see what it costs.")
-    if size != entry.file_bytes:
+    try:
+        data = _map(store, entry.file)
+    except FileNotFoundError as err:
+        raise StoreError(f"{where} is missing. Run `verify` to see what it costs.") from err
+    if len(data) != entry.file_bytes:
         raise StoreError(
-            f"{where} has {size} bytes, its commit says {entry.file_bytes}: it is truncated or was "
-            "changed. Run `verify` to see what it costs; delete its commit and encode again to "
-            "mend it."
+            f"{where} has {len(data)} bytes, its commit says {entry.file_bytes}: it is truncated "
+            "or was changed. Run `verify` to see what it costs; delete its commit and encode again "
+            "to mend it."
         )
-    data = _map(store, entry.file, size)
     ranges = _ranges(store, entry, data, where)
     bad = _bad_rows(store, entry, data, ranges) if check_rows else []
     if not bad:
@@ -58,10 +58,11 @@ def open_shard(store: Store, entry: IndexEntry, *, check_rows: bool) -> ShardFil
     return ShardFile(data, ranges, problem)
 
 
-def _map(store: Store, path: str, size: int) -> Tensor:
+def _map(store: Store, path: str) -> Tensor:
     local = store.files.local_path(path)
     if local is None:
         return torch.frombuffer(bytearray(store.files.read(path)), dtype=torch.uint8)
+    size = local.stat().st_size
     try:
         # Private, so that nothing can reach the file; and unlike mmap, it keeps no descriptor.
         return torch.from_file(str(local), shared=False, size=size, dtype=torch.uint8)

@@ -7,14 +7,17 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from reducio_latents.dataset.filters import Filters
 from reducio_latents.dataset.reader import ColumnReader, Ints, open_column
 from reducio_latents.dataset.selection import BucketSelection, select, selection_digest
+from reducio_latents.files.cache import CachedFiles
+from reducio_latents.files.protocol import Origin
 from reducio_latents.store import Store, open_store
+from reducio_latents.store.commit import ShardKey
 
 PLAN_FIELDS = ("clip_id", "video", "start_s")
 """What the plan knows of a clip, and a batch can hold beside the store's columns."""
@@ -26,7 +29,8 @@ class Source:
     """A store, as it was when it was opened, and the part of it that is read."""
 
     def __init__(self, store: Store, columns: Sequence[str], filters: Filters) -> None:
-        self.store = store
+        self.store = _within_reach(store)
+        self.columns = tuple(columns)
         self.selection: dict[str, BucketSelection] = select(store, columns, filters)
         self.digest = selection_digest(store, columns, self.selection)
         self._drop_handles()
@@ -36,15 +40,17 @@ class Source:
         self._lock = threading.Lock()
         self._readers: dict[tuple[str, str], ColumnReader] = {}
         self._fields: OrderedDict[tuple[str, str, int], list[Any]] = OrderedDict()
+        self._hints: dict[str, tuple[tuple[int, int], list[str]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Files are opened, and the plan is read, by each process for itself; the index is not:
         # all see the commits that there were when the dataset was made.
-        kept = {"selection": self.selection, "digest": self.digest}
+        kept = {"columns": self.columns, "selection": self.selection, "digest": self.digest}
         return kept | {"files": self.store.files, "index": self.store.index}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.selection, self.digest = state["selection"], state["digest"]
+        self.columns, self.selection = state["columns"], state["selection"]
+        self.digest = state["digest"]
         self.store = Store(state["files"])
         self.store.index = state["index"]
         self._drop_handles()
@@ -94,6 +100,33 @@ class Source:
             if len(self._fields) > KEPT_FIELDS:
                 self._fields.popitem(last=False)
             return values
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether files come from elsewhere, so that it pays to say which are needed soon."""
+        return isinstance(self.store.files, CachedFiles)
+
+    def need_soon(self, bucket: str, window: tuple[int, int], shards: Ints) -> None:
+        """Have the files of these shards fetched in the background, if `window` is a new one."""
+        files = self.store.files
+        if self._hints.get(bucket, (None,))[0] == window or not isinstance(files, CachedFiles):
+            return
+        numbers, entries = self.selection[bucket].shards, self.store.index.entries
+        keys = [ShardKey(bucket, numbers[shard]) for shard in shards.tolist()]
+        paths = [entries[column, key].file for key in keys for column in self.columns]
+        with self._lock:
+            self._hints[bucket] = (window, list(dict.fromkeys(paths)))
+            files.prefetch([path for _, hint in self._hints.values() for path in hint])
+
+
+def _within_reach(store: Store) -> Store:
+    """Return the store with its files on this machine: those from elsewhere through a cache."""
+    if isinstance(store.files, CachedFiles) or not hasattr(store.files, "stream"):
+        return store
+    sums = {e.file: e.file_sha256 for e in store.index.entries.values() if e.file_sha256}
+    near = Store(CachedFiles(cast(Origin, store.files), sha256=sums))
+    near.index = store.index
+    return near
 
 
 def as_store(store: Store | str | Path) -> Store:
