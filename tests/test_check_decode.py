@@ -243,6 +243,17 @@ def test_the_command_prints_a_line_a_clip_and_the_mean(
     assert len(gone.output.strip().splitlines()) == 1
 
 
+def test_a_place_that_cannot_be_written_is_one_error(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("taken")
+    with pytest.raises(StoreError, match="cannot write"):
+        decode_store(made[0], tmp_path / "file", choose(num=1))
+    (tmp_path / "out" / "contact_sheet.png").mkdir(parents=True)
+    with pytest.raises(StoreError, match=r"cannot write .*contact_sheet.png"):
+        decode_store(made[0], tmp_path / "out", choose(num=1))
+
+
 def test_panels_stand_side_by_side_on_even_sides() -> None:
     red = np.full((3, 31, 33, 3), (255, 0, 0), np.uint8)
     both = side_by_side([Panel("red", red), Panel("black", red * 0)], labelled=False)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from reducio_latents.check.clips import Selection, StoredClip, select_clips
 from reducio_latents.check.decoding import DecodedClip, decode_clips
@@ -110,7 +111,7 @@ def decode_store(
         rows.append(SheetRow(_title(result), panels))
         results.append(result)
         on_clip(result)
-    contact_sheet(rows).save(out / SHEET)
+    save_picture(contact_sheet(rows), out / SHEET)
     if joined:
         write_mp4(out / JOINED, one_after_another(joined), rate_fps)
     return results
@@ -143,6 +144,13 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise StoreError(f"cannot write to {folder}: {err.strerror}.") from err
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    try:
+        image.save(path)
+    except OSError as err:
+        raise StoreError(f"cannot write {path}: {err.strerror or err}.") from err
 
 
 def _title(result: DecodeResult) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reducio_latents.autoencoders import Autoencoder, load_autoencoder
-from reducio_latents.check.decode import file_name, make_folder
+from reducio_latents.check.decode import file_name, make_folder, save_picture
 from reducio_latents.check.pictures import Panel, SheetRow, contact_sheet, side_by_side
 from reducio_latents.check.reconstruct import (
     FrameRule,
@@ -261,7 +261,7 @@ def _write_pictures(out: Path, shown: _Shown, rate_fps: float) -> None:
             continue
         stem = file_name(corpus)
         rows = [SheetRow(f"{corpus}, clip {n}", panels) for n, panels in enumerate(clips)]
-        contact_sheet(rows).save(folder / f"{stem}.png")
+        save_picture(contact_sheet(rows), folder / f"{stem}.png")
         for number, panels in enumerate(clips):
             write_mp4(folder / f"{stem}-{number:03d}.mp4", side_by_side(panels), rate_fps)
 
