@@ -264,9 +264,20 @@ def test_captions_of_a_pipeline_use_the_tokenizer_beside_the_encoder(
     first, second = (encoder.encode(["a cat"])[0].vectors for encoder in encoders)
     assert np.array_equal(first, second)
     (pipeline / "tokenizer/tokenizer.json").unlink()
-    (pipeline / "tokenizer/tokenizer_config.json").unlink()
-    with pytest.raises(ConfigError, match="tokenizer"):
+    with pytest.raises(ConfigError, match="has no tokenizer"):
         TextEncoder(TextOptions(model=str(pipeline)))
+
+
+def test_another_models_tokenizer_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((models["t5"] / name).read_bytes())
+    with pytest.raises(ConfigError, match="has no tokenizer"):
+        TextEncoder(TextOptions(model=str(tmp_path)))
+    described = json.loads((models["t5"] / "tokenizer.json").read_text())
+    described["model"]["vocab"]["zebra"] = len(described["model"]["vocab"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match="another model's tokenizer"):
+        TextEncoder(TextOptions(model=str(tmp_path)))
 
 
 def test_the_text_encoder_of_a_whole_t5_is_taken_without_its_decoder(

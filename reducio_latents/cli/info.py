@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from reducio_latents.cli import show
+
+if TYPE_CHECKING:
+    from reducio_latents.store.meta import StoreMeta
 
 
 @click.command("info")
@@ -54,6 +58,17 @@ def info(store: str, as_json: bool) -> None:
                 )
                 or "of any length",
                 **({"final latents": json.dumps(column.final)} if column.final else {}),
+                **{
+                    what.replace("_", " "): f"{error:.2%}"
+                    for what, error in _errors(meta, name).items()
+                },
                 "size": f"{show.size(total)}, {show.size(total / clips if clips else 0)} a clip",
             }
         )
+
+
+def _errors(meta: StoreMeta, column: str) -> dict[str, float]:
+    """Return the relative errors that were measured: of the precision, of storing in 8 bits."""
+    found = dict(meta.columns[column].measured)
+    stored = meta.statistics.get(f"{column}/all", {}).get("int8_error")
+    return found if stored is None else found | {"int8_error": stored["mean"][0]}

@@ -48,7 +48,8 @@ BESIDE_ENCODER = (
     r".*position_ids$",
 )
 """Keys of a whole model that its text encoder does not have."""
-TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "*.model", "vocab.*", "merges.txt")
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
+TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 MAX_BATCH_TOKENS = 8192
 """Tokens in one pass, padding included; bounds memory."""
 PROBE_CAPTION = "a red fox runs through fresh snow at sunrise, slow motion"
@@ -74,6 +75,12 @@ class TextEncoder:
             trust_remote_code=False,
         )
         self.tokenizer, tokenizer_folder = _load_tokenizer(transformers, folder)
+        vocabulary = model.get_input_embeddings().num_embeddings
+        if len(self.tokenizer) > vocabulary:
+            raise ConfigError(
+                f"{tokenizer_folder} knows {len(self.tokenizer)} tokens, {folder} only "
+                f"{vocabulary}: it is another model's tokenizer. Copy the right one."
+            )
         self.name = f"transformers:{type(model).__name__}"
         self.options = options
         self._clean = get_cleaning(options.cleaning)
@@ -159,7 +166,13 @@ class TextEncoder:
 def _load_tokenizer(transformers: Any, folder: Path) -> tuple[Any, Path]:
     """Load the tokenizer in `folder`, or of a pipeline the one in the folder beside it."""
     beside = folder.with_name(folder.name.replace("text_encoder", "tokenizer"))
-    place = folder if any(next(folder.glob(p), None) for p in TOKENIZER_FILES) else beside
+    places = [p for p in (folder, beside) if any(next(p.glob(v), None) for v in VOCABULARIES)]
+    if not places:  # the library would make one up that knows no word
+        raise ConfigError(
+            f"{folder} has no tokenizer: no tokenizer.json, *.model or vocab file, there or in "
+            f"{beside}. Copy the tokenizer's files beside the text encoder."
+        )
+    place = places[0]
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             place, local_files_only=True, trust_remote_code=False
