@@ -131,10 +131,10 @@ def test_the_hinge_loss_is_zero_only_beyond_the_margins() -> None:
 
 
 def test_the_adversarial_weight_balances_the_gradients_and_carries_none() -> None:
-    nll_grad, g_grad = torch.full((4,), 3.0, requires_grad=True), torch.full((4,), 0.5)
+    nll_grad, g_grad = torch.full((4,), 3.0), torch.full((4,), 0.5)
     weight = losses.adaptive_weight(nll_grad, g_grad)
     assert float(weight * g_grad.norm()) == pytest.approx(float(nll_grad.norm()), rel=1e-3)
-    assert not weight.requires_grad
+    assert not losses.adaptive_weight(nll_grad.requires_grad_(), g_grad).requires_grad
     assert losses.adaptive_weight(nll_grad, torch.zeros(4)) == losses.WEIGHT_LIMIT
 
 

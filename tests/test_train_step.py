@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,12 +29,15 @@ def prepared(config: TrainConfig) -> tuple[TrainState, Stepper]:
 
 
 def fp32(**settings: object) -> OptimisationConfig:
-    return OptimisationConfig(precision="fp32", lr=1e-4, **settings)  # type: ignore[arg-type]
+    return OptimisationConfig(precision="fp32", lr=1e-4, eps=1e-3, **settings)  # type: ignore[arg-type]
 
 
-def terms_of(values: dict[str, float]) -> dict[str, float]:
-    """Leave out the norm of the gradient: in so small a model, norms of four values make it jump."""
-    return {name: value for name, value in values.items() if name != "grad_norm"}
+def assert_close(found: dict[str, float], wanted: dict[str, float]) -> None:
+    """Compare terms; gradients through norms of the four values that a group has here are rough."""
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        rough = name in ("grad_norm", "adversarial_weight")
+        assert found[name] == pytest.approx(value, rel=2e-2 if rough else 1e-3), name
 
 
 def test_the_step_adds_the_terms_up_as_published() -> None:
@@ -78,12 +80,11 @@ def test_the_generator_leaves_no_gradient_in_the_discriminator() -> None:
 
 
 def test_training_lowers_the_loss() -> None:
-    config = tiny_config(fp32(max_grad_norm=1.0), QUIET)
-    config = replace(config, train=replace(config.train, lr=1e-3))
-    state, run = prepared(config)
-    smooth = made_up_batch([0, 1])
-    smooth.frames_BTHWC.fill_(60)
-    values = [train_step(state, [smooth], run)["total"] for _ in range(12)]
+    settings = OptimisationConfig(precision="fp32", lr=3e-3, max_grad_norm=1.0)
+    state, run = prepared(tiny_config(settings, QUIET))
+    grey = made_up_batch([0])
+    grey.frames_BTHWC.fill_(60)
+    values = [train_step(state, [grey], run)["total"] for _ in range(8)]
     assert values[-1] < 0.7 * values[0]
 
 
@@ -93,7 +94,7 @@ def test_accumulated_batches_count_as_one_large_one() -> None:
         config = tiny_config(fp32(accumulate=accumulate), QUIET)
         outcomes.append(run_steps(build_state(config, ALONE.device), config, ALONE))
     for whole, parts in zip(*outcomes, strict=True):
-        assert terms_of(parts) == pytest.approx(terms_of(whole), rel=1e-4)
+        assert_close(parts, whole)
 
 
 def test_two_ranks_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
@@ -105,9 +106,7 @@ def test_two_ranks_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     together = json.loads((tmp_path / "values.json").read_text())
     assert "disc" in alone[-1]  # the last step is adversarial: batch norms and weight agree too
     for one, two in zip(alone, together, strict=True):
-        for name, value in terms_of(one).items():
-            loose = name == "adversarial_weight"  # a gradient through the kinks of LeakyReLU
-            assert two[name] == pytest.approx(value, rel=2e-2 if loose else 1e-3), name
+        assert_close(two, one)
 
 
 def test_checkpointed_activations_give_the_same_bits() -> None:
@@ -132,7 +131,9 @@ def test_half_precision_trains_close_to_single(
         state, run = prepared(config)
         outcomes.append(train_step(state, [made_up_batch([0, 1])], run))
     assert state.scaler.is_enabled() == (precision == "fp16")
-    assert terms_of(outcomes[1]) == pytest.approx(terms_of(outcomes[0]), rel=0.05, abs=0.1)
+    for values in outcomes:
+        del values["grad_norm"]  # through norms of four values, in so small a model
+    assert outcomes[1] == pytest.approx(outcomes[0], rel=0.05, abs=0.1)
     assert all(p.dtype == torch.float32 for p in state.vae.parameters())
 
 
@@ -147,14 +148,26 @@ def test_an_overflow_of_scaled_gradients_skips_the_update(monkeypatch: pytest.Mo
     assert all(torch.equal(t, before[key]) for key, t in state.vae.state_dict().items())
 
 
+def test_channels_last_changes_the_layout_and_not_the_loss() -> None:
+    totals = []
+    for channels_last in (False, True):
+        state, run = prepared(tiny_config(fp32(channels_last=channels_last), QUIET))
+        totals.append([train_step(state, [made_up_batch([0])], run)["total"] for _ in range(2)])
+    weight = state.vae.decoder.conv_in.get_parameter("weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert totals[1] == pytest.approx(totals[0], rel=1e-4)
+
+
 def test_the_average_follows_the_weights_slowly() -> None:
     config = tiny_config(fp32(ema_decay=0.9), QUIET)
     state, run = prepared(config)
     start = state.vae.decoder.conv_in.get_parameter("weight").detach().clone()
+    state.step = 1000
     train_step(state, [made_up_batch([0, 1])], run)
     now = state.vae.decoder.conv_in.get_parameter("weight").detach()
     average = state.measured.decoder.conv_in.get_parameter("weight")
     assert state.measured is state.average
+    assert not torch.equal(now, start)
     torch.testing.assert_close(average, 0.9 * start + 0.1 * now)
     assert not torch.equal(average, now)
 

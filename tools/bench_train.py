@@ -6,9 +6,9 @@
 Every round does steps of each variant in turn, so that a machine that slows down slows all of them;
 what is printed is the median and the spread of the ratio to the first variant. Memory is the peak
 that the GPU allocator saw; without a GPU, the bytes that a forward pass keeps for the backward one.
-FLOPs are counted, and compared with a large matrix product in the same precision. With --corpus a
-short run on real videos follows, with the last variant, for the share of time that
-steps wait for decoding.
+On a GPU FLOPs are counted, and compared with a large matrix product in the same precision. With
+--corpus a short run of the last variant on real videos follows, for the share of the time that
+steps wait for clips.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Variant:
             self.bytes = torch.cuda.max_memory_allocated()
         else:
             self.bytes = self._kept_bytes()
-        if not self.config.train.compile:  # the counter does not see into compiled graphs
+        # The counter does not see into compiled graphs, and CPUs have no rate worth comparing with.
+        if self.device.type == "cuda" and not self.config.train.compile:
             with FlopCounterMode(display=False) as counter:
                 train_step(self.state, [self.batch], self.run)
             self.flops = counter.get_total_flops()
@@ -110,14 +111,14 @@ class Variant:
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     """Return the rate of a large matrix product, the best of ten."""
-    n = 8192 if device.type == "cuda" else 1024
+    n = 8192
     a = torch.randn(n, n, device=device, dtype=dtype)
     best = 0.0
     for _ in range(10):
+        torch.cuda.synchronize()
         start_s = time.perf_counter()
         a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        torch.cuda.synchronize()
         best = max(best, 2 * n**3 / (time.perf_counter() - start_s))
     return best
 

@@ -60,8 +60,7 @@ def save_checkpoint(root: Path, state: TrainState, config: TrainConfig) -> Path:
     except (OSError, RuntimeError, LatentsError) as err:  # torch.save raises RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(
-            f"cannot save {folder}: {err} Free some space and run the same command again; it "
-            f"continues from {_last_name(root)}."
+            f"cannot save {folder}: {str(err).rstrip('.')}. Older checkpoints are as they were."
         ) from err
     return folder
 
@@ -139,11 +138,6 @@ def _load_weights(vae: ReducioVAE, folder: Path) -> None:
     state = open_state_dict(folder)
     check_config(infer_config(state.shapes, state.where), vae.config, state.where)
     vae.load_state_dict({key: state.read(key) for key in state.shapes}, strict=True)
-
-
-def _last_name(root: Path) -> str:
-    found = checkpoints(root)
-    return found[-1].name if found else "the start"
 
 
 def _sync(folder: Path) -> None:

@@ -144,11 +144,14 @@ class OptimisationConfig:
     lr: float = 2e-5
     betas: tuple[float, float] = (0.5, 0.9)
     """Of Adam, for VAE and discriminators."""
+    eps: float = 1e-8
+    """Of Adam. Weights whose gradient is mostly rounding noise move less with a larger one."""
     schedule: Schedule = field(default_factory=lambda: Schedule(end=0.01, to_step=1_000_000))
     max_grad_norm: float | None = None
     """Clip the VAE's gradient to this norm."""
     ema_decay: float | None = None
-    """Keep a running average of the weights, and validate with it."""
+    """Keep a running average of the weights, and validate with it. The first steps average over
+    fewer: the decay is at most (1 + step) / (10 + step)."""
     freeze: tuple[Literal["video_encoder", "content_encoder", "decoder"], ...] = ()
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Of the networks; weights and losses are float32. fp16 scales the loss."""
@@ -165,7 +168,10 @@ class OptimisationConfig:
         for name in ("steps", "batch_size", "accumulate"):
             value = getattr(self, name)
             require(value >= 1, f"train.{name} must be >= 1, got {value}.")
-        require(self.lr > 0, f"train.lr must be > 0, got {self.lr}.")
+        require(
+            self.lr > 0 and self.eps > 0,
+            f"train.lr and train.eps must be > 0, got {self.lr} and {self.eps}.",
+        )
         require(
             self.max_grad_norm is None or self.max_grad_norm > 0,
             f"train.max_grad_norm must be > 0, got {self.max_grad_norm}; null turns it off.",

@@ -19,6 +19,9 @@ from reducio_latents.video.source import VideoSource
 
 Pixels = NDArray[np.uint8]
 
+PRELOAD = ("reducio_latents.train.decoding", "reducio_latents.probe", "reducio_latents.video.pyav")
+"""What the worker processes of a run have imported before they start."""
+
 
 @dataclass(frozen=True)
 class Augmentation:

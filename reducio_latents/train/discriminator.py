@@ -7,11 +7,11 @@ The 3-D one has the published keys, `loss.discriminator.main.*`; the 2-D one is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Layer = tuple[int, tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -126,9 +126,24 @@ class Discriminators(nn.ModuleDict):
         return self.logits(real_BCTHW), self.logits(fake_BCTHW)
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over ranks; each rank's loss depends on all inputs, so gradients are summed as well."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _sum_over_ranks(x: Tensor) -> Tensor:
-    """Sum over ranks; gradients are summed over them on the way back."""
-    out: Tensor = all_reduce(x)  # type: ignore[no-untyped-call]
+    out: Tensor = _SumOverRanks.apply(x)  # type: ignore[no-untyped-call]
     return out
 
 

@@ -5,29 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from tqdm import tqdm
 
 from reducio_latents.errors import ConfigError, TrainingError
 from reducio_latents.files import LocalFiles
 from reducio_latents.metrics.lpips import LPIPS, load_lpips
+from reducio_latents.metrics.weights import MetricUnavailableError
 from reducio_latents.pixels import to_unit
 from reducio_latents.train.batch import Batch
 from reducio_latents.train.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
 from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.order import BatchOrder, batch_numbers
 from reducio_latents.train.pretrained import take_pretrained
-from reducio_latents.train.ranks import Ranks, join_ranks
+from reducio_latents.train.progress import Clock, move_bar, open_bar, stop_signal
+from reducio_latents.train.ranks import Ranks, join_ranks, lost_a_rank
 from reducio_latents.train.records import Records, write_pictures
 from reducio_latents.train.settings import SETTINGS, refuse_other_run, to_yaml
 from reducio_latents.train.split import ClipTable, Split, make_split
@@ -115,22 +113,31 @@ def _prepare(config: TrainConfig, out: Path, options: RunOptions, ranks: Ranks) 
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    lpips = None
-    if config.loss.perceptual != "none":
-        lpips = load_lpips("vgg", options.lpips_weights).to(ranks.device)
+    lpips = _lpips(config, options, ranks)
     refuse_other_run(out, config)
     state = build_state(config, ranks.device)
     lines = _start_weights(state, out, options)
-    with ranks.after_first():
+    with ranks.after_first(), open_bar("probe", "video", shown=options.bar and ranks.first) as bar:
         if ranks.first:
             LocalFiles(out).write(SETTINGS, to_yaml(config).encode())
-        split = make_split(out, config.data, training=not options.eval_only)
+        split = make_split(
+            out, config.data, training=not options.eval_only, on_probe=partial(move_bar, bar)
+        )
     run = Run(
         config=config, out=out, options=options, ranks=ranks, split=split, state=state, lpips=lpips
     )
     for line in [*lines, *_describe(run)]:
         run.tell(line)
     return run
+
+
+def _lpips(config: TrainConfig, options: RunOptions, ranks: Ranks) -> LPIPS | None:
+    if config.loss.perceptual == "none":
+        return None
+    try:
+        return load_lpips("vgg", options.lpips_weights).to(ranks.device)
+    except MetricUnavailableError as err:
+        raise ConfigError(f"{err} Or train without it: --set loss.perceptual=none.") from err
 
 
 def _start_weights(state: TrainState, out: Path, options: RunOptions) -> list[str]:
@@ -181,32 +188,34 @@ def _evaluate(run: Run) -> TrainReport:
 def _train(run: Run) -> TrainReport:
     config, state, ranks = run.config, run.state, run.ranks
     assert run.split.train is not None
-    records = None
-    if ranks.first:
-        records = Records(run.out, config, state.step, run.options.wandb_key)
+    records = Records(run.out, config, state.step, run.options.wandb_key) if ranks.first else None
     stepper = Stepper(config, prepare_networks(state, config.train, ranks), run.lpips, ranks)
     stream, per_epoch = _open_stream(run, run.split.train)
-    bar = tqdm(
-        total=config.train.steps, initial=state.step, unit="step", dynamic_ncols=True,
-        disable=not (run.options.bar and ranks.first),
-    )  # fmt: skip
-    clock = Clock(clips_per_step=config.train.batch_size * config.train.accumulate * ranks.size)
-    with closing(iter(stream)) as batches, bar, _stop_signal() as stop:  # type: ignore[type-var]
+    clips = config.train.batch_size * config.train.accumulate * ranks.size
+    bar = open_bar(f"step {state.step}", "clip", shown=run.options.bar and ranks.first)
+    move_bar(bar, state.step * clips, config.train.steps * clips)
+    clock = Clock(clips)
+    with (
+        closing(iter(stream)) as batches,
+        closing(records) if records else nullcontext(),
+        bar,
+        stop_signal() as stop,
+    ):
         while state.step < config.train.steps:
             with clock.waiting():
                 taken = list(islice(batches, config.train.accumulate))
             values = train_step(state, taken, stepper)
             last = state.step == config.train.steps
+            bar.set_description(f"step {state.step}", refresh=False)
             bar.set_postfix({k: f"{values[k]:.4g}" for k in SHOWN if k in values}, refresh=False)
-            bar.update()
+            bar.update(clips)
 
-            if records and (last or state.step % config.log.every_steps == 0):
-                pace = clock.read()
-                epoch = state.batches / per_epoch
-                failed = float(len(stream.failed))
-                records.train(
-                    state.step, {**values, **pace, "epoch": epoch, "failed_clips": failed}
-                )
+            if last or state.step % config.log.every_steps == 0:
+                values |= clock.read() | _over_ranks(stream, ranks)
+                values["lr"] = state.vae_optimizer.param_groups[0]["lr"]
+                values["epoch"] = state.batches / per_epoch
+                if records:
+                    records.train(state.step, values)
             if records and state.step % config.log.batch_frequency == 0:
                 records.pictures("training", state.step, _look(run, taken))
             improved = False
@@ -217,8 +226,6 @@ def _train(run: Run) -> TrainReport:
                 _save(run)
             if stopping and not last:
                 raise TrainingError(f"stopped by a signal after step {state.step}.")
-    if records:
-        records.close()
     return run.report()
 
 
@@ -234,6 +241,12 @@ def _open_stream(run: Run, table: ClipTable) -> tuple[BatchStream, int]:
     numbers = batch_numbers(state.batches, steps, ranks.size, ranks.rank, settings.accumulate)
     requests = training_requests(order, numbers, settings.seed)
     return BatchStream(table, run.config.data, requests), order.batches_per_epoch
+
+
+def _over_ranks(stream: BatchStream, ranks: Ranks) -> dict[str, float]:
+    """Return what is counted on each rank, summed."""
+    failed = torch.tensor(float(len(stream.failed)), device=ranks.device)
+    return {"failed_clips": float(ranks.mean(failed)) * ranks.size}
 
 
 def _look(run: Run, batches: list[Batch]) -> list[Pair]:
@@ -272,56 +285,17 @@ def _words(found: Validation) -> str:
     return f"validation on {found.clips} clips: {scores}"
 
 
-class Clock:
-    """How fast it goes, and how much of the time it waited for batches."""
-
-    def __init__(self, clips_per_step: int) -> None:
-        self._clips = clips_per_step
-        self._start_s, self._waited_s = time.perf_counter(), 0.0
-        self._steps = 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the block as waiting, and one step."""
-        start_s = time.perf_counter()
-        yield
-        self._waited_s += time.perf_counter() - start_s
-        self._steps += 1
-
-    def read(self) -> dict[str, float]:
-        """Return clips a second and the share of waiting since the last reading."""
-        elapsed_s = time.perf_counter() - self._start_s
-        pace = {
-            "clips_per_s": self._steps * self._clips / elapsed_s,
-            "waiting_share": self._waited_s / elapsed_s,
-        }
-        self._start_s, self._waited_s, self._steps = time.perf_counter(), 0.0, 0
-        return pace
-
-
-@contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Have SIGTERM, which job managers send before they kill, ask for a last checkpoint."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 @contextmanager
 def _naming_the_last_checkpoint(out: Path) -> Iterator[None]:
     """Say, when a run ends early, from where the same command continues."""
     try:
         yield
-    except (TrainingError, dist.DistError) as err:
+    except RuntimeError as err:
         found = checkpoints(out / CHECKPOINTS)
-        place = found[-1] if found else "the start"
-        what = str(err)
-        if not isinstance(err, TrainingError):
-            what = f"another process of this run is gone ({what.splitlines()[0]})."
-        raise TrainingError(f"{what} The same command continues from {place}.") from err
+        place = f"The same command continues from {found[-1] if found else 'the start'}."
+        if isinstance(err, TrainingError):
+            raise TrainingError(f"{err} {place}") from err
+        if lost_a_rank(err):
+            why = str(err).splitlines()[0]
+            raise TrainingError(f"another process of this run is gone ({why}). {place}") from err
+        raise

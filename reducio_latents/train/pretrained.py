@@ -62,8 +62,7 @@ def take_pretrained(state: TrainState, path: Path) -> Taken:
     offered = {**found, **_prefixed(discriminators)}
     taken |= {DISCRIMINATORS + key for key in _copy_fitting(state.discriminators, discriminators)}
     if state.average is not None:
-        pair = list(state.average.parameters()), list(state.vae.parameters())
-        update_average(*pair, decay=0.0)
+        update_average(state.average, state.vae, decay=0.0)
     return Taken(
         path=path,
         taken=len(taken),

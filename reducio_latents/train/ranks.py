@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,12 +44,18 @@ class Ranks:
         return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
 
     def distribute(self, module: nn.Module) -> nn.Module:
-        """Return the module with its gradients averaged over ranks."""
+        """Return the module with its gradients averaged over ranks.
+
+        Nothing is sharded: weights, gradients, Adam and an average of the published model take
+        9 GB, and activations are what fills a GPU.
+        """
         if self.size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
-        return DistributedDataParallel(
-            module, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        # Buffers are constant, or statistics that each rank computes alike.
+        known = inspect.signature(DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        settings = {buffers: False, "gradient_as_bucket_view": True}
+        return DistributedDataParallel(module, **settings)  # type: ignore[arg-type]
 
     @contextmanager
     def after_first(self) -> Iterator[None]:
@@ -62,6 +69,11 @@ class Ranks:
         yield
         if self.first:
             dist.barrier(patient)
+
+
+def lost_a_rank(err: RuntimeError) -> bool:
+    """Whether this is how a communication library says that another process went away."""
+    return isinstance(err, dist.DistError) or "gloo" in str(err)  # gloo has no class of its own
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from reducio_latents.files import LocalFiles
 from reducio_latents.images import encode_image
 from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.validate import Pair, compare
-from reducio_latents.video.write import write_mp4
 
 TRAIN_COLUMNS = (
     "step", "epoch", "total", "nll", "l1", "l2", "lpips", "kl", "penalty", "adversarial",
@@ -107,6 +106,8 @@ def write_pictures(
     out: Path, name: str, step: int, pairs: Sequence[Pair], rate_fps: float
 ) -> tuple[Tensor, Path]:
     """Write `pictures/NAME-STEP` .png and .mp4 of pairs of the first one's size; return both."""
+    from reducio_latents.video.write import write_mp4
+
     pairs = [pair for pair in pairs if pair.original.shape == pairs[0].original.shape]
     stem = f"pictures/{name}-{step:08d}"
     sheet = contact_sheet(pairs)

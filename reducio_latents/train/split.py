@@ -21,6 +21,7 @@ from reducio_latents.probe import ProbeRecord, failed_record, probe_video
 from reducio_latents.processes import Channel, ProcessPool
 from reducio_latents.train.batch import ClipName
 from reducio_latents.train.config import DataConfig
+from reducio_latents.train.decoding import PRELOAD
 from reducio_latents.video import get_backend
 from reducio_latents.video.source import VideoSource
 
@@ -55,7 +56,7 @@ class ClipTable:
         return self._code
 
     def bucket(self, clip: int) -> Bucket:
-        return self.sizes[self._code[clip]]
+        return self.sizes[int(self._code[clip])]
 
     def name(self, clip: int) -> ClipName:
         return ClipName(self._clips["video"][clip].as_py(), self._clips["start_s"][clip].as_py())
@@ -182,7 +183,7 @@ def _probe_all(
         target=_probe,
         workers=min(data.workers, len(videos)),
         timeout_s=max(PROBE_TIMEOUT_S, data.timeout_s),
-        preload=("reducio_latents.probe", "reducio_latents.video.pyav"),
+        preload=PRELOAD,
     ) as pool:
         tasks = ((video.source, data.video_backend) for video in videos)
         for number, record, lost in pool.run(tasks):

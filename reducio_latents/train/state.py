@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -17,6 +16,8 @@ from reducio_latents.vae import ReducioVAE
 from reducio_latents.vae.blocks import ResidualBlock
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""By number of axes."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ def build_state(config: TrainConfig, device: torch.device) -> TrainState:
         for module in FREEZABLE[name]:
             vae.get_submodule(module).requires_grad_(False)
     if train.channels_last:
-        vae.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        for weight in vae.parameters():
+            if weight.ndim in CHANNELS_LAST:
+                weight.data = weight.data.contiguous(memory_format=CHANNELS_LAST[weight.ndim])
     average = None
     if train.ema_decay is not None:
         average = deepcopy(vae).eval().requires_grad_(False)
@@ -81,7 +84,7 @@ def build_state(config: TrainConfig, device: torch.device) -> TrainState:
 
 def _adam(module: nn.Module, train: OptimisationConfig) -> torch.optim.Optimizer:
     # All parameters, frozen ones too, so that a resumed run may freeze others.
-    return torch.optim.Adam(module.parameters(), lr=train.lr, betas=train.betas)
+    return torch.optim.Adam(module.parameters(), lr=train.lr, betas=train.betas, eps=train.eps)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def _keep_no_activations(block: ResidualBlock) -> None:
 
 
 @torch.no_grad()
-def update_average(average: Sequence[Tensor], current: Sequence[Tensor], decay: float) -> None:
-    """average <- decay * average + (1 - decay) * current."""
-    torch._foreach_lerp_(list(average), list(current), 1 - decay)
+def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
+    """Set every weight of `average` to decay * its own + (1 - decay) * the current one."""
+    for slow, now in zip(average.parameters(), current.parameters(), strict=True):
+        slow.lerp_(now, 1 - decay)

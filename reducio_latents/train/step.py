@@ -70,8 +70,8 @@ def train_step(state: TrainState, batches: Sequence[Batch], run: Stepper) -> dic
         state.scaler.step(state.discriminator_optimizer)
     state.scaler.update()
     if state.average is not None and config.train.ema_decay is not None:
-        pair = list(state.average.parameters()), list(state.vae.parameters())
-        update_average(*pair, config.train.ema_decay)
+        decay = min(config.train.ema_decay, (1 + state.step) / (10 + state.step))
+        update_average(state.average, state.vae, decay)
     state.step += 1
     state.batches += len(batches) * run.ranks.size
     return values

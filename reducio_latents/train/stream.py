@@ -8,7 +8,7 @@ import queue
 import random
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from reducio_latents.geometry import Bucket
 from reducio_latents.processes import Event, ProcessPool
 from reducio_latents.train.batch import Batch
 from reducio_latents.train.config import DataConfig
-from reducio_latents.train.decoding import Augmentation, ClipTask, decode_clip
+from reducio_latents.train.decoding import PRELOAD, Augmentation, ClipTask, decode_clip
 from reducio_latents.train.order import BatchOrder
 from reducio_latents.train.split import ClipTable
 
@@ -106,7 +106,7 @@ class BatchStream:
         self._running: dict[int, tuple[_Pending, int]] = {}
         self._submitted = 0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         # A thread moves clips from the workers' memory into batches while the caller trains.
         ready: queue.Queue[Batch | BaseException | None] = queue.Queue()
         stop = threading.Event()
@@ -146,7 +146,7 @@ class BatchStream:
             timeout_s=self._data.timeout_s,
             slots=2,
             slot_bytes=max(map(_clip_bytes, self._table.sizes)),
-            preload=("reducio_latents.train.decoding",),
+            preload=PRELOAD,
         )
 
     def _feed(self, pool: ProcessPool, waiting: int) -> bool:
@@ -167,8 +167,8 @@ class BatchStream:
     def _submit(self, pool: ProcessPool, pending: _Pending, place: int, clip: int) -> None:
         """Have a clip decoded into its place, or what takes its place if it is known to fail."""
         request, table, data = pending.request, self._table, self._data
-        while clip in self.failed and request.training:
-            clip = table.following(clip)
+        if request.training:
+            clip = self._readable(clip)
         pending.clips[place] = clip
         task = ClipTask(
             source=table.source(clip),
@@ -184,6 +184,15 @@ class BatchStream:
         self._running[self._submitted] = pending, place
         pool.submit(self._submitted, task)
         self._submitted += 1
+
+    def _readable(self, clip: int) -> int:
+        """Return the clip, or the first after it that is not known to fail."""
+        found = clip
+        while found in self.failed:
+            found = self._table.following(found)
+            if found == clip:
+                raise TrainingError(f"no clip of {self._table.bucket(clip)} could be read.")
+        return found
 
     def _take(self, pool: ProcessPool, event: Event) -> None:
         if event.kind == "item" and event.slot is not None:

@@ -1,0 +1,259 @@
+"""A whole run: it resumes bit for bit, keeps what it should, and says what went wrong."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from reducio_latents import load_autoencoder
+from reducio_latents.errors import ConfigError, TrainingError, WeightsError
+from reducio_latents.train import checkpoint
+from reducio_latents.train.loop import RunOptions, TrainReport, train
+from reducio_latents.train.settings import read_settings
+from reducio_latents.video import VideoSource, get_backend
+from tests.corpora import write_video
+from tests.train_ranks import start_ranks
+
+SETTINGS = """
+model: {width: 8, content_width: 8, decoder_width: 8}
+data: {size_px: 32, workers: 1, ahead: 2, validation_share: 0.25}
+loss: {perceptual: none}
+adversarial: {start_step: 2}
+train: {steps: 4, batch_size: 1, lr: 1e-4, precision: fp32, ema_decay: 0.9}
+validation: {every_steps: 3, clips: 1}
+log: {every_steps: 1, batch_frequency: 3, pictures: 1, tensorboard: false}
+checkpoint: {every_steps: 1, keep_last: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for seed in range(4):
+        write_video(folder / f"{seed}.mp4", 2.1, seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config_file(corpus: Path) -> Path:
+    path = corpus / "tiny.yaml"
+    path.write_text(SETTINGS)
+    return path
+
+
+def run(config_file: Path, out: Path, *overrides: str, **options: Any) -> TrainReport:
+    overrides = (f"data.corpus={config_file.parent}", *overrides)
+    return train(read_settings(str(config_file), overrides), out, RunOptions(**options))
+
+
+@pytest.fixture(scope="module")
+def finished(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    report = run(config_file, out)
+    assert (report.step, report.checkpoint) == (4, out / "checkpoints" / "step-00000004")
+    return out
+
+
+def state_of(out: Path, step: int) -> dict[str, Any]:
+    """Return everything in a checkpoint."""
+    folder = out / "checkpoints" / f"step-{step:08d}"
+    weights = {n: (folder / n / "model.safetensors").read_bytes() for n in ("model", "ema")}
+    return {**weights, **torch.load(folder / "training.pt", weights_only=True)}
+
+
+def assert_same(one: Any, other: Any) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert_same(value, other[key])
+    elif isinstance(one, list):
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    else:
+        assert one == other
+
+
+def rows(path: Path, *without: str) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in without} for row in csv.DictReader(file)]
+
+
+def test_a_run_writes_numbers_pictures_and_weights_that_load(finished: Path) -> None:
+    numbers = rows(finished / "train.csv")
+    assert [row["step"] for row in numbers] == ["1", "2", "3", "4"]
+    assert [bool(row["disc"]) for row in numbers] == [False, False, True, True]
+    assert all(0 <= float(row["waiting_share"]) <= 1 for row in numbers)
+    scores = rows(finished / "validation.csv")
+    assert [row["step"] for row in scores] == ["3", "4"]
+    assert all(float(row["content_psnr_db"]) > 0 and row["clips"] == "1.0" for row in scores)
+    with Image.open(finished / "pictures" / "training-00000003.png") as picture:
+        assert picture.size == (8 * 32, 2 * 32)
+    (clip,) = get_backend("pyav").read_clips(
+        VideoSource(str(finished / "pictures" / "validation-00000003.mp4")),
+        [0.0], frames=16, rate_fps=16.0,
+    )  # fmt: skip
+    assert not isinstance(clip, Exception)
+    assert clip.frames[0].shape == (2 * 32, 32, 3)
+    for name in ("model", "ema"):
+        weights = finished / "checkpoints" / "step-00000004" / name
+        vae = load_autoencoder("reducio", weights)
+        assert vae.encode(torch.zeros(1, 3, 16, 32, 32)).mean.shape == (1, 16, 4, 1, 1)
+
+
+def test_the_last_checkpoints_and_the_best_are_kept(finished: Path) -> None:
+    kept = {path.name for path in (finished / "checkpoints").iterdir()}
+    best = (finished / "checkpoints" / "best").resolve().name
+    assert kept == {"step-00000003", "step-00000004", "best", best}
+    scores = {row["step"]: float(row["psnr_db"]) for row in rows(finished / "validation.csv")}
+    assert max(scores, key=lambda step: scores[step]) == str(int(best.removeprefix("step-")))
+
+
+def command(config_file: Path, out: Path, *more: str) -> list[str]:
+    corpus = f"data.corpus={config_file.parent}"
+    return ["reducio_latents", "train", str(config_file), "--set", corpus, "--out", str(out), *more]
+
+
+def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def wait_for(found: Any, process: subprocess.Popen[str]) -> None:
+    for _ in range(1200):
+        if found():
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError("it never came to that")
+
+
+def test_a_run_killed_at_any_moment_continues_bit_for_bit(
+    config_file: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = start(command(config_file, out))
+    log = out / "train.csv"
+    wait_for(lambda: log.exists() and "\n2," in log.read_text(), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (out / "checkpoints" / ".step-00000099.partial").mkdir()  # as if it was killed while saving
+    run(config_file, out)
+    assert_same(state_of(out, 4), state_of(finished, 4))
+    timings = ("clips_per_s", "waiting_share")
+    assert rows(log, *timings) == rows(finished / "train.csv", *timings)
+
+
+def test_a_run_that_is_told_to_end_saves_first(config_file: Path, tmp_path: Path) -> None:
+    def end(line: str) -> None:
+        if line.startswith("step 2"):  # the first validation
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    often = ("validation.every_steps=2", "train.steps=1000", "checkpoint.every_steps=1000")
+    with pytest.raises(TrainingError, match="stopped by a signal after step 2") as caught:
+        run(config_file, tmp_path / "out", *often, tell=end)
+    saved = tmp_path / "out" / "checkpoints" / "step-00000002"
+    assert f"continues from {saved}" in str(caught.value)
+    assert saved.is_dir()
+
+
+def test_other_numbers_of_ranks_continue_the_same_order(config_file: Path, tmp_path: Path) -> None:
+    short = ("train.steps=2", "validation.every_steps=9", "adversarial.discriminators=[]")
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    run(config_file, both, *short, "train.steps=1", "train.accumulate=2")
+    options = [word for override in short for word in ("--set", override)]
+    ranks = start_ranks(command(config_file, both, *options), 2)
+    run(config_file, alone, *short, "train.accumulate=2")
+    outputs = [process.communicate(timeout=120)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], outputs
+    ours, theirs = (rows(out / "train.csv") for out in (both, alone))
+    assert len(ours) == len(theirs) == 2
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["epoch"] == other["epoch"]
+        assert float(one["nll"]) == pytest.approx(float(other["nll"]), rel=1e-4)
+
+
+def test_a_rank_that_dies_ends_the_run_and_leaves_its_checkpoints(
+    config_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = ["--set", "train.steps=100000", "--set", "adversarial.discriminators=[]"]
+    ranks = start_ranks(command(config_file, out, *options), 2)
+    wait_for(lambda: checkpoint.checkpoints(out / "checkpoints"), ranks[0])
+    ranks[1].kill()
+    output = ranks[0].communicate(timeout=120)[0]
+    ranks[1].communicate()
+    assert ranks[0].returncode == 1
+    assert "another process of this run is gone" in output, output
+    assert "The same command continues from" in output
+    assert checkpoint.checkpoints(out / "checkpoints")
+
+
+def test_the_same_weights_are_measured_alike_by_eval_only(
+    config_file: Path, finished: Path, tmp_path: Path
+) -> None:
+    last = rows(finished / "validation.csv")[-1]
+    weights = finished / "checkpoints" / "step-00000004" / "ema"
+    report = run(config_file, tmp_path / "other", pretrained=weights, eval_only=True)
+    assert report.scores is not None
+    for name, value in report.scores.items():
+        assert value == pytest.approx(float(last[name]), rel=1e-6)
+    assert not (tmp_path / "other" / "train.csv").exists()
+    assert (tmp_path / "other" / "evaluation.json").exists()
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        run(config_file, tmp_path / "empty", eval_only=True)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, out = torch.save, tmp_path / "out"
+
+    def full(state: dict[str, Any], path: Path) -> None:
+        if state["step"] > 1:
+            path.write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match=r"cannot save .*No space left") as caught:
+        run(config_file, out)
+    assert f"continues from {out}/checkpoints/step-00000001" in str(caught.value)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_folder_of_another_model_is_refused(config_file: Path, finished: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.width is 16, was 8"):
+        run(config_file, finished, "model.width=16")
+
+
+def test_a_damaged_checkpoint_is_named(config_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(config_file, out, "train.steps=1", "data.validation_share=0.0")
+    path = out / "checkpoints" / "step-00000001" / "training.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match=r"training\.pt is damaged .*Remove the folder"):
+        run(config_file, out, "data.validation_share=0.0")
+
+
+def test_lpips_without_weights_says_where_they_come_from(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"vgg16.*--set loss\.perceptual=none"):
+        run(config_file, tmp_path / "out", "loss.perceptual=vgg")
