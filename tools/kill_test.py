@@ -56,7 +56,7 @@ def contents(store: Path) -> dict[str, bytes]:
             name = path.relative_to(store).as_posix()
             if name.startswith("commits/"):
                 commit = json.loads(data)
-                del commit["timings"], commit["crc32c"], commit["crc32c"]
+                del commit["timings"], commit["crc32c"]
                 data = json.dumps(commit).encode()
             found[name] = data
     return found
