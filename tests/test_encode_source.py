@@ -77,7 +77,10 @@ def read(
     def locate(video: str) -> tuple[VideoSource, int] | None:
         return None if video in gone else (VideoSource(video), 0)
 
-    return list(DecodedBatches(works, locate, decode, NEEDS, target=paint_clips))
+    batches = DecodedBatches(works, locate, decode, NEEDS, target=paint_clips)
+    ready = list(batches)
+    assert None not in ready  # every shard was known from the start
+    return [item for item in ready if item is not None]
 
 
 def check(works: list[ShardWork], ready: list[ReadyBatch]) -> dict[str, str]:

@@ -96,8 +96,10 @@ class ShardEncoder:
     ahead: int = 1
     """Batches that are launched before the first of them is waited for."""
 
-    def run(self, batches: Iterable[ReadyBatch]) -> Iterator[ShardDone]:
+    def run(self, batches: Iterable[ReadyBatch | None]) -> Iterator[ShardDone]:
         """Encode and commit every shard of `batches`, in order, and yield it when it is durable.
+
+        A None among the batches says that no other is known yet: all that is begun is then ended.
 
         A row that a column cannot give (its clip failed, or its encoder gave NaN or infinity) stays
         empty in that column, with its reason in the commit. When a stop is asked for, the shard in
@@ -107,6 +109,10 @@ class ShardEncoder:
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as background:
             try:
                 for shard in self._encoded(batches):
+                    if shard is None:
+                        while writing:
+                            yield writing.pop(0).result()
+                        continue
                     with shard.stages.time("wait for write"):
                         wait(writing[: len(writing) - WRITES_AHEAD + 1])
                     while writing and writing[0].done():
@@ -118,17 +124,25 @@ class ShardEncoder:
                 for future in writing:
                     future.cancel()
 
-    def _encoded(self, batches: Iterable[ReadyBatch]) -> Iterator[_Shard]:
-        """Yield each shard when all of its rows are there."""
+    def _encoded(self, batches: Iterable[ReadyBatch | None]) -> Iterator[_Shard | None]:
+        """Yield each shard when all of its rows are there; None where none is on its way."""
         launched: list[_Launched] = []
         shard: _Shard | None = None
         source = iter(batches)
         try:
             while True:
                 start = time.perf_counter()
-                ready = None if shard is None and self.stop.requested else next(source, None)
-                if ready is None:
+                if shard is None and self.stop.requested:
                     break
+                try:
+                    ready = next(source)
+                except StopIteration:
+                    break
+                if ready is None:
+                    while launched:
+                        yield from self._settle(launched.pop(0))
+                    yield None
+                    continue
                 if shard is None:
                     shard = _Shard.begin(ready.work, [e.name for e in self.encoders])
                 shard.stages.add("wait for decode", time.perf_counter() - start)

@@ -118,7 +118,9 @@ def _hand_back(job: Job, begun: set[ShardKey]) -> None:
         job.journal.hand_back(key)
 
 
-def _read_batches(job: Job, keys: Feed, encoders: Sequence[ColumnEncoder]) -> Iterable[ReadyBatch]:
+def _read_batches(
+    job: Job, keys: Feed, encoders: Sequence[ColumnEncoder]
+) -> Iterable[ReadyBatch | None]:
     """Return the batches that `encoders` need of these shards.
 
     What can be made exactly of the store's own content images is; a video is opened for the rest.
@@ -148,12 +150,12 @@ def _works(job: Job, keys: Feed) -> Iterator[ShardWork]:
     return (job.planned.work(key) for key in keys if key is not None)
 
 
-def _one_after_another(*parts: Iterable[ReadyBatch]) -> Iterator[ReadyBatch]:
+def _one_after_another(*parts: Iterable[ReadyBatch | None]) -> Iterator[ReadyBatch | None]:
     for part in parts:
         yield from part  # which also closes the part that is under way
 
 
-def _decode(job: Job, keys: Feed, needs: frozenset[str]) -> Iterable[ReadyBatch]:
+def _decode(job: Job, keys: Feed, needs: frozenset[str]) -> Iterable[ReadyBatch | None]:
     works = (None if key is None else job.planned.work(key) for key in keys)
     return DecodedBatches(works, job.planned.locate, decode_options(job, needs), needs)
 
@@ -214,6 +216,7 @@ def _careful_batch(
         else:
             options = decode_options(job, needs)
             (ready,) = DecodedBatches([part], job.planned.locate, options, needs)
+            assert ready is not None
         failed += ready.failed
     settled = tuple(sorted(failed, key=lambda failure: failure.row))
     return ReadyBatch(work, clips, ready.batch if ready else None, settled, False)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,6 +100,9 @@ def read_captions(shards: Iterable[ShardWork], batch_size: int) -> Iterator[Read
             yield ReadyBatch(work, clips, clip_batch(work, clips), (), last)
 
 
+Ready = queue.Queue[ReadyBatch | BaseException | Literal["end"] | None]
+
+
 @dataclass
 class _Pending:
     """A batch whose clips are being decoded."""
@@ -147,7 +150,8 @@ class _Running:
 class DecodedBatches:
     """Iterate over the batches of `shards`, in order, decoded ahead by worker processes.
 
-    A None among the shards means that the next one is not known yet.
+    A None among the shards means that the next one is not known yet; a None among the batches, that
+    all of those that are known have been given.
     """
 
     def __init__(
@@ -168,15 +172,17 @@ class DecodedBatches:
         self._deferred: list[tuple[_Running, DecodedClip, Slot]] = []
         self._tasks = 0
         self._buffered_bytes = 0
+        self._is_unknown = False
+        """Whether the next shard was not known when it was last asked for."""
 
-    def __iter__(self) -> Iterator[ReadyBatch]:
+    def __iter__(self) -> Iterator[ReadyBatch | None]:
         # A thread moves clips from the workers' slots into batches while the caller encodes.
-        ready: queue.Queue[ReadyBatch | BaseException | None] = queue.Queue(maxsize=2)
+        ready: Ready = queue.Queue(maxsize=2)
         stop = threading.Event()
         thread = threading.Thread(target=self._collect, args=(ready, stop), daemon=True)
         thread.start()
         try:
-            while (item := ready.get()) is not None:
+            while (item := ready.get()) != "end":
                 if isinstance(item, BaseException):
                     raise item
                 yield item
@@ -188,9 +194,7 @@ class DecodedBatches:
                 except queue.Empty:
                     thread.join(0.05)
 
-    def _collect(
-        self, ready: queue.Queue[ReadyBatch | BaseException | None], stop: threading.Event
-    ) -> None:
+    def _collect(self, ready: Ready, stop: threading.Event) -> None:
         try:
             with self._pool() as pool:
                 while not stop.is_set() and (self._feed(pool) or self._order):
@@ -201,11 +205,13 @@ class DecodedBatches:
                         ready.put(pending.finish(self._needs))
                     self._place_deferred(pool)
                     settled = bool(self._order) and self._order[0].unsettled == 0
+                    if self._is_unknown and not self._order:
+                        ready.put(None)
                     if pool.idle and not settled:
                         time.sleep(IDLE_S)
                     for event in pool.poll(0.0 if settled else 0.2):
                         self._take(pool, event)
-            ready.put(None)
+            ready.put("end")
         except BaseException as err:
             ready.put(err)
 
@@ -228,6 +234,7 @@ class DecodedBatches:
                 work = next(self._shards)
             except StopIteration:
                 return False
+            self._is_unknown = work is None
             if work is None:
                 return True
             places: list[tuple[_Pending, int]] = []

@@ -21,15 +21,19 @@ from reducio_latents.encode.attempts import CAREFUL_ATTEMPTS, PLAIN_ATTEMPTS
 from reducio_latents.encode.columns import CAPTIONS, CONTENT
 from reducio_latents.encode.engines.local import Request, moved_sources
 from reducio_latents.encode.engines.one import Ledger, Todo, announce, conclude, share_report
-from reducio_latents.encode.job import Job, Moved, join, prepare
+from reducio_latents.encode.job import Job, Moved, describe, join, plan_job
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.pipeline import ShardDone
-from reducio_latents.encode.progress import Silent
+from reducio_latents.encode.progress import Progress, Silent
+from reducio_latents.encode.registry import build_columns
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.shards import encode_carefully, encode_columns, needs_of
 from reducio_latents.encode.stop import Stop
 from reducio_latents.errors import ConfigError, LatentsError
+from reducio_latents.files import open_files
 from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.meta import ColumnMeta
+from reducio_latents.store.writer import read_meta_if_any
 
 log = logging.getLogger(__name__)
 
@@ -172,16 +176,15 @@ class Fleet:
 
     def _grow(self) -> None:
         """Start actors for the GPUs that there are now, as far as there is work for them."""
-        options = self._request.options
-        gpus = int(self._ray.cluster_resources().get("GPU", 0)) if _wants_gpu(options) else 0
-        wanted = options.gpus if isinstance(options.gpus, int) else max(1, gpus)
-        while len(self._workers) < min(wanted, len(self._waiting)):
-            self._workers.append(self._start(gpus > 0))
+        asked = self._request.options.gpus
+        options, gpus = actor_options(self._request.options)
+        wanted = asked if isinstance(asked, int) else max(1, gpus)
+        idle = sum(not worker.tasks for worker in self._workers)
+        while len(self._workers) < wanted and idle < len(self._waiting):
+            self._workers.append(self._start(options, gpus > 0))
+            idle += 1
 
-    def _start(self, on_gpu: bool) -> _Worker:
-        options = replace(self._request.options, engine="local", gpus=1, ray_address=None)
-        if on_gpu and options.device == "auto":
-            options = replace(options, device="cuda")
+    def _start(self, options: EncodeOptions, on_gpu: bool) -> _Worker:
         actor = (
             self._ray.remote(ShardActor)
             .options(
@@ -215,7 +218,7 @@ class Fleet:
         try:
             found = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as err:
-            cause = err.cause if isinstance(err.cause, Exception) else err
+            cause = _cause(err)
             if isinstance(cause, LatentsError):
                 raise cause from None
             self._bury(worker, reference, cause)
@@ -253,38 +256,62 @@ def run_ray(request: Request) -> EncodeReport:
             "the engine ray needs Ray, which is not installed: pip install 'reducio-latents[ray]'."
         ) from err
     ledger = Ledger()
-    job = prepare(
-        request.corpus,
-        request.store,
-        replace_engine(request.options),
-        request.progress,
-        request.stop,
-    )
-    todo = job.missing()
-    announce(job, todo, request.progress)
     started_here = not ray.is_initialized()
-    if started_here and todo:
+    if started_here:
         ray.init(address=request.options.ray_address, log_to_driver=False)
     try:
-        if todo:
-            for done in Fleet(request, job, todo).run():
-                ledger.book(done)
-                request.progress.encoded(done.rows - len(done.failed), len(done.failed))
+        job = _plan(request)
+        todo = job.missing()
+        announce(job, todo, request.progress)
+        ledger.book_all(_told(request.progress, Fleet(request, job, todo).run()))
     finally:
-        if started_here and ray.is_initialized():
+        if started_here:
             ray.shutdown()
     if job.stop.requested:
         return share_report(job, todo, ledger)
     return conclude(job, todo, ledger)
 
 
-def replace_engine(options: EncodeOptions) -> EncodeOptions:
-    """Return the options of the driver, which plans and encodes nothing: no GPU for it."""
-    return replace(options, device="cpu") if options.device == "auto" else options
+def _plan(request: Request) -> Job:
+    """Plan in the driver, which may have no GPU; a node that has one describes the columns."""
+    import ray
+
+    read_meta_if_any(open_files(request.store))
+    options, gpus = actor_options(request.options)
+    describe_there = ray.remote(_describe).options(num_cpus=1, num_gpus=min(1, gpus))
+    try:
+        columns = ray.get(describe_there.remote(options))
+    except ray.exceptions.RayTaskError as err:
+        raise _cause(err) from None
+    stop = request.stop
+    return plan_job(request.corpus, request.store, request.options, columns, request.progress, stop)
 
 
-def _wants_gpu(options: EncodeOptions) -> bool:
-    return options.device == "auto" or options.device.startswith("cuda")
+def _describe(options: EncodeOptions) -> dict[str, ColumnMeta]:
+    return describe(build_columns(options), options)
+
+
+def actor_options(options: EncodeOptions) -> tuple[EncodeOptions, int]:
+    """Return the options of an encoding process, and how many GPUs the cluster has for them."""
+    import ray
+
+    wants_gpu = options.device == "auto" or options.device.startswith("cuda")
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if wants_gpu else 0
+    options = replace(options, engine="local", gpus=1, ray_address=None)
+    if gpus and options.device == "auto":
+        options = replace(options, device="cuda")
+    return options, gpus
+
+
+def _cause(err: Any) -> Exception:
+    """Return what a task of ours raised, without Ray's wrapping."""
+    return err.cause if isinstance(err.cause, Exception) else err
+
+
+def _told(progress: Progress, shards: Iterator[ShardDone]) -> Iterator[ShardDone]:
+    for done in shards:
+        progress.encoded(done.rows - len(done.failed), len(done.failed))
+        yield done
 
 
 def _references(worker: _Worker) -> list[Any]:
