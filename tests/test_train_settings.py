@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from reducio_latents.errors import ConfigError
@@ -17,6 +19,8 @@ from reducio_latents.train.settings import (
     refuse_other_run,
     to_yaml,
 )
+
+SCHEMAS = Path(__file__).parents[1] / "schemas"
 
 
 def test_the_presets_are_the_published_runs() -> None:
@@ -34,6 +38,14 @@ def test_the_presets_are_the_published_runs() -> None:
     tiling = read_settings("reducio_ft4_fs32_1024").validation.tiling
     assert tiling is not None
     assert (tiling.tile_px, tiling.overlap) == (256, 0.25)
+
+
+def test_the_presets_fit_the_published_schema() -> None:
+    schema = json.loads((SCHEMAS / "train_config.schema.json").read_text())
+    for name, text in presets().items():
+        jsonschema.validate(parse_yaml(text, where=name), schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"train": {"lrr": 1}}, schema)
 
 
 def test_the_rates_of_the_presets_change_as_published() -> None:

@@ -24,6 +24,7 @@ from reducio_latents.schema import json_schema_of, json_schema_of_table  # noqa:
 from reducio_latents.store.commit import Commit  # noqa: E402
 from reducio_latents.store.index import IndexEntry  # noqa: E402
 from reducio_latents.store.meta import StoreMeta  # noqa: E402
+from reducio_latents.train.config import TrainConfig  # noqa: E402
 
 FOLDER = ROOT / "schemas"
 SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -38,6 +39,7 @@ SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "index_entry.schema.json": lambda: json_schema_of(IndexEntry),
     "plan.schema.json": plan_json_schema,
     "store.schema.json": lambda: json_schema_of(StoreMeta),
+    "train_config.schema.json": lambda: json_schema_of(TrainConfig),
 }
 
 
