@@ -14,8 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]  # this checkout, installed or not
 
 from dit.flow import TIMES  # noqa: E402
-from dit.sample import SampleSettings  # noqa: E402
-from dit.settings import LATENTS, PRECISIONS, RunSettings, TrainSettings  # noqa: E402
+from dit.settings import LATENTS, PRECISIONS, RunSettings, SampleSettings, TrainSettings  # noqa: E402
 from dit.train import train  # noqa: E402
 
 from reducio_latents.errors import LatentsError  # noqa: E402

@@ -218,7 +218,8 @@ class Attention(nn.Module):
         key, value = rearrange(
             self.key_value(context), "b m (s k d) -> s b k m d", s=2, k=self.heads
         )
-        query, key = self.query_norm(query).to(value.dtype), self.key_norm(key).to(value.dtype)
+        query = self.query_norm(query.float()).to(value.dtype)
+        key = self.key_norm(key.float()).to(value.dtype)
         found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         out: Tensor = self.out(rearrange(found, "b k n d -> b n (k d)"))
         return out

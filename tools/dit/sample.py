@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from dit.data import CONTENT_IMAGE, conditions_of, latents_of, to_unit_range
 from dit.flow import Draw, Velocity, flow_loss, sample_euler, start_noise
 from dit.model import Conditions
+from dit.settings import SampleSettings
 from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.check.decode import file_name
 from reducio_latents.check.model import load_store_model
@@ -28,26 +28,6 @@ from reducio_latents.video.write import write_mp4
 
 LOSS_TIMES = 8
 """Times at which the loss of a held-out clip is measured."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleSettings:
-    """When and how samples are made. None of it changes what is trained."""
-
-    every: int = 0
-    """Steps; 0 for never."""
-    count: int = 4
-    """Held-out clips."""
-    steps: int = 50
-    """Of Euler's method."""
-    guidance: float = 1.5
-    weights: str | None = None
-    """Of the store's VAE."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("every", 0), ("count", 1), ("steps", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"samples' {name} must be >= {least}, got {getattr(self, name)}.")
 
 
 class Sampler:

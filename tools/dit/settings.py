@@ -7,11 +7,30 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dit.flow import TIMES
-from dit.sample import SampleSettings
 from reducio_latents.errors import ConfigError
 
 PRECISIONS = ("fp32", "bf16")
 LATENTS = ("sample", "mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """When and how samples are made. None of it changes what is trained."""
+
+    every: int = 0
+    """Steps; 0 for never."""
+    count: int = 4
+    """Held-out clips."""
+    steps: int = 50
+    """Of Euler's method."""
+    guidance: float = 1.5
+    weights: str | None = None
+    """Of the store's VAE."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 0), ("count", 1), ("steps", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"samples' {name} must be >= {least}, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

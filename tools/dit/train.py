@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,6 @@ from dit.checkpoint import (
 )
 from dit.data import choose_columns, conditions_of, latents_of, sizes_of
 from dit.flow import Draw, draw, flow_loss
-from dit.sample import Sampler
 from dit.settings import RunSettings, TrainSettings
 from reducio_latents.dataset import LatentDataset, LatentLoader
 from reducio_latents.dataset.batches import Batch
@@ -34,6 +33,9 @@ from reducio_latents.files import LocalFiles
 from reducio_latents.store import open_store
 from reducio_latents.train.ranks import Ranks, join_ranks
 from reducio_latents.train.records import CsvTable
+
+if TYPE_CHECKING:
+    from dit.sample import Sampler
 
 LOSSES, SAMPLES = "loss.csv", "samples"
 COLUMNS = ("step", "epoch", "loss", "grad_norm", "lr")
@@ -126,6 +128,8 @@ def _prepare(url: str, out: Path, settings: TrainSettings, run: RunSettings, ran
         loader.load_state_dict(position)
     sampler = None
     if run.samples.every and ranks.first:
+        from dit.sample import Sampler  # the VAE and the video library, for samples alone
+
         sampler = Sampler(
             store,
             settings.columns,
