@@ -1,0 +1,385 @@
+#!/usr/bin/env python
+"""Measure how fast shuffled batches come out of a store, beside the limits and other formats.
+
+    python tools/bench_read.py [--size 256 --batch-size 256 --rounds 7] [--text] [--only ours]
+
+Every reader gets the same clips of float16 moments (and captions, with --text) and gives batches of
+them, shuffled, as tensors; a first pass checks that it gives each clip once. Then rounds go through
+all readers in turn, so that a machine that slows down slows all of them; a round is one epoch, or
+--seconds of it. Printed are medians: clips per second, CPU microseconds a clip (worker processes
+included), and both against the gather from one flat memory-mapped file. Files are in the page
+cache. Formats whose library is not installed are skipped with a note.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, IterableDataset
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # this checkout, installed or not
+
+from reducio_latents.config import ClipSpec  # noqa: E402
+from reducio_latents.corpus import CorpusVideo  # noqa: E402
+from reducio_latents.dataset import LatentDataset, LatentLoader  # noqa: E402
+from reducio_latents.files import LocalFiles  # noqa: E402
+from reducio_latents.geometry import Bucket, LatentGeometry  # noqa: E402
+from reducio_latents.plan import PlanSpec, plan_part, read_plan, write_part  # noqa: E402
+from reducio_latents.probe import ProbeRecord  # noqa: E402
+from reducio_latents.store.commit import ShardKey  # noqa: E402
+from reducio_latents.store.container import array_rows  # noqa: E402
+from reducio_latents.store.index import build_index, write_index  # noqa: E402
+from reducio_latents.store.meta import ColumnMeta, StoreMeta  # noqa: E402
+from reducio_latents.store.writer import ColumnRows, StoreWriter  # noqa: E402
+from reducio_latents.video.source import VideoSource  # noqa: E402
+
+SHARD_ROWS = 512
+CLIPS_PER_VIDEO = 8
+GEOMETRY = LatentGeometry(channels=16, temporal_stride=4, spatial_stride=32)
+DEFAULT_CLIPS = {256: 43008, 1024: 2048}
+"""At 256 px 0.7 GB of moments, at 1024 px 0.5 GB."""
+
+Sample = tuple[torch.Tensor, list[str]]
+"""Moments (B, 2D, t, h, w) float16, and captions if they are asked for."""
+Reader = Callable[[], Iterator[Sample]]
+"""Gives one shuffled epoch."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What is read: made anew by every writer, so that nothing has to be held in memory."""
+
+    size: int
+    count: int
+    batch_size: int
+    text: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        depth, *grid = GEOMETRY.latent_shape(16, self.size, self.size)
+        return (2 * depth, *grid)
+
+    @property
+    def row_bytes(self) -> int:
+        return 2 * int(np.prod(self.shape))
+
+    def blocks(self) -> Iterator[tuple[int, NDArray[np.float16]]]:
+        """Yield (number of the first clip, moments (512, ...)): noise, the clip's number first."""
+        for first in range(0, self.count, SHARD_ROWS):
+            rows = min(SHARD_ROWS, self.count - first)
+            rng = np.random.default_rng(first)
+            block = rng.standard_normal((rows, *self.shape), np.float32).astype(np.float16)
+            numbers = np.arange(first, first + rows)
+            flat = block.reshape(rows, -1)
+            flat[:, 0], flat[:, 1] = numbers // 1024, numbers % 1024
+            yield first, block
+
+    def clips(self) -> Iterator[tuple[int, NDArray[np.float16]]]:
+        for first, block in self.blocks():
+            yield from enumerate(block, first)
+
+    def caption(self, number: int) -> str:
+        return f"a caption of video {number // CLIPS_PER_VIDEO}, such as a person would write it"
+
+
+def numbers_of(moments: torch.Tensor) -> list[int]:
+    high, low = moments.flatten(1)[:, :2].to(torch.int64).T
+    numbers: list[int] = (1024 * high + low).tolist()
+    return numbers
+
+
+def write_store(clips: Clips, folder: Path, container: str) -> Path:
+    """Write the clips as a latent store."""
+    path = folder / container
+    files, bucket = LocalFiles(path), Bucket(16, clips.size, clips.size)
+    videos = [
+        CorpusVideo(f"{n:07d}.mp4", VideoSource(f"/{n:07d}.mp4"), (clips.caption(8 * n),))
+        for n in range(clips.count // CLIPS_PER_VIDEO)
+    ]
+    record = ProbeRecord(width=clips.size, height=clips.size, duration_s=CLIPS_PER_VIDEO + 0.1)
+    spec = PlanSpec(clip=ClipSpec(), buckets=(bucket,), shard_rows=SHARD_ROWS)
+    path.mkdir()
+    write_part(files, 0, plan_part(videos, dict.fromkeys([v.video for v in videos], record), spec))
+    plan = read_plan(files)
+    assert plan is not None
+    motion = ColumnMeta(
+        kind="array",
+        content="moments",
+        encoder="noise",
+        config={},
+        row_shapes={bucket.name: clips.shape},
+        final={"rule": "layer_norm", "eps": 1e-5},
+    )
+    text = ColumnMeta(kind="bytes", content="text/plain", encoder="utf-8", config={}, dtype="bytes")
+    meta = StoreMeta(
+        container=container,  # type: ignore[arg-type]
+        shard_rows=SHARD_ROWS,
+        buckets=(bucket.name,),
+        columns={"motion": motion, "caption": text},
+    )
+    writer = StoreWriter.open(files, meta, array_rows(plan.shards(), SHARD_ROWS))
+    for (first, block), shard in zip(clips.blocks(), plan.shards(), strict=True):
+        rows = plan.shard_clips(shard.bucket, shard.shard)
+        captions = [clips.caption(first + i).encode() for i in range(len(block))]
+        writer.write_shard(
+            ShardKey(shard.bucket, shard.shard),
+            rows["clip_id"].to_pylist(),
+            {"motion": ColumnRows(rows=list(block)), "caption": ColumnRows(rows=captions)},
+            details=rows.select(["video", "start_s"]).to_pylist(),
+        )
+    write_index(files, build_index(files, use_cache=False))
+    return path
+
+
+def write_flat(clips: Clips, folder: Path) -> Path:
+    """Write the moments one after another, and nothing else."""
+    path = folder / "flat.bin"
+    if path.exists():
+        return path
+    with path.open("wb") as file:
+        for _, block in clips.blocks():
+            file.write(block.data)
+    return path
+
+
+def pread(clips: Clips, folder: Path) -> Reader:
+    """Return the limit: the bytes in order, in pieces of a batch, not even made into tensors."""
+    path = write_flat(clips, folder)
+    size = clips.batch_size * clips.row_bytes
+
+    def epoch() -> Iterator[Sample]:
+        descriptor = os.open(path, os.O_RDONLY)
+        buffer = np.empty((clips.batch_size, *clips.shape), np.float16)
+        tensor = torch.from_numpy(buffer)
+        try:
+            for offset in range(0, clips.count * clips.row_bytes - size + 1, size):
+                os.preadv(descriptor, [buffer.data], offset)
+                yield tensor, []
+        finally:
+            os.close(descriptor)
+
+    return epoch
+
+
+class FlatFile(IterableDataset[Sample]):
+    """Rows of one memory-mapped file, gathered by number."""
+
+    def __init__(self, path: Path, clips: Clips) -> None:
+        self.path, self.clips = path, clips
+
+    def __iter__(self) -> Iterator[Sample]:
+        clips, info = self.clips, torch.utils.data.get_worker_info()
+        rows = np.memmap(self.path, np.float16, "r", shape=(clips.count, *clips.shape))
+        order = np.random.default_rng(0).permutation(clips.count)
+        step = clips.batch_size
+        starts = range(0, clips.count - step + 1, step)
+        for start in starts if info is None else starts[info.id :: info.num_workers]:
+            chosen = order[start : start + step]
+            moments = torch.from_numpy(rows[chosen])
+            yield moments, [clips.caption(n) for n in chosen.tolist()] if clips.text else []
+
+
+def memmap(clips: Clips, folder: Path) -> Reader:
+    dataset = FlatFile(write_flat(clips, folder), clips)
+    return lambda: iter(dataset)
+
+
+def memmap_workers(clips: Clips, folder: Path) -> Reader:
+    dataset = FlatFile(write_flat(clips, folder), clips)
+    return lambda: iter(DataLoader(dataset, batch_size=None, num_workers=2))
+
+
+def ours(
+    container: str, load: Callable[[LatentDataset], Any] = iter, **options: Any
+) -> Callable[[Clips, Path], Reader]:
+    """Return how `LatentDataset` reads a store of a container, through some loader."""
+
+    def open_reader(clips: Clips, folder: Path) -> Reader:
+        path = folder / container
+        if not path.exists():
+            write_store(clips, folder, container)
+        columns = ("motion", "caption") if clips.text else ("motion",)
+        chosen = {"latents": "moments", **options}
+        dataset = LatentDataset(path, columns, batch_size=clips.batch_size, **chosen)
+        loader = load(dataset) if load is not iter else dataset
+
+        name = "motion" if chosen["latents"] == "moments" else "latents"
+
+        def epoch() -> Iterator[Sample]:
+            for batch in loader:
+                yield batch[name], batch.get("caption", [])
+
+        return epoch
+
+    return open_reader
+
+
+def in_workers(dataset: LatentDataset) -> DataLoader[Any]:
+    return DataLoader(dataset, batch_size=None, num_workers=2)
+
+
+def readers() -> dict[str, Callable[[Clips, Path], Reader]]:
+    """Return every reader by name; the first two are the limits."""
+    from bench_read_peers import PEERS
+
+    return {
+        "pread in order, no shuffle": pread,
+        "memmap gather": memmap,
+        "memmap gather, 2 workers": memmap_workers,
+        "ours, Zarr": ours("zarr"),
+        "ours, Zarr, LatentLoader": ours("zarr", LatentLoader),
+        "ours, Zarr, 2 workers": ours("zarr", in_workers),
+        "ours, WebDataset tar": ours("webdataset"),
+        "ours, Zarr, every row's checksum": ours("zarr", checksums="full"),
+        "ours, Zarr, sampled latents": ours("zarr", latents="sample"),
+        **PEERS,
+    }
+
+
+BASELINE = "memmap gather"
+UNORDERED = ("pread in order, no shuffle",)
+NOT_ROWS = ("ours, Zarr, sampled latents",)
+"""Gives latents, in which no number can be found."""
+
+
+@dataclass
+class Measured:
+    """What one reader did."""
+
+    epoch: Reader
+    first_batch_s: float
+    clips_s: list[float] = field(default_factory=list)
+    cpu_us: list[float] = field(default_factory=list)
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+
+
+def open_reader(
+    name: str, make: Callable[[Clips, Path], Reader], clips: Clips, folder: Path
+) -> Measured:
+    """Write the clips for a reader, and check one epoch of it."""
+    make(clips, folder)  # writes its files
+    start = time.perf_counter()
+    epoch = make(clips, folder)
+    batches = epoch()
+    next(batches)
+    first_s = time.perf_counter() - start
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()
+    seen: list[int] = []
+    for moments, captions in epoch():
+        assert moments.shape[0] == clips.batch_size
+        numbers = numbers_of(moments) if name not in NOT_ROWS else []
+        assert not captions or captions == [clips.caption(n) for n in numbers] or not numbers
+        seen += numbers
+    if name not in NOT_ROWS:
+        assert len(set(seen)) == len(seen), f"{name} gives clips twice"
+        assert len(seen) > clips.count - clips.batch_size * 4, f"{name} gives {len(seen)} clips"
+    return Measured(epoch, first_s)
+
+
+def measure(reader: Measured, clips: Clips, seconds: float) -> None:
+    """Read one epoch, or some seconds of it."""
+    begin_cpu, begin, count = cpu_seconds(), time.perf_counter(), 0
+    batches = reader.epoch()
+    for moments, _ in islice(batches, clips.count // clips.batch_size):
+        count += len(moments)
+        if time.perf_counter() - begin > seconds:
+            break
+    wall = time.perf_counter() - begin
+    del batches  # worker processes end, and their time counts
+    reader.clips_s.append(count / wall)
+    reader.cpu_us.append(1e6 * (cpu_seconds() - begin_cpu) / count)
+
+
+def print_table(found: dict[str, Measured], skipped: dict[str, str]) -> None:
+    base_rate = statistics.median(found[BASELINE].clips_s)
+    base_cpu = statistics.median(found[BASELINE].cpu_us)
+    print("| reader | clips/s | of memmap | CPU us/clip | of memmap | first batch, ms |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for name, reader in found.items():
+        rate, cpu = statistics.median(reader.clips_s), statistics.median(reader.cpu_us)
+        print(
+            f"| {name} | {rate:,.0f} | {rate / base_rate:.2f} | {cpu:.1f} | {cpu / base_cpu:.2f} "
+            f"| {1000 * reader.first_batch_s:.0f} |"
+        )
+    for name, why in skipped.items():
+        print(f"{name}: skipped, {why}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--size", type=int, choices=sorted(DEFAULT_CLIPS), default=256)
+    parser.add_argument("--clips", type=int, help="how many; a multiple of 512")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.0, help="longest round of a reader")
+    parser.add_argument("--text", action="store_true", help="read captions, too")
+    parser.add_argument("--only", default="", help="readers whose names contain one of these")
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder otherwise")
+    arguments = parser.parse_args()
+    clips = Clips(
+        arguments.size,
+        arguments.clips or DEFAULT_CLIPS[arguments.size],
+        arguments.batch_size,
+        arguments.text,
+    )
+    wanted = [part for part in arguments.only.split(",") if part]
+    chosen = {
+        name: make
+        for name, make in readers().items()
+        if not wanted or name in (*UNORDERED, BASELINE) or any(part in name for part in wanted)
+    }
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        run(chosen, clips, Path(name), arguments.rounds, arguments.seconds)
+
+
+def run(
+    chosen: dict[str, Callable[[Clips, Path], Reader]],
+    clips: Clips,
+    folder: Path,
+    rounds: int,
+    seconds: float,
+) -> None:
+    found: dict[str, Measured] = {}
+    skipped: dict[str, str] = {}
+    for name, make in chosen.items():
+        print(f"opening {name}", file=sys.stderr)
+        try:
+            found[name] = open_reader(name, make, clips, folder)
+        except ImportError as err:
+            skipped[name] = f"{err}"
+    for _ in range(rounds):
+        for reader in found.values():
+            measure(reader, clips, seconds)
+    print(
+        f"{clips.count:,} clips of {clips.row_bytes:,} bytes, batches of {clips.batch_size}, "
+        f"{'with' if clips.text else 'without'} captions; medians of {rounds} rounds\n"
+    )
+    print_table(found, skipped)
+
+
+if __name__ == "__main__":
+    main()
