@@ -144,6 +144,8 @@ class _Running:
     task: DecodeTask
     places: list[tuple[_Pending, int]]
     attempts: int = 1
+    is_suspect: bool = False
+    """Whether a worker has crashed at its first clip before."""
     settled: int = 0
 
 
@@ -299,8 +301,15 @@ class DecodedBatches:
         left: list[tuple[_Pending, int]],
         why: str,
     ) -> None:
-        """Blame the clip that was being decoded, and try the rest of its video afresh."""
+        """Blame the clip that was being decoded, and try the rest of its video afresh.
+
+        Not for the first crash: a worker may be killed for what others do to the machine.
+        """
         task = running.task
+        if "crashed" in why and not (running.is_suspect and running.settled == 0):
+            rest = replace(task, starts_s=task.starts_s[running.settled :])
+            self._submit(pool, _Running(rest, left, running.attempts, is_suspect=True), first=True)
+            return
         gone = len(left) if running.attempts >= ATTEMPTS else 1
         for place in left[:gone]:
             self._fail(place, f"{task.video}: {why}.")

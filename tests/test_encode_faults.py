@@ -1,0 +1,226 @@
+"""A run that is stopped, starved or killed loses nothing; a video that kills it is set aside."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from reducio_latents import open_store
+from reducio_latents.encode.attempts import CAREFUL_ATTEMPTS, PLAIN_ATTEMPTS, Attempts, Journal
+from reducio_latents.encode.gpu import BatchEncoder
+from reducio_latents.encode.report import EncodeReport
+from reducio_latents.errors import StoreError
+from reducio_latents.files import LocalFiles, local, open_files
+from reducio_latents.files.protocol import Buffer
+from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.verify import verify
+from tests.corpora import write_corpus, write_video
+from tests.object_storage import FaultyProxy, s3, s3_server  # noqa: F401
+from tests.test_encode_engines import command
+from tests.test_encode_flow import encode, files_of
+
+KEY = ShardKey("16x32x32", 0)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def expected(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    store = tmp_path_factory.mktemp("one") / "store"
+    encode(corpus, store)
+    return files_of(store)
+
+
+class DeathError(Exception):
+    """Stands in for the end of the process: nothing is tidied up after it."""
+
+
+def dying_at(poison: float, deaths: list[int]) -> Callable[[BatchEncoder, Tensor], object]:
+    """Return an encoder's `launch` that ends the process at clips whose mean pixel is `poison`."""
+    launch = BatchEncoder.launch
+
+    def fatal(encoder: BatchEncoder, frames: Tensor) -> object:
+        means = frames.double().mean(dim=(1, 2, 3, 4))
+        if any(abs(float(mean) - poison) < 1e-9 for mean in means):
+            deaths.append(len(frames))
+            raise DeathError
+        return launch(encoder, frames)
+
+    return fatal
+
+
+def run_until_it_ends(corpus: Path, store: Path) -> EncodeReport:
+    """Start the same command again and again, as a cluster does."""
+    for _ in range(20):
+        try:
+            return encode(corpus, store)
+        except DeathError:
+            continue
+    raise AssertionError("the run never came to an end")
+
+
+def mean_of_clip(corpus: Path, name: str) -> float:
+    """Return the mean pixel of a video's first clip, as it is encoded at 32 px."""
+    from reducio_latents.geometry import Bucket
+    from reducio_latents.pixels import fit_frame
+    from reducio_latents.video import VideoSource, get_backend
+
+    read = get_backend("pyav").read_clips(
+        VideoSource(str(corpus / name)), [0.0], frames=16, rate_fps=16.0
+    )
+    clip = next(iter(read))
+    assert not isinstance(clip, Exception)
+    bucket = Bucket(16, 32, 32)
+    return float(np.stack([fit_frame(f, bucket, "bicubic") for f in clip.frames]).mean())
+
+
+def test_a_video_that_always_ends_the_process_is_quarantined_and_its_neighbours_are_not(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths: list[int] = []
+    poison = mean_of_clip(corpus, "b.mp4")
+    monkeypatch.setattr(BatchEncoder, "launch", dying_at(poison, deaths))
+    report = run_until_it_ends(corpus, tmp_path / "store")
+    # As usual, then its batch of two videos alone, then by itself.
+    expected = [2] * (PLAIN_ATTEMPTS + CAREFUL_ATTEMPTS) + [1] * CAREFUL_ATTEMPTS
+    assert deaths == expected
+    assert report.clips.failed == 1
+    assert report.clips.encoded + report.clips.skipped == 4
+    assert any("quarantined" in reason for reason in report.failed)
+    store = open_store(tmp_path / "store")
+    failed = [e for e in store.index.entries.values() if e.failed and e.column == "motion"]
+    assert len(failed) == 1
+    assert verify(store).ok
+    assert not list((tmp_path / "store").glob("attempts/**/*.json"))
+
+
+def test_shards_that_were_only_unlucky_come_out_the_same(
+    corpus: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    deaths: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchEncoder, "launch", dying_at(mean_of_clip(corpus, "a.mp4"), deaths))
+        for _ in range(PLAIN_ATTEMPTS + 1):
+            with pytest.raises(DeathError):
+                encode(corpus, store)
+    assert Journal(LocalFiles(store)).suspects([KEY])
+    encode(corpus, store)
+    assert files_of(store) == expected
+
+
+def test_an_attempt_counts_when_it_begins_and_is_handed_back_when_it_ends_cleanly(
+    tmp_path: Path,
+) -> None:
+    journal = Journal(LocalFiles(tmp_path))
+    for count in (1, 2):
+        assert journal.take_up(KEY).taken == count
+    journal.hand_back(KEY)
+    assert journal.read(KEY) == Attempts(taken=1)
+    journal.hand_back(KEY)
+    assert journal.read(KEY) == Attempts()
+    journal.take_up(KEY)
+    journal.sweep({})
+    assert list(LocalFiles(tmp_path).list("")) == []
+
+
+def test_a_full_disk_in_the_middle_of_a_file_is_one_clear_error_and_costs_one_shard(
+    corpus: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    write, seen = local._write_durably, list[Path]()
+
+    def full(path: Path, parts: Sequence[Buffer]) -> None:
+        if path.name.startswith("1."):  # rows of the second shard
+            seen.append(path)
+            path.write_bytes(bytes(parts[0])[:7])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local, "_write_durably", full)
+        with pytest.raises(StoreError, match="the disk is full"):
+            encode(corpus, store)
+    assert seen
+    assert not list((store / ".partial").iterdir())
+    assert [key.shard for _, key in open_store(store).index.entries] == [0] * 4
+    encode(corpus, store)
+    assert files_of(store) == expected
+
+
+def test_a_store_on_s3_is_the_same_though_the_server_fails_and_dawdles(
+    corpus: Path,
+    expected: dict[str, bytes],
+    s3: FaultyProxy,  # noqa: F811
+) -> None:
+    s3.fail(["500", 0.3, "503", "reset", 0.3, "500", "reset"], method="PUT")
+    encode(corpus, "s3://latents/faults")  # type: ignore[arg-type]
+    s3.fail([])
+    files = open_files("s3://latents/faults")
+    found = set(files.list(""))
+    assert found == set(expected)
+    for name in sorted(found):
+        if not name.startswith("commits/"):
+            assert files.read(name) == expected[name], name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_shard_in_hand_and_says_what_is_left(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    corpus, store = tmp_path / "corpus", tmp_path / "store"
+    write_video(corpus / "long.mp4", 16.0, seed=5)
+    process = subprocess.Popen(
+        command(corpus, store),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    while not list(store.glob("commits/*/*/000000.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, number)  # all of them, as a machine that is taken away does
+    out, err = (text.decode() for text in process.communicate(timeout=60))
+    assert process.returncode == 128 + number, err
+    assert "stopping" in err
+    assert "shards are not done; run the same command again" in err
+    assert "0 failed" in out
+    assert not processes_of(process.pid)
+    assert not list(store.glob("attempts/**/*.json"))
+    opened = open_store(store)
+    assert all(not entry.failed for entry in opened.index.entries.values())
+    shards = {key for _, key in opened.index.entries}
+    assert 0 < len(shards) < len(opened.plan.shards())
+    again = subprocess.run(command(corpus, store), check=False, capture_output=True, timeout=100)
+    assert again.returncode == 0
+    assert verify(open_store(store)).ok
+
+
+def processes_of(group: int) -> list[str]:
+    """Return the names of the live processes of a group, given a moment to end."""
+    for _ in range(50):
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                name, rest = stat.read_text().rsplit(")", 1)
+            except OSError:
+                continue
+            state, _, of = rest.split()[:3]
+            if int(of) == group and state != "Z":
+                found.append(name)
+        if not found:
+            return []
+        time.sleep(0.1)
+    return found
