@@ -30,6 +30,7 @@ sys.path.insert(0, str(TOOLS))
 
 from dit.flow import draw, sample_euler, start_noise  # noqa: E402
 from dit.model import Conditions, DiT, DiTConfig  # noqa: E402
+from dit.records import LossTable  # noqa: E402
 from dit.sample import Sampler  # noqa: E402
 from dit.settings import RunSettings, SampleSettings, TrainSettings  # noqa: E402
 from dit.train import TrainReport, train  # noqa: E402
@@ -87,7 +88,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def run(store: str, out: Path, steps: int, settings: TrainSettings = SETTINGS) -> TrainReport:
-    return train(store, out, settings, RunSettings(steps=steps, checkpoint_every=5, log_every=1))
+    how = RunSettings(steps=steps, checkpoint_every=5, log_every=1)
+    report = train(store, out, settings, how)
+    assert report is not None
+    return report
 
 
 def command(store: str, out: Path, steps: int) -> list[str]:
@@ -152,6 +156,19 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
         assert ours[part].keys() == theirs[part].keys()
         assert all(torch.equal(ours[part][key], theirs[part][key]) for key in theirs[part])
     assert ours["loader"] == theirs["loader"]
+
+
+def test_rows_after_the_checkpoint_and_torn_ones_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "loss.csv"
+    table = LossTable(path, 0)
+    for step in range(1, 13):
+        table.add({"step": step, "epoch": 0, "loss": step / 3, "grad_norm": 1.0, "lr": 0.1})
+        if step == 9:
+            whole = path.read_bytes()
+    with path.open("a") as file:
+        file.write("1")  # of 13
+    assert LossTable(path, 9).losses() == [step / 3 for step in range(1, 10)]
+    assert path.read_bytes() == whole
 
 
 def test_two_ranks_train_as_one_and_one_goes_on_from_there(

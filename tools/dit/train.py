@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -25,6 +23,7 @@ from dit.checkpoint import (
 )
 from dit.data import choose_columns, conditions_of, latents_of, sizes_of
 from dit.flow import Draw, draw, flow_loss
+from dit.records import Clock, LossTable
 from dit.settings import RunSettings, TrainSettings
 from reducio_latents.dataset import LatentDataset, LatentLoader
 from reducio_latents.dataset.batches import Batch
@@ -32,13 +31,11 @@ from reducio_latents.errors import TrainingError
 from reducio_latents.files import LocalFiles
 from reducio_latents.store import open_store
 from reducio_latents.train.ranks import Ranks, join_ranks
-from reducio_latents.train.records import CsvTable
 
 if TYPE_CHECKING:
     from dit.sample import Sampler
 
 LOSSES, SAMPLES = "loss.csv", "samples"
-COLUMNS = ("step", "epoch", "loss", "grad_norm", "lr")
 MAX_GRAD_NORM = 1.0
 ENDS = 20
 """Steps at the beginning and at the end that a run's losses are told of."""
@@ -79,7 +76,7 @@ class Job:
     network: nn.Module
     """The state's model, its gradients averaged over ranks."""
     sampler: Sampler | None
-    losses: CsvTable | None
+    losses: LossTable | None
     """The first rank's."""
     pending: list[Pending] = field(default_factory=list)
     """Steps whose losses are not written yet."""
@@ -89,11 +86,12 @@ class Job:
             self.run.tell(line)
 
 
-def train(store: str, out: Path, settings: TrainSettings, run: RunSettings) -> TrainReport:
+def train(store: str, out: Path, settings: TrainSettings, run: RunSettings) -> TrainReport | None:
     """Train a DiT on `store` in `out`; the same call goes on where it was broken off.
 
-    Under torchrun every process calls it, with an `out` that all of them see. Raises ConfigError,
-    StoreError or WeightsError for what cannot be, TrainingError for a loss that is not finite.
+    Under torchrun every process calls it, with an `out` that all of them see; the report is the
+    first rank's. Raises ConfigError, StoreError or WeightsError for what cannot be, TrainingError
+    for a loss that is not finite.
     """
     if run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -150,7 +148,7 @@ def _prepare(url: str, out: Path, settings: TrainSettings, run: RunSettings, ran
         state=state,
         network=ranks.distribute(state.model),
         sampler=sampler,
-        losses=CsvTable(out / LOSSES, COLUMNS, state.step) if ranks.first else None,
+        losses=LossTable(out / LOSSES, state.step) if ranks.first else None,
     )
     job.tell(_described(job, dataset))
     return job
@@ -166,7 +164,7 @@ def _described(job: Job, dataset: LatentDataset) -> str:
     )
 
 
-def _train(job: Job) -> TrainReport:
+def _train(job: Job) -> TrainReport | None:
     state, run = job.state, job.run
     batches, clock = endless(job.loader), Clock(job.settings.batch_size)
     while state.step < run.steps:
@@ -183,11 +181,13 @@ def _train(job: Job) -> TrainReport:
         # After the samples, so that a run killed while they are made makes them again.
         if saving and job.ranks.first:
             save_checkpoint(job.out, state, asdict(job.settings), job.loader.state_dict())
-    losses = _read_losses(job.out / LOSSES)
+    if job.losses is None:
+        return None
+    losses = job.losses.losses()
     report = TrainReport(state.step, fmean(losses[:ENDS]), fmean(losses[-ENDS:]), *clock.pace())
     job.tell(
         f"{report.step} steps: loss {report.first_loss:.4f} -> {report.last_loss:.4f} (means of "
-        f"{ENDS} steps); {_words(clock)}"
+        f"{ENDS} steps); {clock.words()}"
     )
     return report
 
@@ -249,7 +249,7 @@ def _write_losses(job: Job, clock: Clock) -> None:
         if job.losses is not None:
             job.losses.add({**row, "loss": loss, "grad_norm": norm})
     mean = fmean(loss for loss, _ in values)
-    job.tell(f"step {job.state.step:6d}  loss {mean:.4f}  {_words(clock)}")
+    job.tell(f"step {job.state.step:6d}  loss {mean:.4f}  {clock.words()}")
 
 
 def _write_samples(job: Job) -> None:
@@ -260,41 +260,3 @@ def _write_samples(job: Job) -> None:
     folder = job.out / SAMPLES / f"step-{job.state.step:08d}"
     paths = job.sampler.write(average, folder)
     job.tell(f"step {job.state.step:6d}  held-out loss {loss:.4f}  {len(paths)} videos in {folder}")
-
-
-def _read_losses(path: Path) -> list[float]:
-    with path.open(newline="") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]
-
-
-class Clock:
-    """How fast a run goes, and how much of its time it waits for batches."""
-
-    def __init__(self, clips_per_step: int) -> None:
-        self._clips = clips_per_step
-        self._start_s, self._waited_s, self._steps = time.perf_counter(), 0.0, 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the block as waiting, and one step."""
-        start_s = time.perf_counter()
-        yield
-        self._waited_s += time.perf_counter() - start_s
-        self._steps += 1
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Do not count the block."""
-        start_s = time.perf_counter()
-        yield
-        self._start_s += time.perf_counter() - start_s
-
-    def pace(self) -> tuple[float, float]:
-        """Return clips a second, and the share of the time that was waiting."""
-        elapsed_s = time.perf_counter() - self._start_s
-        return self._steps * self._clips / elapsed_s, self._waited_s / elapsed_s
-
-
-def _words(clock: Clock) -> str:
-    clips_per_s, share = clock.pace()
-    return f"{clips_per_s:.1f} clips/s, {share:.2%} of the time waiting for data"
