@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))  # this checkout, installed or not
 
 from reducio_latents.encode.finish import ERRORS_SCHEMA  # noqa: E402
 from reducio_latents.encode.options import EncodeOptions  # noqa: E402
+from reducio_latents.encode.quality import QUALITY_SCHEMA  # noqa: E402
 from reducio_latents.plan import plan_json_schema  # noqa: E402
 from reducio_latents.schema import json_schema_of, json_schema_of_table  # noqa: E402
 from reducio_latents.store.commit import Commit  # noqa: E402
@@ -38,6 +39,12 @@ SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     ),
     "index_entry.schema.json": lambda: json_schema_of(IndexEntry),
     "plan.schema.json": plan_json_schema,
+    "quality.schema.json": lambda: json_schema_of_table(
+        QUALITY_SCHEMA,
+        title="quality.parquet",
+        description="One row for each clip that was decoded while it was encoded.",
+        extra=False,
+    ),
     "store.schema.json": lambda: json_schema_of(StoreMeta),
     "train_config.schema.json": lambda: json_schema_of(TrainConfig),
 }

@@ -176,6 +176,11 @@ def require_same(now: StoreMeta, stored: StoreMeta, where: str) -> None:
     if lines:
         text = "; ".join(lines[:6])
         more = f"; and {len(lines) - 6} more" if len(lines) > 6 else ""
+        if any("precision.device" in line for line in lines):
+            more += (
+                ". Another kind of device rounds otherwise: go on with --device and the kind that "
+                "the store was begun on"
+            )
         raise StoreError(
             f"{where} was made differently: {text}{more}. "
             "Use the same settings, or write to a new store."
