@@ -12,7 +12,7 @@ from reducio_latents.cli import show
 def status(store: str) -> None:
     """Say how far STORE is: shards and clips done, left and failed, by column."""
     from reducio_latents.store import open_store
-    from reducio_latents.store.health import progress_of
+    from reducio_latents.store.health import progress_of, stage_seconds
 
     opened = open_store(store)
     rows = progress_of(opened)
@@ -31,5 +31,12 @@ def status(store: str) -> None:
             for row in rows
         ),
     )
+    stages = stage_seconds(opened)
+    busy_s = stages.pop("gpu busy", None)
+    total = sum(stages.values())
+    if total:
+        parts = ", ".join(f"{stage} {seconds / total:.0%}" for stage, seconds in stages.items())
+        gpu = "" if busy_s is None else f"; GPU busy {busy_s / total:.0%}"
+        click.echo(f"encoding took {show.duration(total)} in all: {parts}{gpu}")
     left = sum(row.clips_left for row in rows)
     click.echo("all done" if not left else "run the encode command again to go on")

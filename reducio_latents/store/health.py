@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.index import READERS
 from reducio_latents.store.store import Store
 
 
@@ -48,3 +50,18 @@ def progress_of(store: Store) -> list[ColumnProgress]:
                 )
             )
     return found
+
+
+def stage_seconds(store: Store) -> dict[str, float]:
+    """Return what the encoding of all committed shards took, by stage, as their commits say.
+
+    Columns that were made together were timed together: their seconds count once.
+    """
+    with ThreadPoolExecutor(READERS) as pool:
+        commits = pool.map(lambda item: store.commit(item[1], item[0]), store.index.entries)
+        timed = {(commit.key, tuple(commit.timings.items())) for commit in commits}
+    total: dict[str, float] = {}
+    for _, timings in sorted(timed):
+        for stage, seconds in timings:
+            total[stage] = total.get(stage, 0.0) + seconds
+    return total
