@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -224,3 +225,20 @@ def processes_of(group: int) -> list[str]:
             return []
         time.sleep(0.1)
     return found
+
+
+@pytest.mark.parametrize("victim", ["main", "worker"])
+def test_a_kill_at_a_random_moment_changes_no_byte(victim: str, tmp_path: Path) -> None:
+    for number in range(3):
+        write_video(tmp_path / "corpus" / f"{number}.mp4", 2.1, seed=number)
+    tool = Path(__file__).parents[1] / "tools" / "kill_test.py"
+    words = ["--victim", victim, "--rounds", "1", "--", "--model", "reducio-random:8"]
+    words += ["--resolution", "32", "--shard-rows", "2", "--batch-size", "2", "--workers", "2"]
+    done = subprocess.run(
+        [sys.executable, str(tool), str(tmp_path / "corpus"), *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert "every store byte-identical" in done.stdout, done.stdout + done.stderr
