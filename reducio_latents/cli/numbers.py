@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 
-class NumberOr(click.ParamType):
+class NumberOr(click.ParamType):  # type: ignore[type-arg]
     """A whole number, or the one word that stands for a number found later."""
 
     name = "number"
