@@ -5,16 +5,18 @@
 
 Every reader gets the same clips of float16 moments (and captions, with --text) and gives batches of
 them, shuffled, as tensors; a first pass checks that it gives each clip once. Then rounds go through
-all readers in turn, so that a machine that slows down slows all of them; a round is one epoch, or
---seconds of it. Printed are medians: clips per second, CPU microseconds a clip (worker processes
-included), and both against the gather from one flat memory-mapped file. Files are in the page
-cache. Formats whose library is not installed are skipped with a note.
+all readers in random order, so that a machine that slows down slows all of them; a round is one
+epoch, or --seconds of it. Printed are medians: clips per second once the first batch is there, CPU
+microseconds a clip (worker processes included), and both against the gather from one flat
+memory-mapped file. Files are in the page cache. Formats whose library is not installed are skipped
+with a note.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import resource
 import statistics
 import sys
@@ -299,9 +301,11 @@ def open_reader(
 
 
 def measure(reader: Measured, clips: Clips, seconds: float) -> None:
-    """Read one epoch, or some seconds of it."""
-    begin_cpu, begin, count = cpu_seconds(), time.perf_counter(), 0
+    """Read one epoch, or some seconds of it; the clock starts when the first batch is there."""
+    begin_cpu, count = cpu_seconds(), 0
     batches = reader.epoch()
+    next(batches)
+    begin = time.perf_counter()
     for moments, _ in islice(batches, clips.count // clips.batch_size):
         count += len(moments)
         if time.perf_counter() - begin > seconds:
@@ -309,7 +313,7 @@ def measure(reader: Measured, clips: Clips, seconds: float) -> None:
     wall = time.perf_counter() - begin
     del batches  # worker processes end, and their time counts
     reader.clips_s.append(count / wall)
-    reader.cpu_us.append(1e6 * (cpu_seconds() - begin_cpu) / count)
+    reader.cpu_us.append(1e6 * (cpu_seconds() - begin_cpu) / (count + clips.batch_size))
 
 
 def print_table(found: dict[str, Measured], skipped: dict[str, str]) -> None:
@@ -371,8 +375,10 @@ def run(
             found[name] = open_reader(name, make, clips, folder)
         except ImportError as err:
             skipped[name] = f"{err}"
-    for _ in range(rounds):
-        for reader in found.values():
+    order = list(found.values())
+    for number in range(rounds):
+        random.Random(number).shuffle(order)  # nobody always follows the one who empties the caches
+        for reader in order:
             measure(reader, clips, seconds)
     print(
         f"{clips.count:,} clips of {clips.row_bytes:,} bytes, batches of {clips.batch_size}, "

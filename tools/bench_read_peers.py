@@ -89,6 +89,33 @@ def arrow_rows(clips: Clips, folder: Path) -> Reader:
     return lambda: batched(rows(), clips)
 
 
+def hf_datasets(clips: Clips, folder: Path) -> Reader:
+    """Hugging Face datasets, map-style, a batch of rows asked for at once."""
+    import datasets  # type: ignore[import-not-found]
+
+    path = folder / "hf"
+    if not path.exists():
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for number, array in clips.clips():
+                yield {"motion": array.tobytes(), "caption": clips.caption(number)}
+
+        cache = str(folder / "hf_cache")
+        datasets.Dataset.from_generator(rows, cache_dir=cache).save_to_disk(str(path))
+    dataset = datasets.load_from_disk(str(path))
+    if not clips.text:
+        dataset = dataset.select_columns(["motion"])
+
+    def epoch() -> Iterator[Sample]:
+        for chosen in order_of(clips):
+            batch = dataset[chosen.tolist()]
+            arrays = [np.frombuffer(data, np.float16) for data in batch["motion"]]
+            moments = torch.from_numpy(np.stack(arrays)).view(-1, *clips.shape)
+            yield moments, batch["caption"] if clips.text else []
+
+    return epoch
+
+
 def parquet(clips: Clips, folder: Path) -> Reader:
     """Parquet, uncompressed: a row group is read whole and shuffled inside."""
     import pyarrow as pa
@@ -260,6 +287,7 @@ def litdata(workers: int) -> Callable[[Clips, Path], Reader]:
 PEERS: dict[str, Callable[[Clips, Path], Reader]] = {
     "Arrow, memory-mapped, take": arrow,
     "Arrow, memory-mapped, by row": arrow_rows,
+    "Hugging Face datasets, map-style": hf_datasets,
     "Parquet, whole row groups": parquet,
     "WebDataset, stock reader": webdataset,
     "safetensors, one per clip": safetensors,
