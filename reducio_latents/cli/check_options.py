@@ -33,7 +33,7 @@ def check_options(num: int) -> Callable[[Decorated], Decorated]:
             metavar="SEED",
             help="Decode a draw from the posterior, not its mean.",
         ),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda:1."),
         click.option(
             "--dtype",
             type=click.Choice(["float32", "bfloat16", "float16"]),
