@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from reducio_latents.errors import VideoError
 from reducio_latents.video import ClipFrames, VideoSource, get_backend
-from reducio_latents.video.write import write_mp4
+from reducio_latents.video.write import write_image, write_mp4
 
 
 def gradient(
@@ -46,3 +47,26 @@ def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
         write_mp4(tmp_path / "a.mp4", gradient(2, 16, 16).astype(np.float32), 16.0)
     with pytest.raises(VideoError, match="no frames"):
         write_mp4(tmp_path / "a.mp4", gradient(0, 16, 16), 16.0)
+
+
+def test_colours_of_a_large_clip_come_back(tmp_path: Path) -> None:
+    """From 720 lines up an untagged file would be taken for another matrix."""
+    colours = np.array([[200, 60, 40], [40, 180, 70], [60, 70, 210], [128, 128, 128]], np.uint8)
+    picture = np.repeat(np.repeat(colours.reshape(2, 2, 3), 360, axis=0), 640, axis=1)
+    write_mp4(tmp_path / "large.mp4", np.stack([picture] * 2), 16.0)
+    source = VideoSource(str(tmp_path / "large.mp4"))
+    [clip] = get_backend("pyav").read_clips(source, [0.0], frames=2, rate_fps=16.0)
+    assert isinstance(clip, ClipFrames)
+    difference = np.abs(clip.frames[0].astype(int) - picture)
+    assert difference[100:200, 100:500].max() <= 4
+    assert difference.mean() < 2
+
+
+def test_an_image_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    picture = gradient(1, 24, 40)[0]
+    write_image(tmp_path / "new" / "sheet.png", picture)
+    with Image.open(tmp_path / "new" / "sheet.png") as image:
+        np.testing.assert_array_equal(np.array(image), picture)
+    with pytest.raises(VideoError, match=r"sheet\.nothing cannot be written"):
+        write_image(tmp_path / "sheet.nothing", picture)
+    assert [p.name for p in tmp_path.iterdir()] == ["new"]

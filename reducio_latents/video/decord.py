@@ -7,6 +7,7 @@ closed. Unlike PyAV it does not tell of damage that its decoder conceals.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from reducio_latents.errors import VideoError
 from reducio_latents.video.assemble import ClipAssembly
 from reducio_latents.video.colour import BT601, BT709, ColourTags, RgbConverter
 from reducio_latents.video.protocol import ClipFrames, Frame, Transform, VideoInfo
-from reducio_latents.video.pyav import PyAVBackend
+from reducio_latents.video.pyav import describe
 from reducio_latents.video.source import VideoSource, open_source
 from reducio_latents.video.stream import OpenVideo, Scan
 
@@ -44,15 +45,14 @@ _601_TO_709 = (_YCC_TO_RGB[BT709] @ np.linalg.inv(_YCC_TO_RGB[BT601])).astype(np
 class _Facts:
     """What the packets and the first frame of a video say."""
 
+    info: VideoInfo
     times_s: list[float]
     """When each frame is shown, ascending."""
-    end_s: float
     rounding_s: float
     keys: list[int]
     """Key frames, ascending; none if decord must not seek in this file."""
     decoded_size: tuple[int, int]
     """(width, height) of what decord gives: turned, but not scaled."""
-    shown_size: tuple[int, int]
     recolour: bool
     """decord takes what is untagged for BT.601; this is not."""
 
@@ -67,9 +67,9 @@ class DecordBackend:
 
     def probe(self, source: VideoSource) -> VideoInfo:
         """See `VideoBackend.probe`; the numbers are PyAV's. Refuses what cannot be read."""
-        info = PyAVBackend(threads=self._threads).probe(source)
-        _facts(source)
-        return info
+        facts = _facts(source)
+        _Pictures(source, facts, self._threads)
+        return facts.info
 
     def read_clips(
         self,
@@ -98,12 +98,14 @@ def _read(
     pictures: _Pictures, facts: _Facts, clips: ClipAssembly
 ) -> Iterator[ClipFrames | VideoError]:
     times = facts.times_s
-    while (wanted_s := clips.next_s) is not None and wanted_s < facts.end_s:
+    while (wanted_s := clips.next_s) is not None and wanted_s < facts.info.duration_s:
         index = bisect_right(times, wanted_s + facts.rounding_s) - 1
         is_last = index + 1 == len(times)
-        before_s = facts.end_s if is_last else times[index + 1] - facts.rounding_s
+        before_s = facts.info.duration_s if is_last else times[index + 1] - facts.rounding_s
         yield from clips.show(partial(pictures.get, index), times[index], before_s)
-    yield from clips.fail_rest(f"it runs past the end of the video, at {facts.end_s:.3f} s")
+    yield from clips.fail_rest(
+        f"it runs past the end of the video, at {facts.info.duration_s:.3f} s"
+    )
 
 
 def _facts(source: VideoSource) -> _Facts:
@@ -120,12 +122,11 @@ def _facts(source: VideoSource) -> _Facts:
             raise _refusal(source, why)
         times = sorted(scan.times_s)
         return _Facts(
+            info=describe(video, scan),
             times_s=times,
-            end_s=scan.duration_s,
             rounding_s=video.rounding_s,
             keys=_closed_keys(scan, times) if video.codec in _CODECS_IT_SEEKS else [],
             decoded_size=orientation.size(scan.first.width, scan.first.height),
-            shown_size=video.shown_size(scan.first),
             recolour=not tags.is_tagged and tags.matrix == BT709,
         )
 
@@ -192,19 +193,18 @@ class _Pictures:
             self._advance(index)
             picture: Frame = self._reader.next().asnumpy()
         except (decord.DECORDError, RuntimeError, StopIteration) as err:
-            raise VideoError(
-                f"decord fails at {self._facts.times_s[index]:.3f} s ({_short(err)})"
-            ) from err
+            raise VideoError(f"decord fails ({_short(err)})") from err
         self._next = index + 1
         height, width = picture.shape[:2]
-        if (width, height) != self._facts.decoded_size:
+        if (width, height, 3) != (*self._facts.decoded_size, picture.shape[2]):
             raise VideoError(
-                f"decord cannot lay out {width}x{height} pictures: use --video-backend pyav"
+                "decord cannot give pictures of this size right: use --video-backend pyav"
             )
         if self._facts.recolour:
             picture = _recoloured(picture)
-        if (width, height) != self._facts.shown_size:
-            picture = self._converter.resize(picture, *self._facts.shown_size)
+        shown_size = self._facts.info.width, self._facts.info.height
+        if (width, height) != shown_size:
+            picture = self._converter.resize(picture, *shown_size)
         return picture
 
     def _advance(self, index: int) -> None:
@@ -242,4 +242,4 @@ def _recoloured(picture: Frame) -> Frame:
 def _short(err: BaseException) -> str:
     """decord's messages begin with the time and the place in its source, and may hold a trace."""
     first = str(err).partition("\n")[0].strip() or type(err).__name__
-    return first.rsplit("] ", 1)[-1].rstrip(".")[:120]
+    return re.sub(r"^((\[.*?\]|\S+\.cc:\d+:)\s*)+", "", first).rstrip(".")[:120]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ from reducio_latents.video.assemble import ClipAssembly
 from reducio_latents.video.colour import RgbConverter
 from reducio_latents.video.protocol import ClipFrames, Frame, Transform, VideoInfo
 from reducio_latents.video.source import VideoSource
-from reducio_latents.video.stream import UNDECODABLE, OpenVideo
+from reducio_latents.video.stream import UNDECODABLE, OpenVideo, Scan
 
 
 class PyAVBackend:
@@ -28,24 +29,12 @@ class PyAVBackend:
         """See `VideoBackend.probe`. Decodes all of a video whose packets lack times."""
         with OpenVideo(source, threads=self._threads) as video:
             scan = video.scan()
-            frames, duration_s = scan.frames, scan.duration_s
-            try:
-                width, height = video.shown_size(scan.first)
-                orientation = video.orientation(scan.first)
-            except VideoError as err:
-                raise video.error(str(err)) from err
-            info = partial(
-                VideoInfo,
-                codec=video.codec,
-                pix_fmt=scan.first.format.name,
-                width=width,
-                height=height,
-                rotation=orientation.rotation,
-                mirrored=orientation.mirrored,
-            )
+            info = describe(video, scan)
         if not scan.is_complete:
             frames, duration_s = self._decode_through(source)
-        return info(frames=frames, duration_s=duration_s, rate_fps=frames / duration_s)
+            rate_fps = frames / duration_s
+            info = replace(info, frames=frames, duration_s=duration_s, rate_fps=rate_fps)
+        return info
 
     def _decode_through(self, source: VideoSource) -> tuple[int, float]:
         frames, end_s = 0, 0.0
@@ -74,6 +63,26 @@ class PyAVBackend:
                 yield from _read(video, clips)
         except VideoError as err:
             yield from clips.fail_rest(str(err).removeprefix(f"{source}: ").rstrip("."))
+
+
+def describe(video: OpenVideo, scan: Scan) -> VideoInfo:
+    """Put together what a scan of a video told."""
+    try:
+        width, height = video.shown_size(scan.first)
+        orientation = video.orientation(scan.first)
+    except VideoError as err:
+        raise video.error(str(err)) from err
+    return VideoInfo(
+        codec=video.codec,
+        pix_fmt=scan.first.format.name,
+        width=width,
+        height=height,
+        rotation=orientation.rotation,
+        mirrored=orientation.mirrored,
+        rate_fps=scan.frames / scan.duration_s if scan.is_complete else 0.0,
+        duration_s=scan.duration_s,
+        frames=scan.frames,
+    )
 
 
 def _read(video: OpenVideo, clips: ClipAssembly) -> Iterator[ClipFrames | VideoError]:

@@ -32,8 +32,9 @@ FORMATS = (
     "dv,nut,ivf,obu,h264,hevc,vvc,av1,m4v,h263,mjpeg,yuv4mpegpipe,gif,apng,swf,wtv,gxf,vc1,webp,"
     "webp_pipe,jpeg_pipe,png_pipe,bmp_pipe,tiff_pipe"
 )
-_TIMED_FORMATS = {"mov", "matroska", "avi", "mpegts", "mpeg", "flv", "asf", "mxf", "ogg", "nut"}
-"""Containers whose packets carry their own times, so that these survive a seek."""
+_TIMED_FORMATS = {"mov", "matroska", "avi", "mpegts", "flv", "asf"}
+"""Containers whose packets carry their own times, so that these survive a seek. MPEG program
+streams and raw streams have few or none, and what FFmpeg makes up differs after a seek."""
 _SEEK_MARGINS_S = (0.25, 2.0, 16.0)
 """How long before the wanted moment to look for a key frame, try after try."""
 _WORTH_SEEKING_S = 1.0
@@ -150,6 +151,8 @@ class OpenVideo:
         else:
             context.thread_count = 1
         self.codec = str(context.codec.canonical_name)
+        # MPEG-4 may say in a packet that nothing changed, and its decoder then gives no frame.
+        self._one_frame_a_packet = not self._by_dts and self.codec != "mpeg4"
         self._tick_s = float(found.time_base)
         rate = found.average_rate or found.guessed_rate
         self._usual_ticks = max(1, round(1 / (float(rate) * self._tick_s))) if rate else 1
@@ -334,7 +337,7 @@ class OpenVideo:
                 yield _Damage(f"the file cannot be read any further ({_short(err)})", None)
                 packet = None
             tick = None if packet is None else self._clock.add(packet)
-            if tick is not None and not self._by_dts:
+            if tick is not None and self._one_frame_a_packet:
                 heapq.heappush(self._expected, tick)
             elif packet is not None and packet.is_corrupt and not packet.is_discard:
                 yield _Damage(self._at("the file is damaged or cut short", packet.pts), packet.pts)
