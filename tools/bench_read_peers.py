@@ -183,7 +183,7 @@ def zarr_python(clips: Clips, folder: Path) -> Reader:
     def rows() -> Iterator[tuple[Any, str]]:
         for chosen in order_of(clips):
             for number in chosen.tolist():
-                caption = bytes(np.asarray(captions[number])[()]).decode() if clips.text else ""
+                caption = captions[number : number + 1][0].decode() if clips.text else ""
                 yield motion[number], caption
 
     return lambda: batched(rows(), clips)

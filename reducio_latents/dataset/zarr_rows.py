@@ -31,12 +31,12 @@ class ZarrColumn:
 
     def payloads(self, shards: Ints, rows: Ints) -> list[bytes]:
         wanted = (self._first[shards] + rows).tolist()
-        # A single value of variable length comes as an array of no axes.
-        return [bytes(self._row(row, i)[()]) for i, row in enumerate(wanted)]
+        return [bytes(self._row(row, position)) for position, row in enumerate(wanted)]
 
     def _row(self, row: int, position: int) -> Any:
         try:
-            return np.asarray(self._array[row])
+            # A slice: asked for one value of variable length, zarr gives an array in an array.
+            return self._array[row : row + 1][0]
         except Exception as err:  # codecs raise what they like
             raise DamagedRowsError(
                 f"{self._where}: row {row} cannot be read ({err}). Run `verify`.", [position]
