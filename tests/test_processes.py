@@ -159,23 +159,20 @@ def test_workers_end_with_their_parent_and_leave_no_shared_memory(tmp_path: Path
         "    for n in range(4): pool.submit(n, (0, 99))\n"
         "    while not pool.poll(0.5): pass\n"
         "    pids = [w.process.pid for w in pool._pool if w is not None]\n"
-        "    print(*pids, flush=True)\n"
+        "    names = [w.memory.name.lstrip('/') for w in pool._pool if w is not None]\n"
+        "    print(*pids, *names, flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
     )
-    before = _shared()
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
-    pids = [int(pid) for pid in run.stdout.split()]
+    words = run.stdout.split()
+    pids, names = [int(word) for word in words if word.isdigit()], words[len(words) // 2 :]
     assert pids, run.stderr
+    assert len(names) == len(pids)
     deadline = time.monotonic() + 10
     while any(_alive(pid) for pid in pids):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
-    assert not {path for path in _shared() - before if path.name.startswith("psm_")}
-
-
-def _shared() -> set[Path]:
-    folder = Path("/dev/shm")
-    return set(folder.iterdir()) if folder.is_dir() else set()
+    assert not [name for name in names if (Path("/dev/shm") / name).exists()]
 
 
 def _alive(pid: int) -> bool:

@@ -73,12 +73,11 @@ class StoreWriter:
                 statistics=stored.statistics,
             )
         meta = replace(meta, columns=dict(sorted(meta.columns.items())))
-        if isinstance(files, LocalFiles):
-            files.sweep()
+        writer = cls(files, meta)
+        writer.sweep()
         # The description comes first: a place that has it is ours, whatever else is missing.
         if meta != stored:
             meta.write(files)
-        writer = cls(files, meta)
         small = writer.layout.describe(meta, rows, meta.columns)
         for path, data in small.items():
             if files.size(path) is None or files.read(path) != data:
@@ -149,6 +148,11 @@ class StoreWriter:
             commit.write(self.files)
             commits.append(commit)
         return commits
+
+    def sweep(self) -> None:
+        """Remove what killed writers left half-written; object stores have nothing of the kind."""
+        if isinstance(self.files, LocalFiles):
+            self.files.sweep()
 
     def drop_commit(self, key: ShardKey, column: str) -> None:
         """Make a shard count as not done. Its rows stay until they are written anew."""

@@ -76,6 +76,7 @@ def conclude(job: Job, todo: Todo, ledger: Ledger) -> EncodeReport:
     job.journal.sweep(left)
     for path in list(job.writer.files.list(RUNS)):
         job.writer.files.delete(path)
+    job.writer.sweep()
     outcome = gather(job.writer)
     finish(job.writer, job.planned.plan, stored_counts(job.planned.plan, outcome), outcome)
     fresh = {key for key in todo if key not in left}
