@@ -30,7 +30,7 @@ model: {width: 8, content_width: 8, decoder_width: 8}
 data: {size_px: 32, workers: 1, ahead: 2, validation_share: 0.25}
 loss: {perceptual: none}
 adversarial: {start_step: 2}
-train: {steps: 4, batch_size: 1, lr: 1e-4, precision: fp32, ema_decay: 0.9}
+train: {steps: 4, batch_size: 1, lr: 1e-4, precision: bf16, ema_decay: 0.9}
 validation: {every_steps: 3, clips: 1}
 log: {every_steps: 1, batch_frequency: 3, pictures: 1, tensorboard: false}
 checkpoint: {every_steps: 1, keep_last: 2}
@@ -135,7 +135,7 @@ def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
 
 
 def wait_for(found: Any, process: subprocess.Popen[str]) -> None:
-    for _ in range(1200):
+    for _ in range(3600):
         if found():
             return
         assert process.poll() is None, process.communicate()[0]
@@ -172,36 +172,26 @@ def test_a_run_that_is_told_to_end_saves_first(config_file: Path, tmp_path: Path
     assert saved.is_dir()
 
 
-def test_other_numbers_of_ranks_continue_the_same_order(config_file: Path, tmp_path: Path) -> None:
-    short = ("train.steps=2", "validation.every_steps=9", "adversarial.discriminators=[]")
-    alone, both = tmp_path / "alone", tmp_path / "both"
-    run(config_file, both, *short, "train.steps=1", "train.accumulate=2")
-    options = [word for override in short for word in ("--set", override)]
-    ranks = start_ranks(command(config_file, both, *options), 2)
-    run(config_file, alone, *short, "train.accumulate=2")
-    outputs = [process.communicate(timeout=120)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], outputs
-    ours, theirs = (rows(out / "train.csv") for out in (both, alone))
-    assert len(ours) == len(theirs) == 2
-    for one, other in zip(ours, theirs, strict=True):
-        assert one["epoch"] == other["epoch"]
-        assert float(one["nll"]) == pytest.approx(float(other["nll"]), rel=1e-4)
-
-
-def test_a_rank_that_dies_ends_the_run_and_leaves_its_checkpoints(
+def test_a_rank_that_dies_ends_the_run_and_fewer_ranks_continue_its_order(
     config_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    options = ["--set", "train.steps=100000", "--set", "adversarial.discriminators=[]"]
-    ranks = start_ranks(command(config_file, out, *options), 2)
+    options = ("adversarial.discriminators=[]", "validation.every_steps=100000")
+    words = [word for override in options for word in ("--set", override)]
+    ranks = start_ranks(command(config_file, out, *words, "--set", "train.steps=100000"), 2)
     wait_for(lambda: checkpoint.checkpoints(out / "checkpoints"), ranks[0])
     ranks[1].kill()
-    output = ranks[0].communicate(timeout=120)[0]
+    output = ranks[0].communicate(timeout=180)[0]
     ranks[1].communicate()
     assert ranks[0].returncode == 1
     assert "another process of this run is gone" in output, output
-    assert "The same command continues from" in output
-    assert checkpoint.checkpoints(out / "checkpoints")
+    newest = checkpoint.checkpoints(out / "checkpoints")[-1]
+    assert f"The same command continues from {newest}" in output
+
+    step = int(newest.name.removeprefix("step-")) + 1
+    run(config_file, out, *options, f"train.steps={step}", "train.accumulate=2")
+    epochs = [float(row["epoch"]) for row in rows(out / "train.csv")]
+    assert epochs == pytest.approx([n * 2 / 6 for n in range(1, step + 1)])  # 2 of 6 clips a step
 
 
 def test_the_same_weights_are_measured_alike_by_eval_only(

@@ -19,7 +19,7 @@ from tests.corpora import write_video
 RECIPE = Path(__file__).parents[1] / "tools" / "train_tiny.py"
 TINY = (
     "data.size_px=32", "data.workers=1", "data.validation_share=0.5", "train.steps=1",
-    "train.batch_size=1", "train.precision=fp32", "validation.clips=1", "log.tensorboard=false",
+    "train.batch_size=1", "validation.clips=1", "log.tensorboard=false",
     "model.width=8", "model.content_width=8",
 )  # fmt: skip
 

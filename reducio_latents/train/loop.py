@@ -126,7 +126,7 @@ def _prepare(config: TrainConfig, out: Path, options: RunOptions, ranks: Ranks) 
     run = Run(
         config=config, out=out, options=options, ranks=ranks, split=split, state=state, lpips=lpips
     )
-    for line in [*lines, *_describe(run)]:
+    for line in [to_yaml(config).rstrip(), *lines, *_describe(run)]:
         run.tell(line)
     return run
 

@@ -101,6 +101,10 @@ def prepare_networks(state: TrainState, train: OptimisationConfig, ranks: Ranks)
     """Return the state's networks, ready for `train_step`."""
     blocks = [module for module in state.vae.modules() if isinstance(module, ResidualBlock)]
     if train.compile:  # block by block: quick, and the last layer's gradient stays cheap to ask for
+        from torch._dynamo import config  # slow to import
+
+        # All blocks share one forward, of which dynamo keeps but a few versions by default.
+        config.cache_size_limit = max(config.cache_size_limit, 4 * len(blocks))
         for block in blocks:
             block.compile(dynamic=False)
     if train.checkpointing:

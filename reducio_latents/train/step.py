@@ -93,7 +93,7 @@ def _backward(
 ) -> Terms:
     """Add the gradients of one batch, times `share`; the discriminators see the same pictures."""
     device = run.ranks.device
-    video = to_unit(batch.frames_BTHWC.to(device, non_blocking=True))
+    video = to_unit(batch.frames_BTHWC.to(device))
     if not run.config.train.channels_last:
         video = video.contiguous()
     height, width = video.shape[-2:]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from reducio_latents.errors import TrainingError
 from reducio_latents.metrics.lpips import LPIPS
 from reducio_latents.metrics.psnr import psnr
 from reducio_latents.metrics.ssim import ssim
@@ -20,6 +21,8 @@ from reducio_latents.train.step import autocast
 from reducio_latents.train.stream import BatchStream, Request
 from reducio_latents.vae import ReducioVAE, Tiling
 from reducio_latents.vae.model import centre_frame
+
+SCORES = ("psnr_db", "ssim", "clip_psnr_db", "content_psnr_db", "l1", "lpips")
 
 
 class Pair(NamedTuple):
@@ -59,12 +62,11 @@ def validate(
         pairs += to_pairs(video, recon)[: config.log.pictures - len(pairs)]
     sums = torch.tensor([clips, *totals.values()], dtype=torch.float64, device=ranks.device)
     means = ranks.mean(sums)
+    if not means[0]:
+        raise TrainingError("no validation clip could be read; see the warnings above.")
     count = float(means[0]) * ranks.size
     found = (means[1:] / means[0]).tolist()
     return Validation(round(count), dict(zip(totals, found, strict=True)), pairs)
-
-
-SCORES = ("psnr_db", "ssim", "clip_psnr_db", "content_psnr_db", "l1", "lpips")
 
 
 def validation_requests(table: ClipTable, settings: ValidationConfig) -> Iterator[Request]:
