@@ -20,10 +20,10 @@ import numpy as np
 from reducio_latents.errors import VideoError
 from reducio_latents.video.assemble import ClipAssembly
 from reducio_latents.video.colour import BT601, BT709, ColourTags, RgbConverter
+from reducio_latents.video.file import Scan, VideoFile
 from reducio_latents.video.protocol import ClipFrames, Frame, Transform, VideoInfo
 from reducio_latents.video.pyav import describe
 from reducio_latents.video.source import VideoSource, open_source
-from reducio_latents.video.stream import OpenVideo, Scan
 
 _CONTAINERS = ("mov", "matroska", "avi", "flv", "asf")
 """In others decord's frame numbers or seeks are wrong, or it cannot tell times."""
@@ -110,7 +110,7 @@ def _read(
 
 def _facts(source: VideoSource) -> _Facts:
     """Look at a video without decord; raise VideoError if decord is not to be trusted with it."""
-    with OpenVideo(source) as video:
+    with VideoFile(source) as video:
         scan = video.scan()
         try:
             orientation = video.orientation(scan.first)
@@ -131,7 +131,7 @@ def _facts(source: VideoSource) -> _Facts:
         )
 
 
-def _why_refused(video: OpenVideo, scan: Scan, tags: ColourTags) -> str | None:
+def _why_refused(video: VideoFile, scan: Scan, tags: ColourTags) -> str | None:
     """Complete the sentence `decord cannot ...`, or return None."""
     layout = scan.first.format
     if video.codec in _CODECS_IT_LACKS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import string
 from typing import BinaryIO
 
@@ -31,8 +32,8 @@ def why_unreadable(file: BinaryIO) -> str:
 
 def _has_box(file: BinaryIO, wanted: bytes) -> bool:
     """Walk the top level boxes of an MP4."""
-    at = 0
-    while True:
+    at, end = 0, file.seek(0, os.SEEK_END)
+    while at < end:
         file.seek(at)
         header = file.read(16)
         if len(header) < 8:
@@ -45,3 +46,4 @@ def _has_box(file: BinaryIO, wanted: bytes) -> bool:
         if size < 8:
             return False
         at += size
+    return False

@@ -12,9 +12,10 @@ import av
 from reducio_latents.errors import VideoError
 from reducio_latents.video.assemble import ClipAssembly
 from reducio_latents.video.colour import RgbConverter
+from reducio_latents.video.file import UNDECODABLE, Scan, VideoFile
+from reducio_latents.video.playback import Playback
 from reducio_latents.video.protocol import ClipFrames, Frame, Transform, VideoInfo
 from reducio_latents.video.source import VideoSource
-from reducio_latents.video.stream import UNDECODABLE, OpenVideo, Scan
 
 
 class PyAVBackend:
@@ -27,7 +28,7 @@ class PyAVBackend:
 
     def probe(self, source: VideoSource) -> VideoInfo:
         """See `VideoBackend.probe`. Decodes all of a video whose packets lack times."""
-        with OpenVideo(source, threads=self._threads) as video:
+        with VideoFile(source, threads=self._threads) as video:
             scan = video.scan()
             info = describe(video, scan)
         if not scan.is_complete:
@@ -38,9 +39,11 @@ class PyAVBackend:
 
     def _decode_through(self, source: VideoSource) -> tuple[int, float]:
         frames, end_s = 0, 0.0
-        with OpenVideo(source, threads=self._threads) as video:
-            for shown in video.play():
+        with VideoFile(source, threads=self._threads) as video:
+            for shown in Playback(video).play():
                 frames, end_s = frames + 1, shown.until_s
+            if not frames:
+                raise video.error(UNDECODABLE)
         return frames, end_s
 
     def read_clips(
@@ -59,13 +62,13 @@ class PyAVBackend:
         if clips.next_s is None:
             return
         try:
-            with OpenVideo(source, threads=self._threads) as video:
+            with VideoFile(source, threads=self._threads) as video:
                 yield from _read(video, clips)
         except VideoError as err:
             yield from clips.fail_rest(str(err).removeprefix(f"{source}: ").rstrip("."))
 
 
-def describe(video: OpenVideo, scan: Scan) -> VideoInfo:
+def describe(video: VideoFile, scan: Scan) -> VideoInfo:
     """Put together what a scan of a video told."""
     try:
         width, height = video.shown_size(scan.first)
@@ -85,9 +88,9 @@ def describe(video: OpenVideo, scan: Scan) -> VideoInfo:
     )
 
 
-def _read(video: OpenVideo, clips: ClipAssembly) -> Iterator[ClipFrames | VideoError]:
-    converter = RgbConverter()
-    playing = video.play()
+def _read(video: VideoFile, clips: ClipAssembly) -> Iterator[ClipFrames | VideoError]:
+    converter, playback = RgbConverter(), Playback(video)
+    playing = playback.play()
     end_s: float | None = None
     sought_s: float | None = None
     while (shown := next(playing, None)) is not None:
@@ -96,15 +99,15 @@ def _read(video: OpenVideo, clips: ClipAssembly) -> Iterator[ClipFrames | VideoE
         yield from clips.show(picture, shown.at_s, shown.before_s, trouble=shown.trouble)
         if clips.next_s is None:
             return
-        if clips.next_s != sought_s and video.is_worth_seeking(shown.until_s, clips.next_s):
+        if clips.next_s != sought_s and playback.is_worth_seeking(shown.until_s, clips.next_s):
             sought_s = clips.next_s
-            playing = video.approach(sought_s)
+            playing = playback.approach(sought_s)
     if end_s is None:
         raise video.error(UNDECODABLE)
     yield from clips.fail_rest(f"it runs past the end of the video, at {end_s:.3f} s")
 
 
-def _picture(video: OpenVideo, converter: RgbConverter, frame: Any) -> Frame:
+def _picture(video: VideoFile, converter: RgbConverter, frame: Any) -> Frame:
     """Return a decoded frame as it is shown."""
     orientation = video.orientation(frame)
     try:

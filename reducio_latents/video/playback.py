@@ -1,0 +1,213 @@
+"""The frames of an open video in the order they are shown, each with the time until the next.
+
+Here is what makes reading exact: where damage begins and ends, what may be trusted after a seek,
+and how to look for a moment without landing behind it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+from reducio_latents.video.file import READ_ERRORS, VideoFile
+
+_TIMED_FORMATS = {"mov", "matroska", "avi", "mpegts", "flv", "asf"}
+"""Containers whose packets carry their own times, so that these survive a seek. MPEG program
+streams and raw streams have few or none, and what FFmpeg makes up differs after a seek."""
+_SEEK_MARGINS_S = (0.25, 2.0, 16.0)
+"""How long before the wanted moment to look for a key frame, try after try."""
+_WORTH_SEEKING_S = 1.0
+_WORTH_SEEKING_BLINDLY_S = 4.0
+
+
+class Shown(NamedTuple):
+    """A frame and how long it is shown, in seconds from the first shown frame."""
+
+    frame: Any
+    at_s: float
+    until_s: float
+    """When the next one appears; for the last, when the video ends."""
+    before_s: float
+    """It is the frame of moments before this: a frame that appears within the rounding of times
+    after a moment is the one meant."""
+    trouble: str | None
+    """Why this cannot be relied on: the frame is damaged, or others are missing after it."""
+
+
+class _Decoded(NamedTuple):
+    frame: Any
+    tick: int
+
+
+class _Damage(NamedTuple):
+    reason: str
+    tick: int | None
+
+
+class Playback:
+    """Plays an open file, forwards, from the start or from near a moment."""
+
+    def __init__(self, file: VideoFile) -> None:
+        self._file = file
+        self._seekable = file.format in _TIMED_FORMATS
+        self._origin: int | None = None
+        self._clock = file.new_clock()
+        self._expected: list[int] = []
+
+    def play(self) -> Iterator[Shown]:
+        """Decode from the start."""
+        if self._origin is not None:
+            self._file.open()
+        return self._shown(key_first=False)
+
+    def approach(self, wanted_s: float) -> Iterator[Shown]:
+        """Decode from a key frame at or before the moment `wanted_s`.
+
+        A seek may land late (MPEG-TS, AVI, open groups of pictures); then it is tried further back,
+        and at last from the start.
+        """
+        for margin_s in _SEEK_MARGINS_S:
+            if margin_s >= wanted_s:
+                break
+            try:
+                self._file.seek(self._to_tick(wanted_s - margin_s))
+            except READ_ERRORS:
+                break
+            frames = self._shown(key_first=True)
+            first = next(frames, None)
+            if first is not None and first.at_s <= wanted_s:
+                return chain([first], frames)
+        self._seekable = False  # trying again would decode everything again
+        return self.play()
+
+    def is_worth_seeking(self, now_s: float, wanted_s: float) -> bool:
+        """Return whether a seek to `wanted_s` spares more decoding than it costs."""
+        if not self._seekable or wanted_s - now_s < _WORTH_SEEKING_S:
+            return False
+        index = self._file.stream.index_entries
+        target = self._to_tick(wanted_s - _SEEK_MARGINS_S[0])
+        if len(index) == 0 or index[-1].timestamp < target:
+            return wanted_s - now_s > _WORTH_SEEKING_BLINDLY_S
+        found = index.search_timestamp(target, backward=True)
+        return bool(found >= 0 and index[found].timestamp > self._to_tick(now_s))
+
+    def _shown(self, *, key_first: bool) -> Iterator[Shown]:
+        """Yield the frames from here on. After a seek the first is a key frame: what a decoder
+        gives before one was made without the pictures it refers to.
+        """
+        held: _Decoded | None = None
+        trouble: str | None = None  # while the held frame is shown
+        damage: str | None = None  # from the next frame on
+        heals_after = 0
+        for item in self._decoded():
+            if isinstance(item, _Damage):
+                key_first = True  # if nothing was shown yet, nothing will be missed
+                if held is not None:
+                    trouble = damage = trouble or item.reason
+                    heals_after = max(heals_after, item.tick or held.tick)
+                continue
+            frame, tick = item
+            if held is None:
+                if key_first and (frame.is_corrupt or not frame.key_frame):
+                    continue
+                heals_after = tick
+                self._origin = tick if self._origin is None else self._origin
+                self._missing(tick, tick, frame)
+            elif tick < held.tick:
+                trouble = trouble or self._at("presentation times go backwards", held.tick)
+                damage = trouble
+                continue
+            else:
+                missing = self._missing(held.tick, tick, frame)
+                if missing:
+                    trouble = damage = trouble or missing
+                yield self._interval(held, tick, trouble)
+                if frame.key_frame and tick > heals_after:
+                    damage = None
+            if frame.is_corrupt:
+                damage, heals_after = self._at("the picture is damaged", tick), tick
+            held, trouble = item, damage
+        if held is not None:
+            end = self._end(held.tick)
+            trouble = trouble or self._missing(held.tick, end, held.frame)
+            yield self._interval(held, end, trouble, is_last=True)
+
+    def _interval(
+        self, held: _Decoded, until: int, trouble: str | None, *, is_last: bool = False
+    ) -> Shown:
+        until_s = self._seconds(until)
+        before_s = until_s if is_last else until_s - self._file.rounding_s
+        return Shown(held.frame, self._seconds(held.tick), until_s, before_s, trouble)
+
+    def _decoded(self) -> Iterator[_Decoded | _Damage]:
+        """Yield frames with their times as they come out of the decoder, and what went wrong."""
+        self._expected.clear()
+        self._clock = self._file.new_clock()
+        last: int | None = None
+        packets = self._file.packets()
+        while True:
+            try:
+                packet = next(packets, None)
+            except READ_ERRORS as err:
+                yield _Damage(f"the file cannot be read any further ({_short(err)})", None)
+                packet = None
+            tick = None if packet is None else self._clock.add(packet)
+            if tick is not None and self._file.one_frame_a_packet:
+                heapq.heappush(self._expected, tick)
+            elif packet is not None and packet.is_corrupt and not packet.is_discard:
+                yield self._damage("the file is damaged or cut short", packet)
+            try:
+                frames = self._file.stream.decode(packet)
+            except READ_ERRORS as err:
+                yield self._damage(f"the decoder gives up ({_short(err)})", packet)
+                frames = []
+            for frame in frames:
+                last = self._tick(frame, last)
+                yield _Decoded(frame, last)
+            if packet is None or not packet.size:  # the decoder is drained
+                return
+
+    def _damage(self, reason: str, packet: Any) -> _Damage:
+        tick: int | None = None
+        if packet is not None:
+            tick = packet.dts if self._file.by_dts else packet.pts
+        return _Damage(self._at(reason, tick), tick)
+
+    def _tick(self, frame: Any, last: int | None) -> int:
+        tick: int | None = frame.dts if self._file.by_dts else frame.pts
+        if tick is None and not self._file.by_dts:
+            tick = frame.dts
+        if tick is not None:
+            return tick
+        return 0 if last is None else last + (frame.duration or self._file.usual_ticks)
+
+    def _missing(self, start: int, stop: int, frame: Any) -> str | None:
+        """Say so if a packet between two frames brought none. Of a pair of fields one does not."""
+        found = None
+        while self._expected and self._expected[0] < stop:
+            tick = heapq.heappop(self._expected)
+            if tick > start and not frame.interlaced_frame:
+                found = found or self._at("a frame is missing", tick)
+        return found
+
+    def _end(self, last: int) -> int:
+        """Return when the frame at `last`, after which the file ends, ceases to be shown."""
+        if self._clock.last is None:
+            return last + self._file.usual_ticks
+        end = self._clock.end(self._file.header_end, self._file.usual_ticks)
+        return last + end - self._clock.last if self._file.by_dts else max(end, last + 1)
+
+    def _seconds(self, tick: int) -> float:
+        return (tick - (self._origin or 0)) * self._file.tick_s
+
+    def _to_tick(self, seconds: float) -> int:
+        return (self._origin or 0) + int(seconds / self._file.tick_s)
+
+    def _at(self, reason: str, tick: int | None) -> str:
+        return reason if tick is None else f"{reason} at {self._seconds(tick):.3f} s"
+
+
+def _short(err: BaseException) -> str:
+    return str(getattr(err, "strerror", None) or err).strip().rstrip(".").lower()
