@@ -173,22 +173,34 @@ class ProcessPool:
                 return
 
     def run(self, tasks: Iterator[Any]) -> Iterator[tuple[int, Any, str | None]]:
-        """Yield (number, last item, why it was lost) of every task, in the order given."""
+        """Yield (number, last item, why it was lost) of every task, in the order given.
+
+        A task is lost when it was lost twice: the first time something else may be to blame, the
+        machine's memory or whoever killed the worker.
+        """
         results: dict[int, tuple[Any, str | None]] = {}
+        running: dict[int, Any] = {}
+        again: set[int] = set()
         items: dict[int, Any] = {}
         given = told = 0
         exhausted = False
         while True:
             while not exhausted and self.waiting < self.workers and given - told < 1024:
                 try:
-                    self.submit(given, next(tasks))
+                    running[given] = next(tasks)
+                    self.submit(given, running[given])
                     given += 1
                 except StopIteration:
                     exhausted = True
             for event in self.poll(0.5):
                 if event.kind == "item":
                     items[event.task] = event.value
+                elif event.kind == "lost" and event.task not in again:
+                    again.add(event.task)
+                    items.pop(event.task, None)
+                    self.submit(event.task, running[event.task], first=True)
                 else:
+                    del running[event.task]
                     results[event.task] = (items.pop(event.task, None), event.value)
             while told in results:
                 yield told, *results.pop(told)

@@ -35,6 +35,14 @@ def misbehave(task: str, channel: Channel) -> None:
         channel.emit(task.upper())
 
 
+def crash_once(task: str, channel: Channel) -> None:
+    """Kill the worker unless the file that is the task is there; leave it behind."""
+    if not Path(task).exists():
+        Path(task).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    channel.emit("done")
+
+
 def fill_slots(task: tuple[int, int], channel: Channel) -> None:
     """Send `count` slots, each full of the number that comes with it."""
     base, count = task
@@ -63,6 +71,13 @@ def test_results_come_in_the_order_of_the_tasks() -> None:
         tasks = [f"task {i}" for i in range(40)]
         found = list(workers.run(iter(tasks)))
     assert found == [(i, f"TASK {i}", None) for i in range(40)]
+
+
+def test_a_task_whose_worker_was_killed_once_is_done_by_the_next(tmp_path: Path) -> None:
+    with pool(target=crash_once) as workers:
+        tasks = [str(tmp_path / str(i)) for i in range(4)]
+        found = list(workers.run(iter(tasks)))
+    assert found == [(i, "done", None) for i in range(4)]
 
 
 @pytest.mark.parametrize(
