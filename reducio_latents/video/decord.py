@@ -33,6 +33,7 @@ _WORTH_SEEKING_S = 1.0
 _LARGEST_DISAGREEMENT_S = 5e-4  # decord's times are float32
 _ANY_FAULT = 1e-9
 """Share of frames that decord may replace by others before it raises."""
+_BAND_PIXELS = 1 << 15
 _YCC_TO_RGB = {
     BT601: np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]]),
     BT709: np.array([[1, 0, 1.5748], [1, -0.187324, -0.468124], [1, 1.8556, 0]]),
@@ -234,9 +235,13 @@ def _disagreement_s(claimed: Any, times: Any) -> float:
 
 
 def _recoloured(picture: Frame) -> Frame:
-    exact = picture.reshape(-1, 3).astype(np.float32) @ _601_TO_709.T
-    rounded: Frame = np.clip(exact + 0.5, 0, 255).astype(np.uint8)
-    return rounded.reshape(picture.shape)
+    flat = picture.reshape(-1, 3)
+    out = np.empty_like(flat)
+    for start in range(0, len(flat), _BAND_PIXELS):  # in pieces that stay in the cache
+        band = slice(start, start + _BAND_PIXELS)
+        planes = _601_TO_709 @ flat[band].T.astype(np.float32) + np.float32(0.5)
+        out[band] = np.clip(planes, 0, 255).astype(np.uint8).T
+    return out.reshape(picture.shape)
 
 
 def _short(err: BaseException) -> str:
