@@ -341,7 +341,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="longest round of a reader")
     parser.add_argument("--text", action="store_true", help="read captions, too")
-    parser.add_argument("--only", default="", help="readers whose names contain one of these")
+    parser.add_argument("--only", default="", help="readers whose names contain one of these; A|B")
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder otherwise")
     arguments = parser.parse_args()
     clips = Clips(
@@ -350,7 +350,7 @@ def main() -> None:
         arguments.batch_size,
         arguments.text,
     )
-    wanted = [part for part in arguments.only.split(",") if part]
+    wanted = [part for part in arguments.only.split("|") if part]
     chosen = {
         name: make
         for name, make in readers().items()
