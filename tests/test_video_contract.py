@@ -233,6 +233,21 @@ def test_a_video_inside_another_file_is_read_where_it_lies(
     assert numbers(clip) == expected(times, 0.5)
 
 
+def test_a_video_at_a_url_is_read_like_a_file(backend: VideoBackend, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    times = constant_rate(60, 30)
+    path = write_video(tmp_path / "video.mp4", times)
+    with fsspec.open("memory://videos/video.mp4", "wb") as file:
+        file.write(path.read_bytes())
+    source = VideoSource("memory://videos/video.mp4")
+    assert backend.probe(source) == backend.probe(VideoSource(str(path)))
+    [clip] = backend.read_clips(source, [0.5], frames=FRAMES, rate_fps=RATE)
+    assert numbers(clip) == expected(times, 0.5)
+    for url in ("memory://videos/absent.mp4", "nonsense://videos/video.mp4"):
+        with pytest.raises(VideoError, match=url):
+            backend.probe(VideoSource(url))
+
+
 def test_two_decoder_threads_give_the_same(tmp_path: Path, backend: VideoBackend) -> None:
     times = constant_rate(60, 30)
     path = write_video(tmp_path / "video.mp4", times, Recipe(options=X264_B_FRAMES))

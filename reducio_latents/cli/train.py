@@ -71,6 +71,4 @@ def train(
         tell=click.echo,
         bar=True,
     )
-    report = run(settings, out, options)
-    if report.checkpoint is not None:
-        click.echo(f"step {report.step}; weights for --weights: {report.checkpoint}/model")
+    run(settings, out, options)

@@ -20,7 +20,13 @@ from reducio_latents.metrics.lpips import LPIPS, load_lpips
 from reducio_latents.metrics.weights import MetricUnavailableError
 from reducio_latents.pixels import to_unit
 from reducio_latents.train.batch import Batch
-from reducio_latents.train.checkpoint import checkpoints, load_checkpoint, prune, save_checkpoint
+from reducio_latents.train.checkpoint import (
+    MODEL,
+    checkpoints,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+)
 from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.order import BatchOrder, batch_numbers
 from reducio_latents.train.pretrained import take_pretrained
@@ -37,6 +43,8 @@ from reducio_latents.train.validate import Pair, Validation, reconstruct, to_pai
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+SHOWN = ("total", "nll", "kl", "disc")
+"""Terms beside the bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,11 +234,9 @@ def _train(run: Run) -> TrainReport:
                 _save(run)
             if stopping and not last:
                 raise TrainingError(f"stopped by a signal after step {state.step}.")
-    return run.report()
-
-
-SHOWN = ("total", "nll", "kl", "disc")
-"""Terms beside the bar."""
+    report = run.report()
+    run.tell(f"step {report.step}; weights for --weights: {report.checkpoint}/{MODEL}")
+    return report
 
 
 def _open_stream(run: Run, table: ClipTable) -> tuple[BatchStream, int]:

@@ -25,6 +25,9 @@ from reducio_latents.values import Posterior
 Terms = dict[str, Tensor]
 """Scalars by name."""
 
+SCALED = ("grad_norm", "disc_grad_norm", "adversarial_weight", "total")
+"""Values that are made of scaled gradients, where the loss is scaled."""
+
 
 @dataclass(frozen=True)
 class Stepper:
@@ -200,13 +203,9 @@ def _read(terms: Terms, ranks: Ranks) -> dict[str, float]:
 
 
 def _require_finite(values: dict[str, float], state: TrainState, batches: Sequence[Batch]) -> None:
-    # A gradient that overflows in half precision is the scaler's business: it skips the update.
-    wrong = [
-        name
-        for name, value in values.items()
-        if not math.isfinite(value)
-        and not (state.scaler.is_enabled() and name in ("grad_norm", "disc_grad_norm"))
-    ]
+    # A scaled gradient that overflows is the scaler's business: it skips the update.
+    scaled = SCALED if state.scaler.is_enabled() else ()
+    wrong = [k for k, value in values.items() if not math.isfinite(value) and k not in scaled]
     if wrong:
         clips = "; ".join(str(clip) for batch in batches for clip in batch.clips)
         raise TrainingError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from reducio_latents.errors import VideoError
+from reducio_latents.errors import ConfigError, VideoError
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,7 @@ class Slice(io.RawIOBase):
 def open_source(source: VideoSource) -> BinaryIO:
     """Open the video's bytes for reading and seeking; raise VideoError if they cannot be had."""
     try:
-        if "://" in source.url:
-            import fsspec
-
-            file = cast(BinaryIO, fsspec.open(source.url, "rb").open())
-        else:
-            file = Path(source.url).open("rb")
+        file = _open_url(source.url) if "://" in source.url else Path(source.url).open("rb")
     except FileNotFoundError as err:
         raise VideoError(f"{source.url}: there is no such file.") from err
     except OSError as err:
@@ -83,3 +78,16 @@ def open_source(source: VideoSource) -> BinaryIO:
     return cast(
         BinaryIO, io.BufferedReader(Slice(file, source.offset, source.length or 0), 1 << 18)
     )
+
+
+def _open_url(url: str) -> BinaryIO:
+    import fsspec
+
+    try:
+        return cast(BinaryIO, fsspec.open(url, "rb").open())
+    except OSError:
+        raise
+    except ImportError as err:
+        raise ConfigError(f"{url}: {err}.") from err  # it says what to install
+    except Exception as err:  # each kind of server has errors of its own
+        raise VideoError(f"{url}: cannot be opened: {err or type(err).__name__}.") from err
