@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from reducio_latents.errors import VideoError
+from reducio_latents.processes import Channel, ProcessPool
+from reducio_latents.video import get_backend
 from reducio_latents.video.protocol import VideoBackend
 from reducio_latents.video.source import VideoSource, open_source
 
+MIN_TIMEOUT_S = 300.0
+"""Probing reads a whole file to hash it; a slow disk is no hang."""
 _CHUNK_BYTES = 1 << 20
+
+OnProbe = Callable[[int, int], None]
+"""Told (videos probed, videos to be)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probing:
+    """How videos are probed: by which backend, in how many processes, within which limits."""
+
+    backend: str
+    workers: int
+    timeout_s: float
+    """Raised to `MIN_TIMEOUT_S`."""
+    memory_bytes: int = 0
+    """Of a process; 0: no limit."""
+    preload: tuple[str, ...] = ()
+    """See `ProcessPool`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +83,33 @@ def probe_video(source: VideoSource, backend: VideoBackend) -> ProbeRecord:
         bytes=size,
         sha256=digest,
     )
+
+
+def probe_videos(
+    sources: Sequence[VideoSource], probing: Probing, on_probe: OnProbe = lambda _, __: None
+) -> Iterator[ProbeRecord]:
+    """Yield the record of each video, in order. One that hangs or kills its prober has an error.
+
+    Raises ConfigError where the backend is not installed.
+    """
+    if not sources:
+        return
+    with ProcessPool(
+        target=_probe,
+        workers=min(probing.workers, len(sources)),
+        timeout_s=max(MIN_TIMEOUT_S, probing.timeout_s),
+        memory_bytes=probing.memory_bytes,
+        preload=probing.preload,
+    ) as pool:
+        tasks = ((source, probing.backend) for source in sources)
+        for number, record, lost in pool.run(tasks):
+            on_probe(number + 1, len(sources))
+            yield record if lost is None else failed_record(lost)
+
+
+def _probe(task: tuple[VideoSource, str], channel: Channel) -> None:
+    source, backend = task
+    channel.emit(probe_video(source, get_backend(backend)))
 
 
 def _size_and_sha256(source: VideoSource) -> tuple[int, str]:

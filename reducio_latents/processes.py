@@ -23,7 +23,7 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reducio_latents.errors import LatentsError
+from reducio_latents.errors import ConfigError, LatentsError
 
 PRELOAD = ["reducio_latents.fork_server", "reducio_latents.processes"]
 MEMORY_CHECK_S = 0.5
@@ -91,8 +91,16 @@ class Channel:
                 return message[1]
             self._take(message)
 
-    def finish(self, error: str | None = None) -> None:
-        self._pipe.send(("done", None, None) if error is None else ("error", error, None))
+    def finish(self) -> None:
+        self._pipe.send(("done", None, None))
+
+    def fail(self, error: str) -> None:
+        """Say why the task could not be done."""
+        self._pipe.send(("error", error, None))
+
+    def refuse(self, error: str) -> None:
+        """Say why no task can be done."""
+        self._pipe.send(("refusal", error, None))
 
     def _take(self, message: tuple[str, Any]) -> None:
         kind, value = message
@@ -101,7 +109,8 @@ class Channel:
 
 
 Target = Callable[[Any, Channel], None]
-"""Module-level function (task, channel) that emits results. It catches what it expects."""
+"""Module-level function (task, channel) that emits results. It catches what it expects of a task;
+a ConfigError is not about the task, and is raised where the pool is polled."""
 
 
 @dataclass(kw_only=True)
@@ -149,7 +158,10 @@ class ProcessPool:
             self._queue.append((number, task))
 
     def poll(self, wait_s: float) -> list[Event]:
-        """Deal out tasks and return what has happened, waiting up to `wait_s` for something."""
+        """Deal out tasks and return what has happened, waiting up to `wait_s` for something.
+
+        Raises the ConfigError of a worker that can do no task at all.
+        """
         self._deal()
         busy = {w.pipe: n for n, w in enumerate(self._pool) if w is not None and w.task is not None}
         if not busy:
@@ -282,6 +294,8 @@ class ProcessPool:
         if kind == "error":
             worker.task = None
             return [Event("lost", task, value)]
+        if kind == "refusal":
+            raise ConfigError(value)
         slot = None
         if slot_number is not None:
             assert worker.memory is not None
@@ -352,17 +366,19 @@ def _main(target: Target, pipe: Connection, memory_name: str | None, slots: int)
     try:
         while True:
             task = channel.next_task()
-            error = None
             try:
                 target(task, channel)
             except MemoryError:
-                error = "the decoder ran out of memory"
+                channel.fail("the decoder ran out of memory")
+            except ConfigError as err:
+                channel.refuse(str(err))
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise
             except Exception as err:
                 logging.getLogger(__name__).exception("a worker failed on %r", task)
-                error = f"{type(err).__name__}: {err}"
-            channel.finish(error)
+                channel.fail(f"{type(err).__name__}: {err}")
+            else:
+                channel.finish()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the parent is gone
 

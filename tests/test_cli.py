@@ -154,3 +154,25 @@ def test_a_store_that_cannot_be_written_is_one_line(corpus: Path, tmp_path: Path
     assert result.exit_code == 1
     assert "cannot write" in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_missing_video_library_is_one_error_and_no_fault_of_the_videos(tmp_path: Path) -> None:
+    videos, store = tmp_path / "videos", tmp_path / "store.latents"
+    videos.mkdir()
+    for name in "abc":
+        (videos / f"{name}.mp4").write_bytes(b"a video, for all that anyone can tell")
+    missing = tmp_path / "missing"
+    missing.mkdir()
+    (missing / "av.py").write_text("raise ModuleNotFoundError('No module named av', name='av')")
+    run = subprocess.run(
+        [sys.executable, "-m", "reducio_latents", "encode-corpus", videos, store]
+        + ["--model", "reducio-random:8", "--resolution", "32", "--workers", "1"],
+        env=os.environ | {"PYTHONPATH": str(missing)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    (error,) = [line for line in run.stderr.splitlines() if "Error" in line]
+    assert "pip install 'reducio-latents[encode]'" in error
+    assert "Traceback" not in run.stderr
+    assert not (store / "plan").exists()

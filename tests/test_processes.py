@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reducio_latents.errors import ConfigError
 from reducio_latents.processes import Channel, Event, ProcessPool
 
 SLOT_BYTES = 64
@@ -31,6 +32,8 @@ def misbehave(task: str, channel: Channel) -> None:
         time.sleep(60)
     elif task == "raise":
         raise RuntimeError("on purpose")
+    elif task == "refuse":
+        raise ConfigError("the decoder is not installed.")
     else:
         channel.emit(task.upper())
 
@@ -196,3 +199,12 @@ def _alive(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
+
+
+def test_what_no_task_can_do_without_ends_the_pool_and_is_no_fault_of_a_task() -> None:
+    with (
+        pool(workers=1) as workers,
+        pytest.raises(ConfigError, match="the decoder is not installed"),
+    ):
+        for _ in workers.run(iter(["a", "refuse", "b"])):
+            pass

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from reducio_latents.corpus import CorpusVideo, list_corpus
+from reducio_latents.corpus import list_corpus
 from reducio_latents.encode.decoding import PRELOAD
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.source import PlannedClip, ShardWork
 from reducio_latents.files import Files
 from reducio_latents.geometry import Bucket
 from reducio_latents.plan import Plan, PlanSpec, plan_part, read_plan, write_part
-from reducio_latents.probe import ProbeRecord, probe_video
-from reducio_latents.processes import Channel, ProcessPool
+from reducio_latents.probe import OnProbe, Probing, probe_videos
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.video import get_backend
 from reducio_latents.video.source import VideoSource
 
 log = logging.getLogger(__name__)
-
-PROBE_TIMEOUT_S = 300.0
-"""Probing reads a whole file to hash it; a slow disk is no hang."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +55,13 @@ def make_plan(
     files: Files,
     options: EncodeOptions,
     buckets: Sequence[Bucket],
-    on_probe: Callable[[int, int], None] = lambda _, __: None,
+    on_probe: OnProbe = lambda _, __: None,
     *,
     write: bool = True,
 ) -> Planned:
     """List `corpus` and plan what the store at `files` does not have in its plan yet.
 
-    With `write` the new part is stored. `on_probe` is told (videos probed, videos to be).
+    With `write` the new part is stored.
     """
     listed = list_corpus(
         corpus,
@@ -82,7 +77,15 @@ def make_plan(
     )
     previous = read_plan(files)
     new = list(listed) if previous is None else previous.missing(listed, retry=options.retry_failed)
-    records = dict(zip((v.video for v in new), probe_videos(new, options, on_probe), strict=True))
+    probing = Probing(
+        backend=options.video_backend,
+        workers=options.workers,
+        timeout_s=options.clip_timeout_s,
+        memory_bytes=options.worker_memory_mb << 20,
+        preload=PRELOAD,
+    )
+    probed = probe_videos([video.source for video in new], probing, on_probe)
+    records = dict(zip((video.video for video in new), probed, strict=True))
     part = plan_part(listed, records, spec, previous, retry_failed=options.retry_failed)
     if part.changed:
         log.warning(
@@ -97,29 +100,3 @@ def make_plan(
     if write and part.videos.num_rows:
         write_part(files, part.number, part)
     return Planned({video.video: video.source for video in listed}.get, plan)
-
-
-def probe_videos(
-    videos: Sequence[CorpusVideo],
-    options: EncodeOptions,
-    on_probe: Callable[[int, int], None] = lambda _, __: None,
-) -> Iterator[ProbeRecord]:
-    """Yield the record of each video, in order. One that hangs or kills its prober has an error."""
-    if not videos:
-        return
-    with ProcessPool(
-        target=_probe,
-        workers=min(options.workers, len(videos)),
-        timeout_s=max(PROBE_TIMEOUT_S, options.clip_timeout_s),
-        memory_bytes=options.worker_memory_mb << 20,
-        preload=PRELOAD,
-    ) as pool:
-        tasks = ((video.source, options.video_backend) for video in videos)
-        for number, record, lost in pool.run(tasks):
-            on_probe(number + 1, len(videos))
-            yield record if lost is None else ProbeRecord(error=lost)
-
-
-def _probe(task: tuple[VideoSource, str], channel: Channel) -> None:
-    source, backend = task
-    channel.emit(probe_video(source, get_backend(backend)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,24 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from reducio_latents.corpus import CorpusVideo, corpus_root, join_url, list_corpus
+from reducio_latents.corpus import corpus_root, join_url, list_corpus
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
 from reducio_latents.geometry import Bucket, aspect_buckets, square_bucket
 from reducio_latents.plan import Plan, PlanSpec, plan_part, read_plan, write_part
-from reducio_latents.probe import ProbeRecord, failed_record, probe_video
-from reducio_latents.processes import Channel, ProcessPool
+from reducio_latents.probe import OnProbe, Probing, probe_videos
 from reducio_latents.train.batch import ClipName
 from reducio_latents.train.config import DataConfig
 from reducio_latents.train.decoding import PRELOAD
-from reducio_latents.video import get_backend
 from reducio_latents.video.source import VideoSource
-
-PROBE_TIMEOUT_S = 300.0
-"""Probing reads a whole file to hash it; a slow disk is no hang."""
-
-OnProbe = Callable[[int, int], None]
-"""Told (videos probed, videos to be)."""
 
 
 class ClipTable:
@@ -153,7 +145,14 @@ def _plan(out: Path, corpus: str, data: DataConfig, on_probe: OnProbe) -> Plan:
         plan.spec.require_same(spec)
         return plan
     listed = list_corpus(corpus)
-    records = dict(zip((v.video for v in listed), _probe_all(listed, data, on_probe), strict=True))
+    probing = Probing(
+        backend=data.video_backend,
+        workers=data.workers,
+        timeout_s=data.timeout_s,
+        preload=PRELOAD,
+    )
+    probed = probe_videos([video.source for video in listed], probing, on_probe)
+    records = dict(zip((video.video for video in listed), probed, strict=True))
     part = plan_part(listed, records, spec)
     write_part(files, 0, part)
     return Plan.of(part)
@@ -174,23 +173,3 @@ def _usable(plan: Plan) -> dict[str, str]:
 def _unusable(plan: Plan) -> dict[str, str]:
     failed = plan.videos.filter(pc.is_in(plan.videos["status"], pa.array(["failed", "too_short"])))
     return dict(zip(failed["video"].to_pylist(), failed["reason"].to_pylist(), strict=True))
-
-
-def _probe_all(
-    videos: Sequence[CorpusVideo], data: DataConfig, on_probe: OnProbe
-) -> Iterator[ProbeRecord]:
-    with ProcessPool(
-        target=_probe,
-        workers=min(data.workers, len(videos)),
-        timeout_s=max(PROBE_TIMEOUT_S, data.timeout_s),
-        preload=PRELOAD,
-    ) as pool:
-        tasks = ((video.source, data.video_backend) for video in videos)
-        for number, record, lost in pool.run(tasks):
-            on_probe(number + 1, len(videos))
-            yield record if lost is None else failed_record(lost)
-
-
-def _probe(task: tuple[VideoSource, str], channel: Channel) -> None:
-    source, backend = task
-    channel.emit(probe_video(source, get_backend(backend)))
