@@ -27,6 +27,8 @@ from reducio_latents.errors import ConfigError, LatentsError
 
 PRELOAD = ["reducio_latents.fork_server", "reducio_latents.processes"]
 MEMORY_CHECK_S = 0.5
+STARTS = 5
+"""Workers that may be killed in a row before they have done anything."""
 
 
 @dataclass
@@ -251,6 +253,19 @@ class ProcessPool:
                     self._pool[number] = None
 
     def _start(self) -> _Worker:
+        """Start a worker; one that something kills on its way is started again, up to a limit."""
+        for _ in range(STARTS):
+            worker = self._start_once()
+            if worker is not None:
+                return worker
+        raise LatentsError(
+            f"{STARTS} worker processes in a row were killed before they could start. Look for "
+            "what kills them. If it is the machine, short of memory, give --workers a smaller "
+            "number."
+        )
+
+    def _start_once(self) -> _Worker | None:
+        """Start a worker; None if a signal has ended it before it was ready."""
         ours, theirs = self._context.Pipe()
         memory = None
         if self.slots:
@@ -261,11 +276,17 @@ class ProcessPool:
         )
         process.start()
         theirs.close()
+        worker = _Worker(process, ours, memory)
         try:
             if not ours.poll(120):
                 raise EOFError
             ours.recv()  # it has attached
-        except EOFError as err:
+        except (EOFError, OSError) as err:
+            process.join(5)
+            code = process.exitcode
+            _end(worker)
+            if code is not None and code < 0:
+                return None
             raise LatentsError(
                 "a worker process did not start. If this is a script of yours, call the package "
                 'under `if __name__ == "__main__":`; else see the error above.'
@@ -273,7 +294,7 @@ class ProcessPool:
         finally:
             if memory is not None:
                 memory.unlink()  # the name goes now, the memory with its last user
-        return _Worker(process, ours, memory)
+        return worker
 
     def _hear(self, number: int) -> list[Event]:
         worker = self._pool[number]

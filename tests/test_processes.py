@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from reducio_latents.errors import ConfigError
-from reducio_latents.processes import Channel, Event, ProcessPool
+from reducio_latents import processes
+from reducio_latents.errors import ConfigError, LatentsError
+from reducio_latents.processes import STARTS, Channel, Event, ProcessPool
 
 SLOT_BYTES = 64
 
@@ -44,6 +46,14 @@ def crash_once(task: str, channel: Channel) -> None:
         Path(task).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     channel.emit("done")
+
+
+def start_at_last(folder: Path, deaths: int, *args: object) -> None:
+    """Be a worker that is killed `deaths` times before it can say that it is ready."""
+    if len(list(folder.iterdir())) < deaths:
+        (folder / str(os.getpid())).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    processes._main(*args)  # type: ignore[arg-type]
 
 
 def fill_slots(task: tuple[int, int], channel: Channel) -> None:
@@ -97,6 +107,20 @@ def test_a_worker_that_dies_costs_its_task_alone_and_is_replaced(task: str, why:
         found = list(workers.run(iter(tasks)))
     assert [lost for _, _, lost in found] == [None, why, None, why, None, None]
     assert [item for _, item, _ in found] == ["A", None, "B", None, "C", "D"]
+
+
+@pytest.mark.parametrize("deaths", [2, STARTS])
+def test_a_worker_that_is_killed_while_it_starts_is_started_again_but_not_for_ever(
+    deaths: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "_main", partial(start_at_last, tmp_path, deaths))
+    with pool(workers=1) as workers:
+        if deaths < STARTS:
+            assert list(workers.run(iter(["a"]))) == [(0, "A", None)]
+        else:
+            with pytest.raises(LatentsError, match="killed before they could start"):
+                list(workers.run(iter(["a"])))
+    assert len(list(tmp_path.iterdir())) == deaths
 
 
 def test_a_worker_that_hangs_is_killed_at_its_time_limit() -> None:

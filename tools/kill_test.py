@@ -7,124 +7,199 @@ an undisturbed run takes, once or several times, is then run to its end, and com
 undisturbed store, file by file. Timings in commits are the only difference allowed.
 
 Victims: `run`, the whole process group; `main`, the main process alone; `worker`, one decode
-worker, after which the run must go on by itself; `rank`, one of two ranks; `actor`, one of two Ray
-actors, after which the run must go on by itself. OPTIONS are those of encode-corpus.
+worker, after which the run must go on by itself; `rank`, one of two ranks, after which the other
+one must end by itself; `actor`, one of two Ray actors, after which the run must go on by itself;
+`random`, one of these, drawn anew for every round; or several of them, as `run,rank`, in turn.
+OPTIONS are those of encode-corpus.
+
+Every run is forked from this process, which has imported what it needs: so a kill meets work, not
+imports, and a round takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import pairwise
+from multiprocessing import util
 from pathlib import Path
+
+from reducio_latents.cli import main as command_line
+from reducio_latents.encode.attempts import CAREFUL_ATTEMPTS, PLAIN_ATTEMPTS
 
 FINISHED = (0, 3)
 TINY = ["--model", "reducio-random:8", "--resolution", "64", "--shard-rows", "4", "--workers", "2"]
 RANKS = 2
+VICTIMS = ("run", "main", "worker", "rank", "actor")
+IMPORTED = (
+    "reducio_latents.autoencoders",
+    "reducio_latents.encode.decoding",
+    "reducio_latents.encode.engines.local",
+    "reducio_latents.probe",
+    "reducio_latents.video.pyav",
+)
+MOST_KILLS = PLAIN_ATTEMPTS + CAREFUL_ATTEMPTS - 1
+"""Of one round: one more at the same video, and it is set aside, as it should be."""
+LONGEST_S = 600.0
+"""A run that takes longer has hung."""
 
 
-def command(corpus: Path, store: Path, options: list[str]) -> list[str]:
-    words = [sys.executable, "-m", "reducio_latents", "encode-corpus", str(corpus), str(store)]
-    return words + (options or TINY)
+class Run:
+    """One encode-corpus process and all that it starts: a process group of its own."""
+
+    def __init__(self, words: list[str], **environment: str) -> None:
+        self._said = tempfile.TemporaryFile()
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(
+            target=_be_command, args=(words, self._said.fileno(), environment)
+        )
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_alive()
+
+    def wait(self, timeout_s: float = LONGEST_S) -> bool:
+        """Return whether it has ended by itself within this time."""
+        self._process.join(timeout_s)
+        return not self.is_running
+
+    def finish(self) -> None:
+        """Wait for its end; exit with what it said if that is not a good one."""
+        ended = self.wait()
+        if not ended:
+            self.kill()
+        if not ended or self._process.exitcode not in FINISHED:
+            how = f"ended with {self._process.exitcode}" if ended else "did not end"
+            sys.exit(f"a run {how}:\n{self.said()}")
+
+    def kill(self, *, group: bool = True) -> None:
+        (os.killpg if group else os.kill)(self.pid, signal.SIGKILL)
+        self._process.join()
+
+    def said(self) -> str:
+        self._said.seek(0)
+        return self._said.read().decode()
 
 
-def start(words: list[str], **environment: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        words,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env={**os.environ, **environment},
-    )
+def _be_command(words: list[str], said: int, environment: dict[str, str]) -> None:
+    """Be `reducio-latents encode-corpus`, as a process that was started by a shell is."""
+    os.setsid()
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.environ |= environment
+    util.spawnv_passfds = _fork_for  # type: ignore[assignment]
+    command_line(words, prog_name="reducio-latents")
 
 
-def end_of(process: subprocess.Popen[bytes], timeout_s: float | None = None) -> bool:
-    """Wait; return whether it ended by itself, done. Exit with what it said if it failed."""
+def _fork_for(path: bytes, words: list[str], fds: list[int]) -> int:
+    """Start in a fork of this process what multiprocessing starts by a new interpreter.
+
+    Its fork server is one such: it takes the same place among the processes, without the imports.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
     try:
-        _, errors = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        return False
-    if process.returncode not in FINISHED:
-        sys.exit(f"a run ended with {process.returncode}:\n{errors.decode()}")
-    return True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        kept = sorted({0, 1, 2, *map(int, fds), os.sysconf("SC_OPEN_MAX")})
+        for left, right in pairwise(kept):
+            os.closerange(left + 1, right)
+        exec(words[-1], {})  # `from multiprocessing.forkserver import main; main(...)`
+    finally:
+        os._exit(0)
 
 
-def run(words: list[str], kill_after_s: float | None = None, *, group: bool = True) -> bool:
-    """Run to the end, or kill the group or the main process; return whether it was done."""
-    process = start(words)
-    if end_of(process, kill_after_s):
-        return True
-    (os.killpg if group else os.kill)(process.pid, signal.SIGKILL)
-    process.communicate()
-    return False
+def disturb(victim: str, words: list[str], took_s: float, rng: random.Random) -> int:
+    """Bring a store to its end, killing `victim` on the way; return how often that came about."""
+    moment_s = rng.uniform(0.1, 0.9) * took_s
+    if victim in ("run", "main"):
+        kills = 0
+        while kills < MOST_KILLS and not (run := Run(words)).wait(rng.uniform(0.1, 1.1) * took_s):
+            run.kill(group=victim == "run")
+            kills += 1
+        Run(words).finish()
+        return kills
+    if victim == "rank":
+        killed = kill_a_rank(words, moment_s, rng)
+        Run(words).finish()
+        return killed
+    return kill_one(words, moment_s, decode_workers if victim == "worker" else ray_actors, rng)
 
 
-def run_killing_one(
+def kill_one(
     words: list[str], after_s: float, find: Callable[[int], list[int]], rng: random.Random
-) -> bool:
-    """Kill one process that `find` names of the run's group, and let the run end by itself."""
-    process = start(words)
-    if end_of(process, after_s):
-        return False
-    while not (victims := find(process.pid)) and process.poll() is None:
+) -> int:
+    """Kill one process that `find` names of a run, which must then end well; return how many."""
+    run = Run(words)
+    run.wait(after_s)
+    while run.is_running:
+        victims = find(run.pid)
+        with suppress(ProcessLookupError):
+            if victims:
+                os.kill(rng.choice(victims), signal.SIGKILL)
+                run.finish()
+                return 1
         time.sleep(0.005)
-    if victims:
-        os.kill(rng.choice(victims), signal.SIGKILL)
-    end_of(process)
-    return bool(victims)
+    run.finish()
+    return 0
 
 
-def run_ranks(words: list[str], after_s: float, rng: random.Random) -> bool:
-    """Run two ranks, kill one of them, wait for the other; return whether one was killed."""
-    ranks = [
-        start([*words, "--rank-timeout-s", "5"], RANK=str(i), WORLD_SIZE=str(RANKS))
-        for i in range(RANKS)
-    ]
+def kill_a_rank(words: list[str], after_s: float, rng: random.Random) -> int:
+    """Run two ranks and kill one of them, the other of which must end; return how many died."""
+    words = [*words, "--rank-timeout-s", "3"]
+    ranks = [Run(words, RANK=str(i), WORLD_SIZE=str(RANKS)) for i in range(RANKS)]
     time.sleep(after_s)
-    victim = rng.choice(ranks)
-    killed = victim.poll() is None
-    victim.kill()
+    victim = ranks.pop(rng.randrange(RANKS))
+    killed = victim.is_running
+    if killed:
+        victim.kill(group=False)
     for rank in ranks:
-        rank.communicate()
-    return killed
+        if not rank.wait():
+            rank.kill()
+            sys.exit(f"the other rank did not end:\n{rank.said()}")
+    return int(killed)
 
 
-def decode_workers(group: int) -> list[int]:
-    """Return the processes of a group whose parent's parent is the main one: those of its fork
-    server."""
-    parents = {}
+def parents() -> dict[int, int]:
+    """Return every process of this machine and its parent."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            _, parent, of = stat.read_text().rsplit(")", 1)[1].split()[:3]
-        except OSError:
-            continue
-        if int(of) == group:
-            parents[int(stat.parent.name)] = int(parent)
-    return [pid for pid, parent in parents.items() if parents.get(parent) == group]
+        with suppress(OSError):
+            found[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+    return found
 
 
-def ray_actors(group: int) -> list[int]:
-    """Return the processes that call themselves actors of ours and belong to this run's Ray."""
-    found = []
-    for line in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            name = line.read_bytes()
-            environment = (line.parent / "environ").read_bytes()
-        except OSError:
-            continue
-        if (
-            name.startswith(b"ray::ShardActor")
-            and f"KILL_TEST={os.getpid()}".encode() in environment
-        ):
-            found.append(int(line.parent.name))
+def decode_workers(main: int) -> list[int]:
+    """Return the processes whose parent's parent is the main one: those of its fork server."""
+    parent_of = parents()
+    return [pid for pid, parent in parent_of.items() if parent_of.get(parent) == main]
+
+
+def ray_actors(main: int) -> list[int]:
+    """Return the actors of the Ray that the main process has started."""
+    parent_of, found = parents(), []
+    for pid, parent in parent_of.items():
+        while parent not in (main, 0):
+            parent = parent_of.get(parent, 0)
+        with suppress(OSError):
+            if parent and Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::ShardActor"):
+                found.append(pid)
     return found
 
 
@@ -148,28 +223,55 @@ def differences(ours: dict[str, bytes], theirs: dict[str, bytes]) -> list[str]:
     return [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
 
 
-def disturb(victim: str, words: list[str], took_s: float, rng: random.Random) -> int:
-    """Bring a store to its end, killing `victim` on the way; return how often that came about."""
-    moment = rng.uniform(0.2, 0.9) * took_s
-    if victim in ("run", "main"):
-        kills = 0
-        while not run(words, rng.uniform(0.2, 1.1) * took_s, group=victim == "run"):
-            kills += 1
-        return kills
-    if victim == "worker":
-        return run_killing_one(words, moment, decode_workers, rng)
-    if victim == "actor":
-        return run_killing_one(words, moment, ray_actors, rng)
-    killed = run_ranks(words, moment, rng)
-    run(words)
-    return killed
+def victims_of(asked: str) -> tuple[str, ...]:
+    """Return the victims that the command line names, to be drawn from or taken in turn."""
+    if asked == "random":
+        return VICTIMS if find_spec("ray") else VICTIMS[:-1]
+    names = tuple(asked.split(","))
+    for name in names:
+        if name not in VICTIMS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of random, {', '.join(VICTIMS)}")
+    return names
+
+
+def timed(words: list[str]) -> float:
+    begun = time.monotonic()
+    Run(words).finish()
+    return time.monotonic() - begun
+
+
+def rounds(arguments: argparse.Namespace, options: list[str], scratch: Path) -> Counter[str]:
+    """Do all rounds; return how many kills there were of each victim. Exit at a difference."""
+    rng = random.Random(arguments.seed)
+    victims = victims_of(arguments.victim)
+    store, kills = scratch / "killed.latents", Counter[str]()
+
+    def words_for(victim: str, where: Path = store) -> list[str]:
+        ray = ["--engine", "ray", "--gpus", "2"] if victim == "actor" else []
+        return ["encode-corpus", str(arguments.corpus), str(where), *options, *ray]
+
+    whole = scratch / "whole.latents"
+    took_s = dict.fromkeys(VICTIMS, timed(words_for("run", whole)))
+    expected = contents(whole)
+    if "actor" in victims:
+        took_s["actor"] = timed(words_for("actor", scratch / "ray.latents"))
+    print(f"undisturbed: {took_s['run']:.1f} s, {len(expected)} files", flush=True)
+    for number in range(arguments.rounds):
+        drawn = rng.randrange(len(victims)) if arguments.victim == "random" else number
+        victim = victims[drawn % len(victims)]
+        shutil.rmtree(store, ignore_errors=True)
+        kills[victim] += disturb(victim, words_for(victim), took_s[victim], rng)
+        if wrong := differences(contents(store), expected):
+            sys.exit(f"round {number}: {len(wrong)} files differ: {', '.join(wrong[:5])}")
+        print(f"round {number}: {victim}, same bytes, {kills.total()} kills", flush=True)
+    return kills
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus", type=Path)
     parser.add_argument(
-        "--victim", choices=["run", "main", "worker", "rank", "actor"], default="run"
+        "--victim", default="run", metavar="NAMES", help=f"random, or of {', '.join(VICTIMS)}"
     )
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -177,31 +279,18 @@ def main() -> None:
     words = sys.argv[1:]
     split = words.index("--") if "--" in words else len(words)
     arguments = parser.parse_args(words[:split])
-    rng = random.Random(arguments.seed)
-    options = words[split + 1 :] or list(TINY)
-    os.environ["KILL_TEST"] = str(os.getpid())
-    kills = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        whole = Path(scratch) / "whole.latents"
-        run(command(arguments.corpus, whole, options))
-        expected = contents(whole)
-        if arguments.victim == "actor":
-            options += ["--engine", "ray", "--gpus", "2"]
-        begun = time.monotonic()
-        again = Path(scratch) / "timed.latents"
-        run(command(arguments.corpus, again, options))
-        took_s = time.monotonic() - begun
-        print(f"undisturbed: {took_s:.1f} s, {len(expected)} files", flush=True)
-        for number in range(arguments.rounds):
-            store = Path(scratch) / "killed.latents"
-            shutil.rmtree(store, ignore_errors=True)
-            words = command(arguments.corpus, store, options)
-            kills += disturb(arguments.victim, words, took_s, rng)
-            wrong = differences(contents(store), expected)
-            if wrong:
-                sys.exit(f"round {number}: {len(wrong)} files differ: {', '.join(wrong[:5])}")
-            print(f"round {number}: same bytes, {kills} kills", flush=True)
-    print(f"{arguments.rounds} rounds, {kills} kills, every store byte-identical")
+    try:
+        victims_of(arguments.victim)
+    except argparse.ArgumentTypeError as err:
+        parser.error(f"--victim: {err}")
+    for module in IMPORTED:
+        import_module(module)
+    # Short, because the paths of Ray's sockets may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="kill") as scratch:
+        os.environ["RAY_TMPDIR"] = scratch
+        kills = rounds(arguments, words[split + 1 :] or TINY, Path(scratch))
+    each = ", ".join(f"{name} {number}" for name, number in sorted(kills.items()))
+    print(f"{arguments.rounds} rounds, {kills.total()} kills ({each}), every store byte-identical")
 
 
 if __name__ == "__main__":
