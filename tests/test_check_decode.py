@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import av
@@ -105,7 +107,10 @@ def test_decoded_pixels_are_the_models_own_and_originals_those_that_were_encoded
     """What is stored are the moments of exactly the frames that are read again."""
     model = load_store_model(store)
     clips = select_clips(store, Selection(num=4))
-    for decoded in decode_clips(store, model, clips, Originals(store)):
+    with Originals(store) as originals:
+        everything = list(decode_clips(store, model, clips, originals))
+    assert len(everything) == 4
+    for decoded in everything:
         assert decoded.original_THWC is not None
         assert decoded.content_HWC is not None
         np.testing.assert_array_equal(decoded.content_HWC, decoded.original_THWC[7])
@@ -116,9 +121,10 @@ def test_decoded_pixels_are_the_models_own_and_originals_those_that_were_encoded
 def test_a_sample_depends_on_its_seed_and_clip_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root, _ = make_store(
+    root, corpus = make_store(
         tmp_path, {"a.mp4": moving(1), "b.mp4": moving(2)}, model="reducio-random:8"
     )
+    corpus.rename(tmp_path / "moved")
     store = open_store(root)
     model, originals = load_store_model(store), Originals(store)
     monkeypatch.setattr(model, "decode", lambda z, content: torch.zeros(1, 3, 16, SIDE, SIDE))
@@ -149,6 +155,35 @@ def test_originals_that_changed_or_vanished_are_named_and_the_clip_is_decoded_wi
     assert results["a.mp4"].psnr_db is None
     assert results["c.mp4"].problem is None
     assert all(result.path.stat().st_size > 1000 for result in results.values())
+
+
+def test_an_original_whose_decoder_hangs_is_given_up_and_the_clip_is_decoded_without(
+    tmp_path: Path,
+) -> None:
+    root, corpus = make_store(tmp_path, {"a.mp4": moving(1, frames=32)})
+    (corpus / "a.mp4").unlink()
+    os.mkfifo(corpus / "a.mp4")
+    options = DecodeOptions(clip_timeout_s=0.5)
+    began = time.monotonic()
+    first, second = decode_store(root, tmp_path / "out", options)
+    assert "the decoder hung: no answer for 0.5 s" in str(first.problem)
+    assert second.problem == first.problem  # and is not waited for twice
+    assert time.monotonic() - began < 30
+
+
+def test_clips_can_be_written_as_animated_pictures(made: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ran = CliRunner().invoke(
+        main, ["decode", str(made[0]), "--num", "2", "--out", str(out), "--format", "webp"]
+    )
+    assert ran.exit_code == 0, ran.output
+    assert "all_clips.webp of all" in ran.output
+    assert len(list(out.glob("*.webp"))) == 3
+    assert not list(out.glob("*.mp4"))
+    with Image.open(out / "all_clips.webp") as picture:
+        assert (picture.format, picture.n_frames) == ("WEBP", 32)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="mp4 or webp"):
+        DecodeOptions(format="gif")
 
 
 def test_a_corpus_that_moved_is_found_again_where_it_is_said_to_be(tmp_path: Path) -> None:

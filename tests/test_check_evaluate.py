@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,30 @@ def test_the_sample_holds_the_frames_of_the_videos_and_names_those_without_any(
         batches = list(sample.batches(3))
         assert [len(batch) for batch in batches] == [3, 1]
         np.testing.assert_array_equal(batches[1][0], sample[3])
+
+
+def test_a_video_that_hangs_costs_its_own_clip_and_not_the_evaluation(
+    corpus: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "0.mp4").symlink_to(tmp_path / "pipe")
+    (tmp_path / "1.mp4").symlink_to(corpus / "1.mp4")
+    found = evaluate(
+        {"demo": tmp_path},
+        options("repeat-content", sample=SampleSpec(resolution=64, timeout_s=0.5)),
+    )
+    assert found.methods[0].datasets["demo"].clips == 1
+    assert found.datasets["demo"] == {"0.mp4": "0.mp4: the decoder hung: no answer for 0.5 s"}
+    assert "1 videos of demo gave no clip, such as 0.mp4" in markdown(found)
+
+
+def test_the_sample_is_the_same_however_many_processes_read_it(corpus: Path) -> None:
+    spec = SampleSpec(resolution=64, videos=3, clip=ClipSpec(policy="uniform:2", seed=3))
+    with read_sample(corpus, spec) as one, read_sample(corpus, replace(spec, workers=3)) as many:
+        assert one.clips == many.clips
+        assert len(one) == 6
+        for number in range(6):
+            np.testing.assert_array_equal(one[number], many[number])
 
 
 def test_a_corpus_without_a_single_clip_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from reducio_latents.errors import VideoError
 from reducio_latents.video import ClipFrames, VideoSource, get_backend
-from reducio_latents.video.write import write_image, write_mp4
+from reducio_latents.video.write import write_image, write_mp4, write_webp
 
 
 def gradient(
@@ -33,6 +33,21 @@ def test_a_written_clip_reads_back_nearly_the_same(tmp_path: Path, size: tuple[i
     assert isinstance(clip, ClipFrames)
     read = np.stack(clip.frames)[:, : size[0], : size[1]]
     assert np.abs(read.astype(int) - frames).mean() < 6
+
+
+def test_an_animated_picture_has_every_frame_and_lasts_as_long_as_the_clip(tmp_path: Path) -> None:
+    frames = gradient(16, 33, 47)
+    write_webp(tmp_path / "clip.webp", frames, 15.0)
+    with Image.open(tmp_path / "clip.webp") as picture:
+        assert (picture.n_frames, picture.info["loop"]) == (16, 0)  # type: ignore[attr-defined]
+        lasting = 0
+        for number, frame in enumerate(frames):
+            picture.seek(number)
+            assert np.abs(np.asarray(picture.convert("RGB")).astype(int) - frame).mean() < 6
+            lasting += picture.info["duration"]
+    assert lasting == round(16 / 15 * 1000)
+    with pytest.raises(VideoError, match="no frames"):
+        write_webp(tmp_path / "clip.webp", frames[:0], 15.0)
 
 
 def test_a_clip_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.check.clips import Selection, StoredClip, select_clips
 from reducio_latents.check.decoding import DecodedClip, decode_clips
 from reducio_latents.check.model import load_store_model
@@ -25,14 +26,16 @@ from reducio_latents.check.pictures import (
     one_after_another,
     side_by_side,
 )
-from reducio_latents.errors import StoreError
-from reducio_latents.store import open_store
-from reducio_latents.video.write import write_mp4
+from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.store import Store, open_store
+from reducio_latents.video.write import write_mp4, write_webp
 
 SHEET = "contact_sheet.png"
-JOINED = "all_clips.mp4"
+JOINED = "all_clips"
 JOINED_BYTES = 256 << 20
-"""Pixels of the clips in `all_clips.mp4`; those that would pass this are left out of it."""
+"""Pixels of the clips in `all_clips`; those that would pass this are left out of it."""
+WRITERS: dict[str, Callable[[Path, Frames, float], None]] = {"mp4": write_mp4, "webp": write_webp}
+"""mp4: H.264, for players. webp: an animation, for pages and chats that show no video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +56,39 @@ class DecodeOptions:
     device: str = "cpu"
     dtype: str = "float32"
     video_backend: str = "pyav"
+    clip_timeout_s: float = 120.0
+    """A decoder that brings no original for so long has hung."""
+    format: str = "mp4"
+    """Of what is written: a key of `WRITERS`."""
+
+    def __post_init__(self) -> None:
+        if self.format not in WRITERS:
+            raise ConfigError(f"format is {self.format!r}; choose {' or '.join(WRITERS)}.")
 
     @property
     def torch_dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+    def load(self, store: Store) -> Autoencoder:
+        """Load the model that decodes `store`."""
+        return load_store_model(
+            store,
+            model=self.model,
+            weights=self.weights,
+            device=self.device,
+            dtype=self.torch_dtype,
+        )
+
+    def originals(self, store: Store) -> Originals:
+        """Open what the store was made of."""
+        return Originals(
+            store,
+            self.corpus,
+            root=self.root,
+            backend=self.video_backend,
+            timeout_s=self.clip_timeout_s,
+        )
 
 
 class DecodeResult(NamedTuple):
@@ -78,8 +109,8 @@ def decode_store(
     options: DecodeOptions,
     on_clip: Callable[[DecodeResult], None] = lambda _: None,
 ) -> list[DecodeResult]:
-    """Decode clips of `store` into `out`: one mp4 a clip, and of all of them `contact_sheet.png`
-    and `all_clips.mp4`, one after another.
+    """Decode clips of `store` into `out`: one video a clip, and of all of them `contact_sheet.png`
+    and one video in which they follow each other.
 
     In each, the original stands before the decoded clip; where it cannot be had, the stored content
     image does, and alone what was decoded where there is none either. `on_clip` is told of each
@@ -88,32 +119,27 @@ def decode_store(
     """
     opened = open_store(store)
     clips = select_clips(opened, options.selection)
-    model = load_store_model(
-        opened,
-        model=options.model,
-        weights=options.weights,
-        device=options.device,
-        dtype=options.torch_dtype,
-    )
-    originals = Originals(opened, options.corpus, root=options.root, backend=options.video_backend)
+    model = options.load(opened)
     make_folder(out)
-    rate_fps = opened.meta.clip.rate_fps
+    write, rate_fps = WRITERS[options.format], opened.meta.clip.rate_fps
     results, rows = [], []
     joined: list[Frames] = []
-    for decoded in decode_clips(opened, model, clips, originals, sample_seed=options.sample_seed):
-        panels = panels_of(decoded)
-        path = out / f"{file_name(decoded.clip.clip_id)}.mp4"
-        picture = side_by_side(panels)
-        write_mp4(path, picture, rate_fps)
-        if sum(clip.nbytes for clip in joined) + picture.nbytes <= JOINED_BYTES:
-            joined.append(picture)
-        result = DecodeResult(decoded.clip, path, decoded.psnr_db, decoded.problem)
-        rows.append(SheetRow(_title(result), panels))
-        results.append(result)
-        on_clip(result)
+    with options.originals(opened) as originals:
+        seed = options.sample_seed
+        for decoded in decode_clips(opened, model, clips, originals, sample_seed=seed):
+            panels = panels_of(decoded)
+            path = out / f"{file_name(decoded.clip.clip_id)}.{options.format}"
+            picture = side_by_side(panels)
+            write(path, picture, rate_fps)
+            if sum(clip.nbytes for clip in joined) + picture.nbytes <= JOINED_BYTES:
+                joined.append(picture)
+            result = DecodeResult(decoded.clip, path, decoded.psnr_db, decoded.problem)
+            rows.append(SheetRow(_title(result), panels))
+            results.append(result)
+            on_clip(result)
     save_picture(contact_sheet(rows), out / SHEET)
     if joined:
-        write_mp4(out / JOINED, one_after_another(joined), rate_fps)
+        write(out / f"{JOINED}.{options.format}", one_after_another(joined), rate_fps)
     return results
 
 

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from functools import partial
-
-import numpy as np
-from numpy.typing import NDArray
-
 from reducio_latents.check.clips import StoredClip
 from reducio_latents.corpus import corpus_root
 from reducio_latents.errors import LatentsError, VideoError
-from reducio_latents.pixels import fit_frame
+from reducio_latents.geometry import Bucket
 from reducio_latents.store import Store
-from reducio_latents.video import get_backend
-from reducio_latents.video.source import VideoSource, open_source
-
-READ_BYTES = 1 << 20
+from reducio_latents.video.guarded import ClipRequest, GuardedReader, Pixels
 
 
 class Originals:
     """Reads clips of the videos that a store was made of, and proves that they are still the same.
 
     `corpus` is where the videos are now: what the encode command was given, or the folder it was
-    moved to. None: where the store says.
+    moved to. None: where the store says. They are read in a process of their own, which may crash
+    or be silent for `timeout_s`; close it, or use `with`.
     """
 
     def __init__(
@@ -33,10 +25,14 @@ class Originals:
         *,
         root: str | None = None,
         backend: str = "pyav",
+        timeout_s: float = 120.0,
     ) -> None:
         self._store = store
         self._backend = backend
-        self._changed: dict[str, str | None] = {}
+        self._same: set[str] = set()
+        """Videos whose bytes were found to be those that were encoded."""
+        self._lost: dict[str, str] = {}
+        """Videos that cannot be read, and why: a decoder that hung once is not waited for again."""
         self._root = ""
         self.problem: str | None = None
         """Why no original can be read at all; None while it is possible."""
@@ -47,54 +43,41 @@ class Originals:
             if corpus is not None:
                 raise
             self.problem = f"the corpus is not reachable ({err})"
+        sizes = map(Bucket.parse, store.meta.buckets)
+        largest = max(sizes, key=lambda size: size.frames * size.height * size.width)
+        self._reader = GuardedReader(largest, timeout_s=timeout_s)
 
-    def read(self, clip: StoredClip) -> NDArray[np.uint8]:
+    def read(self, clip: StoredClip) -> Pixels:
         """Return the clip as it was encoded, uint8 RGB (T, H, W, 3), fitted to its bucket.
 
         Raises VideoError where the video is gone, is not the one that was encoded, or fails.
         """
-        if self.problem is not None:
-            raise VideoError(self.problem)
-        source = self._store.plan.source(clip.video, self._root)
-        changed = self._changed_since(clip.video, source)
-        if changed is not None:
-            raise VideoError(changed)
-        meta = self._store.meta
-        clips = get_backend(self._backend).read_clips(
-            source,
-            (clip.start_s,),
-            frames=clip.bucket.frames,
-            rate_fps=meta.clip.rate_fps,
-            transform=partial(fit_frame, bucket=clip.bucket, mode=meta.resize),
+        if self.problem is not None or clip.video in self._lost:
+            raise VideoError(self.problem or self._lost[clip.video])
+        plan, meta = self._store.plan, self._store.meta
+        request = ClipRequest(
+            video=clip.video,
+            source=plan.source(clip.video, self._root),
+            bucket=clip.bucket,
+            clip=meta.clip,
+            starts_s=(clip.start_s,),
+            resize=meta.resize,
+            backend=self._backend,
+            sha256=None if clip.video in self._same else plan.video(clip.video)["sha256"],
         )
-        found = next(iter(clips))
-        if isinstance(found, VideoError):
-            raise found
-        return np.stack(list(found.frames))
-
-    def _changed_since(self, video: str, source: VideoSource) -> str | None:
-        """Return what is wrong with a video's bytes; each video is hashed once."""
-        if video not in self._changed:
-            self._changed[video] = self._compare(video, source)
-        return self._changed[video]
-
-    def _compare(self, video: str, source: VideoSource) -> str | None:
         try:
-            digest = hash_source(source)
-        except VideoError:
-            return f"{video} is no longer at {source.url}"
-        if digest != self._store.plan.video(video)["sha256"]:
-            return f"{video} has changed since it was encoded (its hash differs)"
-        return None
+            [frames] = self._reader.read(request)
+        except VideoError as err:
+            self._lost[clip.video] = str(err)
+            raise
+        self._same.add(clip.video)
+        return frames
 
+    def close(self) -> None:
+        self._reader.close()
 
-def hash_source(source: VideoSource) -> str:
-    """Return the SHA-256 of a video's bytes, hexadecimal."""
-    digest = hashlib.sha256()
-    try:
-        with open_source(source) as file:
-            while data := file.read(READ_BYTES):
-                digest.update(data)
-    except OSError as err:
-        raise VideoError(f"{source}: cannot be read: {err}.") from err
-    return digest.hexdigest()
+    def __enter__(self) -> Originals:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

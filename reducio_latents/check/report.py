@@ -23,8 +23,6 @@ from reducio_latents.check.health import (
     motion_warnings,
     scan_store,
 )
-from reducio_latents.check.model import load_store_model
-from reducio_latents.check.originals import Originals
 from reducio_latents.check.pictures import Panel, difference, side_by_side
 from reducio_latents.gaussian import kl_to_unit_normal
 from reducio_latents.metrics.protocol import PROTOCOLS, Protocol
@@ -123,21 +121,16 @@ def build_report(
     """
     opened = open_store(store)
     clips = select_clips(opened, options.selection)
-    model = load_store_model(
-        opened,
-        model=options.model,
-        weights=options.weights,
-        device=options.device,
-        dtype=options.torch_dtype,
-    )
-    originals = Originals(opened, options.corpus, root=options.root, backend=options.video_backend)
+    model = options.load(opened)
     shown: list[ReportClip] = []
     seen: list[tuple[StoredClip, Frames]] = []
-    for decoded in decode_clips(opened, model, clips, originals, sample_seed=options.sample_seed):
-        shown.append(_measure(decoded, protocol, opened.meta.clip.rate_fps))
-        frames = decoded.original_THWC
-        seen.append((decoded.clip, decoded.decoded_THWC if frames is None else frames))
-        on_clip(len(shown), len(clips))
+    with options.originals(opened) as originals:
+        seed = options.sample_seed
+        for decoded in decode_clips(opened, model, clips, originals, sample_seed=seed):
+            shown.append(_measure(decoded, protocol, opened.meta.clip.rate_fps))
+            frames = decoded.original_THWC
+            seen.append((decoded.clip, decoded.decoded_THWC if frames is None else frames))
+            on_clip(len(shown), len(clips))
     scan = scan_store(opened, thresholds)
     notes = []
     if originals.problem is not None:

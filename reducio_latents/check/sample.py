@@ -6,7 +6,6 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -15,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.check.pictures import Frames
-from reducio_latents.clips import clip_starts
 from reducio_latents.config import ClipSpec
 from reducio_latents.corpus import CorpusVideo, list_corpus
-from reducio_latents.errors import ConfigError, CorpusError, VideoError
+from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.geometry import Bucket
-from reducio_latents.pixels import fit_frame
-from reducio_latents.video import VideoBackend, get_backend
+from reducio_latents.video import get_backend
+from reducio_latents.video.guarded import ClipRequest, GuardedReader, Read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +33,10 @@ class SampleSpec:
     """How many videos, drawn by `clip.seed`; None: all."""
     resize: str = "bicubic"
     video_backend: str = "pyav"
+    workers: int = 1
+    """Processes that read videos."""
+    timeout_s: float = 120.0
+    """A decoder that brings no clip for so long has hung."""
 
     def __post_init__(self) -> None:
         if self.videos is not None and self.videos < 1:
@@ -68,6 +70,9 @@ class Sample:
         self.clips: list[SampledClip] = []
         self.failed: dict[str, str] = {}
         """Videos that gave no clip, and why."""
+        self._places: list[int] = []
+        """Where in the file each clip lies; they come in any order."""
+        self._written = 0
         self._folder = tempfile.TemporaryDirectory(prefix="reducio-latents-")
         self._path = Path(self._folder.name) / "clips.u8"
 
@@ -76,19 +81,25 @@ class Sample:
 
     def __getitem__(self, number: int) -> Frames:
         """Return one clip, uint8 (T, H, W, 3)."""
-        frames: Frames = np.array(self._map()[number])
+        frames: Frames = np.array(self._map()[self._places[number]])
         return frames
 
     def batches(self, size: int) -> Iterator[Frames]:
         """Yield clips in order, up to `size` at a time, uint8 (B, T, H, W, 3)."""
         pixels = self._map()
         for start in range(0, len(self), size):
-            yield np.array(pixels[start : start + size])
+            yield np.array(pixels[self._places[start : start + size]])
 
-    def add(self, clip: SampledClip, frames: Frames) -> None:
+    def put(self, frames: Frames) -> int:
+        """Write a clip; return its place. It is one of the sample once it is added."""
         with self._path.open("ab") as file:
             file.write(np.ascontiguousarray(frames).tobytes())
+        self._written += 1
+        return self._written - 1
+
+    def add(self, clip: SampledClip, place: int) -> None:
         self.clips.append(clip)
+        self._places.append(place)
 
     def close(self) -> None:
         self._folder.cleanup()
@@ -106,7 +117,7 @@ class Sample:
 
     def _map(self) -> NDArray[np.uint8]:
         bucket = self.spec.bucket
-        shape = (len(self), bucket.frames, bucket.height, bucket.width, 3)
+        shape = (self._written, bucket.frames, bucket.height, bucket.width, 3)
         return np.memmap(self._path, np.uint8, "r", shape=shape)
 
 
@@ -122,48 +133,89 @@ def read_sample(
     A video that fails is recorded and another one takes its place, as long as there are any.
     `progress` is told (videos read, videos wanted). Raises CorpusError if there is no clip at all.
     """
+    get_backend(spec.video_backend)  # one that is not installed is told before anything is read
     listed = list_corpus(corpus)
     order: Sequence[CorpusVideo] = listed
     if spec.videos is not None:
         order = random.Random(spec.clip.seed).sample(listed, len(listed))
     wanted = len(listed) if spec.videos is None else min(spec.videos, len(listed))
     sample = Sample(name or Path(str(corpus)).stem or str(corpus), spec)
-    backend, done = get_backend(spec.video_backend), 0
-    for video in order:
-        if done == wanted:
-            break
-        try:
-            _read_video(sample, video, backend)
-        except VideoError as err:
-            sample.failed[video.video] = str(err)
-        else:
-            done += 1
-            progress(done, wanted)
-    if not len(sample):
+    try:
+        with GuardedReader(spec.bucket, workers=spec.workers, timeout_s=spec.timeout_s) as reader:
+            _Reading(sample, reader, order, wanted, progress).run()
+        if not len(sample):
+            first = next(iter(sample.failed.items()), ("", "every one is too short"))
+            reason = first[1].rstrip(".")
+            raise CorpusError(f"{corpus} gives no clip to evaluate: {first[0]}: {reason}.")
+    except BaseException:
         sample.close()
-        first = next(iter(sample.failed.items()), ("", "every one is too short"))
-        raise CorpusError(f"{corpus} gives no clip to evaluate: {first[0]}: {first[1]}.")
+        raise
     return sample
 
 
-def _read_video(sample: Sample, video: CorpusVideo, backend: VideoBackend) -> None:
-    spec = sample.spec
-    if video.problem is not None:
-        raise VideoError(video.problem)
-    starts = clip_starts(backend.probe(video.source).duration_s, spec.clip, video.video)
-    if not starts:
-        raise VideoError(f"it is shorter than a clip of {spec.clip.span_s:g} s")
-    clips = backend.read_clips(
-        video.source,
-        starts,
-        frames=spec.clip.frames,
-        rate_fps=spec.clip.rate_fps,
-        transform=partial(fit_frame, bucket=spec.bucket, mode=spec.resize),
-    )
-    found = list(clips)
-    for clip in found:
-        if isinstance(clip, VideoError):
-            raise clip
-    for clip in found:
-        if not isinstance(clip, VideoError):
-            sample.add(SampledClip(video.video, clip.start_s), np.stack(list(clip.frames)))
+class _Reading:
+    """Videos on their way into a sample, several at a time; its clips end up in their order."""
+
+    def __init__(
+        self,
+        sample: Sample,
+        reader: GuardedReader,
+        order: Sequence[CorpusVideo],
+        wanted: int,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self._sample, self._reader, self._wanted = sample, reader, wanted
+        self._waiting = iter(order)
+        self._order = {video.video: number for number, video in enumerate(order)}
+        self._progress = progress
+        self._asked: dict[int, str] = {}
+        self._found: dict[str, list[tuple[SampledClip, int]]] = {}
+        """Video -> its clips, and where they lie."""
+        self._done = 0
+
+    def run(self) -> None:
+        # No more are asked for than may still be wanted, so that the videos taken are the first
+        # good ones of the order, however many processes read.
+        while self._ask() or self._reader.pending:
+            for read in self._reader.poll():
+                self._take(read)
+        for video in sorted(self._found, key=self._order.__getitem__):
+            for clip, place in self._found[video]:
+                self._sample.add(clip, place)
+
+    def _ask(self) -> bool:
+        """Ask for videos while some are wanted and a process is free; return whether one was."""
+        asked = False
+        while self._reader.pending < min(2 * self._sample.spec.workers, self._wanted - self._done):
+            video = next(self._waiting, None)
+            if video is None:
+                break
+            if video.problem is not None:
+                self._sample.failed[video.video] = video.problem
+                continue
+            self._asked[self._reader.submit(self._request(video))] = video.video
+            asked = True
+        return asked
+
+    def _request(self, video: CorpusVideo) -> ClipRequest:
+        spec = self._sample.spec
+        return ClipRequest(
+            video=video.video,
+            source=video.source,
+            bucket=spec.bucket,
+            clip=spec.clip,
+            resize=spec.resize,
+            backend=spec.video_backend,
+        )
+
+    def _take(self, read: Read) -> None:
+        video = self._asked[read.request]
+        if read.frames is not None:
+            place = self._sample.put(read.frames)
+            self._found.setdefault(video, []).append((SampledClip(video, read.start_s), place))
+        elif read.problem is not None:
+            self._found.pop(video, None)
+            self._sample.failed[video] = read.problem
+        else:
+            self._done += 1
+            self._progress(self._done, self._wanted)

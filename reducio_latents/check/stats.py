@@ -33,6 +33,8 @@ class StatsOptions:
     """Where the originals are; None: where the store says they were."""
     root: str | None = None
     video_backend: str = "pyav"
+    clip_timeout_s: float = 120.0
+    """A decoder that brings no original for so long has hung."""
     thresholds: Thresholds = field(default_factory=Thresholds)
 
 
@@ -64,10 +66,14 @@ def store_stats(
     notes: list[str] = []
     seen: list[tuple[StoredClip, Frames]] = []
     if options.look and scan.clips:
-        originals = Originals(
-            store, options.corpus, root=options.root, backend=options.video_backend
-        )
-        seen = list(_read(store, originals, options, notes))
+        with Originals(
+            store,
+            options.corpus,
+            root=options.root,
+            backend=options.video_backend,
+            timeout_s=options.clip_timeout_s,
+        ) as originals:
+            seen = list(_read(store, originals, options, notes))
     left = scan.clips - len(seen)
     if left:
         notes.append(

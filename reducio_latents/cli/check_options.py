@@ -46,6 +46,13 @@ def check_options(num: int) -> Callable[[Decorated], Decorated]:
             default="pyav",
             show_default=True,
         ),
+        click.option(
+            "--clip-timeout-s",
+            type=float,
+            default=120.0,
+            show_default=True,
+            help="A slower decoder hung.",
+        ),
     ]
 
     def decorate(function: Decorated) -> Decorated:

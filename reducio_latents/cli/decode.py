@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="DIR"
 )
+@click.option(
+    "--format",
+    type=click.Choice(["mp4", "webp"]),
+    default="mp4",
+    show_default=True,
+    help="webp: animated pictures.",
+)
 @check_options(num=8)
 def decode(store: str, out: Path, **settings: Any) -> None:
     """Decode clips of STORE into DIR beside their originals: videos, and one contact sheet.
@@ -39,7 +46,8 @@ def decode(store: str, out: Path, **settings: Any) -> None:
         click.echo(f"mean PSNR {mean:.2f} dB of {compared} clips (protocol: standard)")
     if compared < len(results):
         click.echo(f"{len(results) - compared} of {len(results)} clips had no original to compare")
-    click.echo(f"{len(results)} videos, {JOINED} of all and {SHEET} are in {out}")
+    joined = f"{JOINED}.{options.format}"
+    click.echo(f"{len(results)} videos, {joined} of all and {SHEET} are in {out}")
 
 
 def _say(result: DecodeResult) -> None:

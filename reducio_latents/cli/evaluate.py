@@ -71,12 +71,17 @@ METRIC_NAMES = "psnr,ssim,lpips-alex,lpips-vgg,fvd,flicker"
 @click.option(
     "--video-backend", type=click.Choice(["pyav", "decord"]), default="pyav", show_default=True
 )
+@click.option("--workers", type=int, default=None, help="Decode processes.  [one a core]")
+@click.option(
+    "--clip-timeout-s", type=float, default=120.0, show_default=True, help="A slower decoder hung."
+)
 def evaluate(
     corpora: tuple[str, ...],
     models: tuple[str, ...],
     out: Path,
     preset: str | None,
     videos: int | None,
+    workers: int | None,
     **settings: Any,
 ) -> None:
     """Reconstruct clips of CORPUS by several models, and print the paper's table of them.
@@ -94,6 +99,7 @@ def evaluate(
     from reducio_latents.check.sample import PRESETS, SampleSpec
     from reducio_latents.check.table import markdown, write_tables
     from reducio_latents.config import ClipSpec
+    from reducio_latents.encode.options import usable_cores
     from reducio_latents.metrics.protocol import protocol_named
 
     clip = ClipSpec(
@@ -107,6 +113,8 @@ def evaluate(
         resolution=settings.pop("resolution"),
         videos=videos if videos is not None or preset is None else PRESETS[preset],
         video_backend=settings.pop("video_backend"),
+        workers=usable_cores() if workers is None else workers,
+        timeout_s=settings.pop("clip_timeout_s"),
     )
     protocol = settings.pop("protocol") or ("standard" if preset is None else "paper")
     options = flow.EvaluateOptions(

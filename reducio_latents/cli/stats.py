@@ -33,6 +33,9 @@ CLIPS_SHOWN = 5
 @click.option(
     "--video-backend", type=click.Choice(["pyav", "decord"]), default="pyav", show_default=True
 )
+@click.option(
+    "--clip-timeout-s", type=float, default=120.0, show_default=True, help="A slower decoder hung."
+)
 @click.option("--clips", "all_clips", is_flag=True, help="Name every clip, not the first five.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def stats(store: str, all_clips: bool, as_json: bool, **settings: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from reducio_latents.errors import ConfigError, VideoError
 
+WEBP_QUALITY = 90
 CRF = "16"
 """x264's quality; at this one compression cannot be told from what a VAE leaves out."""
 
@@ -45,17 +47,44 @@ def write_mp4(
         partial.unlink(missing_ok=True)
 
 
+def write_webp(path: str | Path, frames_THWC: NDArray[np.uint8], rate_fps: float) -> None:
+    """Write uint8 RGB (T, H, W, 3) as an animated WebP that repeats for ever, replacing `path`.
+
+    Frames last whole milliseconds each, as the format has it; their sum is the clip's to 1 ms. The
+    file appears whole or not at all. Raise VideoError if it cannot be written.
+    """
+    if not len(frames_THWC):
+        raise VideoError(f"{path}: there are no frames to write.")
+    ends = [round(1000 * (number + 1) / rate_fps) for number in range(len(frames_THWC))]
+    lasting = [end - start for start, end in pairwise([0, *ends])]
+    first, *rest = (Image.fromarray(frame) for frame in frames_THWC)
+    _save(
+        first,
+        Path(path),
+        format="WEBP",
+        save_all=True,
+        append_images=rest,
+        duration=lasting,
+        loop=0,
+        quality=WEBP_QUALITY,
+        method=4,
+    )
+
+
 def write_image(path: str | Path, picture_HWC: NDArray[np.uint8]) -> None:
     """Write uint8 RGB (H, W, 3) as an image in the format of the file's ending, replacing `path`.
 
     The file appears whole or not at all. Raise VideoError if it cannot be written.
     """
-    target = Path(path)
-    partial = target.with_name(f".{os.getpid()}.{target.name}")
+    _save(Image.fromarray(picture_HWC), Path(path))
+
+
+def _save(image: Image.Image, path: Path, **settings: Any) -> None:
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture_HWC).save(partial)
-        partial.replace(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(partial, **settings)
+        partial.replace(path)
     except (OSError, ValueError, TypeError) as err:  # also an ending that Pillow does not know
         raise VideoError(f"{path} cannot be written: {err}.") from err
     finally:
