@@ -14,8 +14,12 @@ import fsspec
 import pytest
 
 from reducio_latents.corpus import CorpusVideo, corpus_root, join_url, list_corpus
-from reducio_latents.errors import ConfigError, CorpusError
-from reducio_latents.video.source import open_source
+from reducio_latents.errors import ConfigError, CorpusError, VideoError
+from reducio_latents.files import open_files
+from reducio_latents.video.source import VideoSource, open_source
+from tests.object_storage import BUCKET, FaultyProxy, s3, s3_server
+
+__all__ = ["s3", "s3_server"]  # fixtures
 
 
 def fill(root: Path, *names: str) -> Path:
@@ -262,8 +266,31 @@ def test_a_remote_folder_is_listed_like_a_local_one(tmp_path: Path, memory: str)
 def test_a_remote_corpus_that_cannot_be_had_is_one_clear_error(memory: str) -> None:
     with pytest.raises(CorpusError, match="there is no such file or folder"):
         list_corpus(memory)
-    with pytest.raises(CorpusError, match="cannot be read: ValueError: Protocol not known"):
+    with pytest.raises(CorpusError, match="cannot be read: Protocol not known"):
         list_corpus("nosuchscheme://bucket/videos")
+
+
+def test_a_corpus_in_a_bucket_needs_what_a_store_in_a_bucket_needs(
+    tmp_path: Path, s3: FaultyProxy
+) -> None:
+    files = open_files(f"s3://{BUCKET}/corpus")
+    for name in ("a.mp4", "b/c.mp4"):
+        files.write(name, name.encode())
+    files.write("list.csv", b"path,caption\na.mp4,first\n")
+    s3.fail(["503", "reset"])
+    videos = list_corpus(f"s3://{BUCKET}/corpus")
+    assert names(videos) == ["a.mp4", "b/c.mp4"]
+    for video in videos:
+        with open_source(video.source) as file:
+            assert file.read().decode() == video.video
+            file.seek(2)
+            assert file.read(2).decode() == video.video[2:4]
+    assert names(list_corpus(f"s3://{BUCKET}/corpus/list.csv")) == ["a.mp4"]
+    with pytest.raises(VideoError, match="there is no such file"):
+        open_source(VideoSource(f"s3://{BUCKET}/corpus/gone.mp4"))
+    with pytest.raises(CorpusError, match="there is no such bucket") as raised:
+        list_corpus("s3://absent/corpus")
+    assert "\n" not in str(raised.value)
 
 
 def test_ten_thousand_small_files_are_listed_in_a_second_of_cpu(tmp_path: Path) -> None:

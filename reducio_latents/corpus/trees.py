@@ -12,6 +12,8 @@ from typing import Any, BinaryIO, Literal, Protocol, cast
 
 from reducio_latents.corpus.entry import is_utf8
 from reducio_latents.errors import ConfigError, CorpusError
+from reducio_latents.files.explained import reason
+from reducio_latents.files.filesystems import open_filesystem
 
 TAR_BLOCK_BYTES = 1 << 16
 """Read-ahead on remote tars: enough for a header with its texts, little enough not to fetch the
@@ -139,17 +141,15 @@ def _reaching(url: str) -> Iterator[None]:
     except ImportError as err:
         raise ConfigError(f"{url}: {err}.") from err
     except Exception as err:
-        raise CorpusError(f"{url} cannot be read: {type(err).__name__}: {err}.") from err
+        raise CorpusError(f"{url} cannot be read: {reason(str(err))}") from err
 
 
 class RemoteTree:
     def __init__(self, root: str) -> None:
-        import fsspec
-
         self.root = root.rstrip("/")
         with _reaching(root):
-            self._fs, top = fsspec.core.url_to_fs(root)
-        self._top = str(top).rstrip("/")
+            self._fs, top = open_filesystem(root)
+        self._top = top.rstrip("/")
 
     def _full(self, path: str) -> str:
         return f"{self._top}/{path}" if path else self._top

@@ -220,9 +220,7 @@ class ObjectFiles:
     def _client(self) -> tuple[ModuleType, Any]:
         obstore = _obstore(self._url)
         if self._store_pid != os.getpid():
-            retries = _number("REDUCIO_REMOTE_RETRIES", 5)
-            timeout_s = _number("REDUCIO_REMOTE_TIMEOUT_S", 60)
-            self._store = _new_store(obstore, self._url, int(retries), timeout_s)
+            self._store = _new_store(obstore, self._url, *patience())
             self._store_pid = os.getpid()
         return obstore, self._store
 
@@ -256,8 +254,22 @@ def _new_store(obstore: Any, url: str, retries: int, timeout_s: float) -> Any:
     scheme = urlsplit(url).scheme
     if scheme == "memory":
         return _memory.setdefault(url, obstore.store.MemoryStore())
+    settings = client_settings(scheme, retries, timeout_s)
+    if scheme in WEB_SCHEMES:
+        return obstore.store.HTTPStore(url, **settings)
+    return obstore.store.from_url(url, **settings)
+
+
+def patience() -> tuple[int, float]:
+    """Return how often a request is made again, and after how many seconds of silence."""
+    retries = _number("REDUCIO_REMOTE_RETRIES", 5)
+    return int(retries), _number("REDUCIO_REMOTE_TIMEOUT_S", 60)
+
+
+def client_settings(scheme: str, retries: int, timeout_s: float) -> dict[str, Any]:
+    """Return what obstore's clients are made with."""
     silence = timedelta(seconds=timeout_s)
-    settings: dict[str, Any] = {
+    return {
         "client_options": {
             "allow_http": _may_use_http(scheme),
             "connect_timeout": timedelta(seconds=min(CONNECT_S, timeout_s)),
@@ -273,9 +285,6 @@ def _new_store(obstore: Any, url: str, retries: int, timeout_s: float) -> Any:
             "retry_timeout": (silence + timedelta(seconds=5)) * (retries + 1),
         },
     }
-    if scheme in WEB_SCHEMES:
-        return obstore.store.HTTPStore(url, **settings)
-    return obstore.store.from_url(url, **settings)
 
 
 def _may_use_http(scheme: str) -> bool:

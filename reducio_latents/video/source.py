@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from reducio_latents.errors import ConfigError, VideoError
+from reducio_latents.files.explained import reason
+from reducio_latents.files.filesystems import open_filesystem
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,12 @@ def open_source(source: VideoSource) -> BinaryIO:
 
 
 def _open_url(url: str) -> BinaryIO:
-    import fsspec
-
     try:
-        return cast(BinaryIO, fsspec.open(url, "rb").open())
+        filesystem, path = open_filesystem(url)
+        return cast(BinaryIO, filesystem.open(path, "rb"))
     except OSError:
         raise
     except ImportError as err:
         raise ConfigError(f"{url}: {err}.") from err  # it says what to install
     except Exception as err:  # each kind of server has errors of its own
-        raise VideoError(f"{url}: cannot be opened: {err or type(err).__name__}.") from err
+        raise VideoError(f"{url}: cannot be opened: {reason(str(err))}") from err
