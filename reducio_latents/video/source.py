@@ -85,6 +85,7 @@ def open_source(source: VideoSource) -> BinaryIO:
 def _open_url(url: str) -> BinaryIO:
     try:
         filesystem, path = open_filesystem(url)
+        filesystem.info(path)  # obstore's files break when they end, if they were never there
         return cast(BinaryIO, filesystem.open(path, "rb"))
     except OSError:
         raise
