@@ -231,6 +231,10 @@ def ours(
     return open_reader
 
 
+def in_one_thread(dataset: LatentDataset) -> LatentLoader:
+    return LatentLoader(dataset, threads=1, prefetch=2)
+
+
 def in_workers(dataset: LatentDataset) -> DataLoader[Any]:
     return DataLoader(dataset, batch_size=None, num_workers=2)
 
@@ -245,6 +249,7 @@ def readers() -> dict[str, Callable[[Clips, Path], Reader]]:
         "memmap gather, 2 workers": memmap_workers,
         "ours, Zarr": ours("zarr"),
         "ours, Zarr, LatentLoader": ours("zarr", LatentLoader),
+        "ours, Zarr, LatentLoader, 1 thread": ours("zarr", in_one_thread),
         "ours, Zarr, 2 workers": ours("zarr", in_workers),
         "ours, WebDataset tar": ours("webdataset"),
         "ours, Zarr, every row's checksum": ours("zarr", checksums="full"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 BUFFER = 2048
 """Clips that a shuffle buffer holds, for formats that are read in order."""
+BATCHES_PER_FILE = 16
+"""Record batches of an Arrow file, where a data set is many files."""
 
 
 def batched(samples: Iterator[tuple[NDArray[np.float16], str]], clips: Clips) -> Iterator[Sample]:
@@ -71,8 +74,88 @@ def arrow(clips: Clips, folder: Path) -> Reader:
     return epoch
 
 
+def arrow_files(clips: Clips, folder: Path) -> list[str]:
+    """Write Arrow files of 16 record batches of 512 clips, and return where they are."""
+    import pyarrow as pa
+
+    root = folder / "arrow"
+    schema = pa.schema([("motion", pa.binary(clips.row_bytes)), ("caption", pa.string())])
+    if not root.exists():
+        root.mkdir()
+        blocks = clips.blocks()
+        while some := list(islice(blocks, BATCHES_PER_FILE)):
+            path = root / f"{some[0][0]:07d}.arrow"
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+                for first, block in some:
+                    motion = pa.FixedSizeBinaryArray.from_buffers(
+                        schema.field("motion").type, len(block), [None, pa.py_buffer(block.data)]
+                    )
+                    captions = pa.array([clips.caption(first + i) for i in range(len(block))])
+                    writer.write_batch(pa.record_batch([motion, captions], schema=schema))
+    return sorted(map(str, root.iterdir()))
+
+
+def arrow_table(clips: Clips, folder: Path) -> Reader:
+    """Files of many record batches, memory-mapped as one table, rows taken by number."""
+    import pyarrow as pa
+
+    files = [pa.ipc.open_file(pa.memory_map(path)) for path in arrow_files(clips, folder)]
+    table = pa.concat_tables([file.read_all() for file in files])
+    return taken(table if clips.text else table.select(["motion"]), clips)
+
+
+def arrow_batches(clips: Clips, folder: Path) -> Reader:
+    """The same files; rows are taken from each record batch by itself, and put together."""
+    import pyarrow as pa
+
+    files = [pa.ipc.open_file(pa.memory_map(path)) for path in arrow_files(clips, folder)]
+    batches = [file.get_batch(i) for file in files for i in range(file.num_record_batches)]
+    if not clips.text:
+        batches = [batch.select(["motion"]) for batch in batches]
+    size = len(batches[0])
+
+    def epoch() -> Iterator[Sample]:
+        for chosen in order_of(clips):
+            numbers, rows = np.divmod(np.sort(chosen), size)  # a batch has no order of its own
+            starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+            parts = [
+                batches[number].take(pa.array(part))
+                for number, part in zip(numbers[starts], np.split(rows, starts[1:]), strict=True)
+            ]
+            motion = pa.concat_arrays([part.column(0) for part in parts])
+            data = np.frombuffer(motion.buffers()[1], np.float16)
+            captions = (
+                [text for p in parts for text in p.column(1).to_pylist()] if clips.text else []
+            )
+            yield torch.from_numpy(data.reshape(len(chosen), *clips.shape)), captions
+
+    return epoch
+
+
+def arrow_dataset(clips: Clips, folder: Path) -> Reader:
+    """The same files as a `pyarrow.dataset`, rows taken by number."""
+    import pyarrow.dataset as ds
+
+    return taken(ds.dataset(arrow_files(clips, folder), format="arrow"), clips)
+
+
+def taken(table: Any, clips: Clips) -> Reader:
+    """Take the rows of shuffled batches from a table or a dataset."""
+    import pyarrow as pa
+
+    def epoch() -> Iterator[Sample]:
+        for chosen in order_of(clips):
+            rows = table.take(pa.array(chosen)).combine_chunks()
+            motion = rows.column("motion").chunk(0)
+            data = np.frombuffer(motion.buffers()[1], np.float16)
+            captions = rows.column("caption").to_pylist() if clips.text else []
+            yield torch.from_numpy(data.reshape(len(chosen), *clips.shape)), captions
+
+    return epoch
+
+
 def arrow_rows(clips: Clips, folder: Path) -> Reader:
-    """The same file, row by row, as a map-style dataset with a collate function gives it."""
+    """One record batch, row by row, as a map-style dataset with a collate function gives it."""
     import pyarrow as pa
 
     arrow(clips, folder)
@@ -285,8 +368,11 @@ def litdata(workers: int) -> Callable[[Clips, Path], Reader]:
 
 
 PEERS: dict[str, Callable[[Clips, Path], Reader]] = {
-    "Arrow, memory-mapped, take": arrow,
-    "Arrow, memory-mapped, by row": arrow_rows,
+    "Arrow, one record batch, take": arrow,
+    "Arrow, many record batches, Table.take": arrow_table,
+    "Arrow, many record batches, take from each": arrow_batches,
+    "Arrow, many files, Dataset.take": arrow_dataset,
+    "Arrow, by row": arrow_rows,
     "Hugging Face datasets, map-style": hf_datasets,
     "Parquet, whole row groups": parquet,
     "WebDataset, stock reader": webdataset,
