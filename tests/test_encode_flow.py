@@ -13,7 +13,8 @@ import torch
 import zarr
 
 from reducio_latents import encode_corpus, load_autoencoder, open_store
-from reducio_latents.encode import EncodeReport, Tally, plan_corpus
+from reducio_latents.encode import EncodeReport, Tally, plan_corpus, shards
+from reducio_latents.encode.gpu import DeviceFit
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
 from reducio_latents.geometry import Bucket
 from reducio_latents.images import decode_image
@@ -105,6 +106,29 @@ def test_rows_are_what_the_encoder_makes_of_the_exact_frames(
             np.testing.assert_allclose(
                 row.astype(np.float32), moments.numpy(), rtol=2e-3, atol=2e-3
             )
+
+
+@pytest.mark.parametrize("whole_px", [1 << 30, 100])
+def test_who_resizes_the_frames_changes_no_byte(
+    whole_px: int,
+    corpus: Path,
+    encoded: tuple[Path, EncodeReport],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fitted: list[torch.Size] = []
+
+    class Spy(DeviceFit):
+        def __call__(self, frames_THWC: torch.Tensor, bucket: Bucket, mode: str) -> torch.Tensor:
+            fitted.append(frames_THWC.shape)
+            return super().__call__(frames_THWC, bucket, mode)
+
+    monkeypatch.setattr(shards, "DeviceFit", Spy)
+    monkeypatch.setattr(shards, "WHOLE_PX", whole_px)
+    encode(corpus, tmp_path / "store", resize_on="device")
+    assert files_of(tmp_path / "store") == files_of(encoded[0])
+    # Frames that are larger than is handed over whole have been resized by the workers.
+    assert fitted == ([] if whole_px == 100 else [(16, 48, 64, 3)] * 4)
 
 
 def test_plain_zarr_reads_the_same_numbers(encoded: tuple[Path, EncodeReport]) -> None:

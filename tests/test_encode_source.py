@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from reducio_latents.encode.source import (
     ReadyBatch,
     ShardWork,
 )
+from reducio_latents.errors import ConfigError
 from reducio_latents.geometry import Bucket
 from reducio_latents.processes import Channel
 from reducio_latents.store.commit import ShardKey
@@ -150,6 +152,17 @@ def test_errors_and_bugs_and_missing_videos_are_recorded_by_clip() -> None:
         "d_0.0": "d is no longer in the corpus.",
         "d_1.0": "d is no longer in the corpus.",
     }
+
+
+def test_workers_that_do_not_fit_in_shared_memory_are_refused_before_one_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = shutil.disk_usage("/")._replace(free=1 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    works = shards_of({"a": 1}, 1)
+    with pytest.raises(ConfigError, match=r"48 MiB of shared memory.*1 MiB left.*resize-on worker"):
+        read(works, whole_px=1 << 20)
+    assert check(works, read(works)) == {}
 
 
 def test_a_consumer_that_stops_early_leaves_no_worker() -> None:

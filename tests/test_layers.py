@@ -15,7 +15,7 @@ PACKAGE = Path(reducio_latents.__file__).parent
 LAYERS = [
     ["errors"],
     ["geometry", "clips", "schema"],  # plain Python
-    ["config"],
+    ["config", "resample"],
     ["values", "files", "processes", "images", "pixels"],
     ["gaussian", "metrics"],  # tensors in, tensors out
     ["video", "vae"],

@@ -94,6 +94,13 @@ from reducio_latents.config import IMAGE_CODECS
     show_default=True,
     help="auto: tiles of 256 px for frames above 256 px.",
 )
+@click.option(
+    "--resize-on",
+    type=click.Choice(["auto", "worker", "device"]),
+    default="auto",
+    show_default=True,
+    help="Who resizes frames: decode workers, or the encoder's device; auto: the device if a GPU.",
+)
 @click.option("--compile", is_flag=True, help="Compile the encoder with torch.compile.")
 @click.option(
     "--clip-timeout-s", type=float, default=120.0, show_default=True, help="A slower decoder hung."

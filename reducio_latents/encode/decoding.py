@@ -17,7 +17,7 @@ from reducio_latents.images import encode_image
 from reducio_latents.pixels import fit_frame
 from reducio_latents.processes import Channel
 from reducio_latents.video import get_backend
-from reducio_latents.video.protocol import ClipFrames
+from reducio_latents.video.protocol import ClipFrames, Frame
 from reducio_latents.video.source import VideoSource
 
 PRELOAD = ("reducio_latents.encode.decoding", "reducio_latents.probe", "reducio_latents.video.pyav")
@@ -39,6 +39,9 @@ class DecodeTask:
     backend: str
     image_codec: str | None
     """How to encode the content image; None if it is not wanted."""
+    whole_px: int = 0
+    """Frames of at most so many pixels are sent as they are, for the encoder's device to fit; 0:
+    all are fitted here. The bits are the same."""
 
 
 class DecodedClip(NamedTuple):
@@ -51,6 +54,8 @@ class DecodedClip(NamedTuple):
     """When each chosen frame appears."""
     content: bytes | None
     """The content image, encoded."""
+    size: tuple[int, int] | None = None
+    """Height and width of its frames, where they are still to be fitted to the bucket."""
 
 
 def decode_clips(task: DecodeTask, channel: Channel) -> None:
@@ -64,7 +69,7 @@ def decode_clips(task: DecodeTask, channel: Channel) -> None:
             task.starts_s,
             frames=task.bucket.frames,
             rate_fps=task.rate_fps,
-            transform=partial(fit_frame, bucket=task.bucket, mode=task.resize),
+            transform=partial(_fit, task),
         )
         for clip in clips:
             if isinstance(clip, VideoError):
@@ -88,13 +93,24 @@ def _require_unchanged(task: DecodeTask) -> None:
         )
 
 
+def _fit(task: DecodeTask, frame: Frame) -> Frame:
+    """Fit a frame to the bucket, unless the encoder's device is to do it."""
+    if frame.shape[0] * frame.shape[1] <= task.whole_px:
+        return frame
+    return fit_frame(frame, task.bucket, task.resize)
+
+
 def _send(task: DecodeTask, number: int, clip: ClipFrames, channel: Channel) -> None:
-    shape = (task.bucket.frames, task.bucket.height, task.bucket.width, 3)
     slot, memory = channel.acquire()
+    height, width, _ = clip.frames[0].shape  # all of a clip are of one size
+    shape = (task.bucket.frames, height, width, 3)
     pixels = np.frombuffer(memory, np.uint8, count=math.prod(shape)).reshape(shape)
     for target, frame in zip(pixels, clip.frames, strict=True):
         target[...] = frame
     content = None
     if task.image_codec is not None:
-        content = encode_image(pixels[(task.bucket.frames - 1) // 2], task.image_codec)
-    channel.emit(DecodedClip(number, None, clip.times_s, content), slot)
+        centre = fit_frame(pixels[(task.bucket.frames - 1) // 2], task.bucket, task.resize)
+        content = encode_image(centre, task.image_codec)
+    is_fitted = (height, width) == (task.bucket.height, task.bucket.width)
+    size = None if is_fitted else (height, width)
+    channel.emit(DecodedClip(number, None, clip.times_s, content, size), slot)

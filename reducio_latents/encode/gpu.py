@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 
 from reducio_latents.autoencoders.protocol import Autoencoder
 from reducio_latents.errors import ConfigError
-from reducio_latents.pixels import to_unit
+from reducio_latents.geometry import Bucket
+from reducio_latents.pixels import fit_clip, to_unit
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,41 @@ def raise_compile_limit(sizes: int) -> None:
 
     wanted = sizes + 8
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, wanted)
+
+
+class DeviceFit:
+    """Fits decoded clips to their bucket on a device, beside what that computes: a `Fit`.
+
+    Frames go there whole and come back at the bucket's size, so the memory of waiting batches is
+    that of small frames. To be called by one thread at a time.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._device = torch.device(device)
+        self._pinned = torch.empty(0, dtype=torch.uint8)
+
+    @cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        # Before the encoder's kernels, which would keep a few small ones waiting for long.
+        return _stream(self._device, priority=-1)
+
+    def __call__(self, frames_THWC: Tensor, bucket: Bucket, mode: str) -> Tensor:
+        """Return uint8 frames (T, H, W, 3) on the CPU; see `fit_clip`."""
+        try:
+            if not _on_gpu(self._device):
+                return fit_clip(frames_THWC.to(self._device), bucket, mode).cpu()
+            with torch.cuda.stream(self._stream):
+                return fit_clip(self._upload(frames_THWC), bucket, mode).cpu()
+        except torch.OutOfMemoryError:
+            log.warning("no memory on %s to resize a clip; done on the CPU.", self._device)
+            return fit_clip(frames_THWC, bucket, mode)
+
+    def _upload(self, frames: Tensor) -> Tensor:
+        if self._pinned.numel() < frames.numel():
+            self._pinned = _pinned((frames.numel(),))
+        pinned = self._pinned[: frames.numel()].view(frames.shape)
+        pinned.copy_(frames)
+        return pinned.to(self._device, non_blocking=True)
 
 
 @dataclass
@@ -58,7 +95,7 @@ class BatchEncoder:
         self._autoencoder = autoencoder
         self._pad_to = pad_to
         self._fits: dict[torch.Size, int] = {}
-        self._on_gpu = autoencoder.device.type == "cuda"
+        self._on_gpu = _on_gpu(autoencoder.device)
         self._inputs: dict[torch.Size, deque[_Input]] = {}
         self._busy: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         if self._on_gpu:
@@ -68,7 +105,7 @@ class BatchEncoder:
         """Begin to encode uint8 frames (B, T, H, W, 3); raise ConfigError if not one clip fits."""
         if self._on_gpu:
             return self._launch_on_gpu(frames_BTHWC)
-        moments = self._in_parts(frames_BTHWC).numpy()
+        moments = self._in_parts(frames_BTHWC).cpu().numpy()
         return lambda: moments
 
     def take_busy_s(self) -> float | None:
@@ -102,7 +139,7 @@ class BatchEncoder:
         self._busy.append((start, end))
         self._copies_out.wait_event(end)
         with torch.cuda.stream(self._copies_out):
-            rows = torch.empty(moments.shape, dtype=moments.dtype, pin_memory=True)
+            rows = _pinned(moments.shape, moments.dtype)
             rows.copy_(moments, non_blocking=True)
             moments.record_stream(self._copies_out)
             done = _event()
@@ -122,7 +159,7 @@ class BatchEncoder:
         else:
             slot = _Input(torch.empty(0), _event())
         if len(slot.buffer) < len(frames):
-            slot.buffer = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=True)
+            slot.buffer = _pinned(frames.shape)
         pinned = slot.buffer[: len(frames)]
         pinned.copy_(frames)
         on_device = pinned.to(self._autoencoder.device, non_blocking=True)
@@ -164,9 +201,18 @@ class BatchEncoder:
         return torch.cat([posterior.mean, posterior.logvar], dim=1)[:count].to(torch.float16)
 
 
+def _on_gpu(device: torch.device) -> bool:
+    """Whether work on `device` runs beside this process, in CUDA's streams."""
+    return device.type == "cuda"
+
+
+def _pinned(shape: Sequence[int], dtype: torch.dtype = torch.uint8) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+
+
 # torch does not annotate these.
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+def _stream(device: torch.device, priority: int = 0) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device, priority)  # type: ignore[no-untyped-call]
 
 
 def _event(*, timing: bool = False) -> torch.cuda.Event:

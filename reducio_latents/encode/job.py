@@ -51,6 +51,13 @@ class Job:
         """Who has taken up which shard how often."""
         return Journal(self.writer.files)
 
+    @cached_property
+    def largest_px(self) -> int:
+        """Pixels of a frame of the largest video that is to be encoded."""
+        videos = self.planned.plan.videos
+        sizes = videos.filter(pc.equal(videos["status"], "planned"))
+        return pc.max(pc.multiply(sizes["width"], sizes["height"])).as_py() or 0
+
     @property
     def names(self) -> list[str]:
         return list(self.options.columns)

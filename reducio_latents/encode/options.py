@@ -20,6 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 BUCKET_MULTIPLE = 32
 """Sides of buckets are divisible by this, the largest spatial stride in use."""
 ENGINES = ("local", "ray")
+RESIZE_ON = ("auto", "worker", "device")
 COUNTS: dict[str, str | None] = {
     "shard_rows": None,
     "batch_size": "auto",
@@ -95,6 +96,10 @@ class EncodeOptions:
     """Decode every n-th clip of a bucket while it is encoded and record its PSNR; 0: none."""
     min_psnr: float | None = None
     """Mean PSNR of the clips decoded so far, in dB, below which the run stops."""
+    resize_on: str = "auto"
+    """Who resizes frames: `worker`, the decode processes; `device`, the encoder's device, which
+    takes work off them and hands whole frames over; the same bits. `auto`: the device if it is a
+    GPU."""
     workers: int = field(default_factory=usable_cores)
     """Decode processes. Those of the ranks that `gpus` starts, together."""
     video_backend: str = "pyav"
@@ -115,6 +120,7 @@ class EncodeOptions:
             ("container", self.container, ("zarr", "webdataset")),
             ("image_codec", self.image_codec, IMAGE_CODECS),
             ("resize", self.resize, RESIZE_MODES),
+            ("resize_on", self.resize_on, RESIZE_ON),
             ("duplicates", self.duplicates, DUPLICATE_POLICIES),
             ("dtype", self.dtype, DTYPES),
             ("tiling", self.tiling, ("auto", "none")),
@@ -154,6 +160,13 @@ class EncodeOptions:
         import torch
 
         return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @property
+    def resizes_on_device(self) -> bool:
+        """`resize_on` with `auto` resolved."""
+        if self.resize_on != "auto":
+            return self.resize_on == "device"
+        return self.torch_device.startswith("cuda")
 
     @property
     def clips_per_batch(self) -> int:

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from reducio_latents.encode.attempts import Attempts
 from reducio_latents.encode.columns import CAPTIONS, CONTENT, ColumnEncoder, MotionColumn
+from reducio_latents.encode.gpu import DeviceFit
 from reducio_latents.encode.job import Job
 from reducio_latents.encode.pipeline import ShardDone, ShardEncoder
 from reducio_latents.encode.progress import Progress
@@ -27,6 +28,9 @@ from reducio_latents.errors import LatentsError
 from reducio_latents.geometry import Bucket
 from reducio_latents.store.commit import Failure, ShardKey
 
+WHOLE_PX = 1920 * 1088
+"""Larger frames than 1080p are resized by the workers always, so that a slot of shared memory, of
+which a worker has two, takes 100 MB at most for clips of 16 frames."""
 Feed = Iterable[ShardKey | None]
 """Shards to be made; None where the next one is not known yet."""
 
@@ -157,7 +161,15 @@ def _one_after_another(*parts: Iterable[ReadyBatch | None]) -> Iterator[ReadyBat
 
 def _decode(job: Job, keys: Feed, needs: frozenset[str]) -> Iterable[ReadyBatch | None]:
     works = (None if key is None else job.planned.work(key) for key in keys)
-    return DecodedBatches(works, job.planned.locate, decode_options(job, needs), needs)
+    return _decoded(job, works, needs)
+
+
+def _decoded(job: Job, works: Iterable[ShardWork | None], needs: frozenset[str]) -> DecodedBatches:
+    options = decode_options(job, needs)
+    if not options.whole_px:
+        return DecodedBatches(works, job.planned.locate, options, needs)
+    fit = DeviceFit(job.options.torch_device)
+    return DecodedBatches(works, job.planned.locate, options, needs, fit=fit)
 
 
 def decode_options(job: Job, needs: frozenset[str]) -> DecodeOptions:
@@ -172,6 +184,7 @@ def decode_options(job: Job, needs: frozenset[str]) -> DecodeOptions:
         image_codec=options.image_codec if wants_files else None,
         batch_size=options.clips_per_batch,
         workers=options.workers,
+        whole_px=min(WHOLE_PX, job.largest_px) if options.resizes_on_device else 0,
         timeout_s=options.clip_timeout_s,
         memory_bytes=options.worker_memory_mb << 20,
         read_ahead_bytes=options.read_ahead_mb << 20,
@@ -214,8 +227,7 @@ def _careful_batch(
         if needs <= {CAPTIONS}:
             (ready,) = read_captions([part], len(good))
         else:
-            options = decode_options(job, needs)
-            (ready,) = DecodedBatches([part], job.planned.locate, options, needs)
+            (ready,) = _decoded(job, [part], needs)
             assert ready is not None
         failed += ready.failed
     settled = tuple(sorted(failed, key=lambda failure: failure.row))

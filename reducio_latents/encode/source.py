@@ -8,12 +8,14 @@ far as the memory for waiting batches allows.
 from __future__ import annotations
 
 import queue
+import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,13 +23,18 @@ from torch import Tensor
 
 from reducio_latents.encode.columns import CONTENT, FRAMES, ClipBatch
 from reducio_latents.encode.decoding import PRELOAD, DecodedClip, DecodeTask, decode_clips
+from reducio_latents.errors import ConfigError
 from reducio_latents.geometry import Bucket
+from reducio_latents.pixels import fit_clip
 from reducio_latents.processes import Event, ProcessPool, Slot, Target
 from reducio_latents.store.commit import Failure, ShardKey
 from reducio_latents.video.source import VideoSource
 
 IDLE_S = 0.02
 """How often to ask for the next shard while none is known."""
+SLOTS = 2
+"""Clips that a worker may have handed over before it waits: one is read, the next one written."""
+SHARED_MEMORY = Path("/dev/shm")
 ATTEMPTS = 3
 """Workers that one video may cost in one shard before the rest of its clips are given up."""
 
@@ -81,6 +88,9 @@ class DecodeOptions:
     """Codec of `ClipBatch.content_files`; None if no column wants them."""
     batch_size: int = 8
     workers: int = 2
+    whole_px: int = 0
+    """Frames of at most so many pixels come from the workers as they are decoded, to be fitted to
+    their bucket by `fit`; 0: workers fit all of them."""
     timeout_s: float = 120.0
     """A decoder that brings no clip for so long has hung."""
     memory_bytes: int = 4 << 30
@@ -88,7 +98,17 @@ class DecodeOptions:
     read_ahead_bytes: int = 1 << 30
     """Pixels waiting for the encoder, at most, beside the workers' own."""
 
+    @property
+    def slot_bytes(self) -> int:
+        """Size of a worker's slot: the largest clip as it is handed over."""
+        return max(
+            _clip_bytes(bucket, max(self.whole_px, bucket.height * bucket.width))
+            for bucket in self.buckets
+        )
 
+
+Fit = Callable[[Tensor, Bucket, str], Tensor]
+"""As `pixels.fit_clip`."""
 Locate = Callable[[str], tuple[VideoSource, int] | None]
 """Video -> where it lies and its size in bytes when it was planned; None if it is gone."""
 
@@ -163,12 +183,14 @@ class DecodedBatches:
         options: DecodeOptions,
         needs: frozenset[str],
         target: Target = decode_clips,
+        fit: Fit = fit_clip,
     ) -> None:
         self._shards = iter(shards)
         self._locate = locate
         self._options = options
         self._needs = needs
         self._target = target
+        self._fit = fit
         self._order: deque[_Pending] = deque()
         self._running: dict[int, _Running] = {}
         self._deferred: list[tuple[_Running, DecodedClip, Slot]] = []
@@ -219,13 +241,14 @@ class DecodedBatches:
 
     def _pool(self) -> ProcessPool:
         options = self._options
+        _require_shared_memory(SLOTS * options.workers * options.slot_bytes, options)
         return ProcessPool(
             target=self._target,
             workers=options.workers,
             timeout_s=options.timeout_s,
             memory_bytes=options.memory_bytes,
-            slots=2,
-            slot_bytes=max(map(_clip_bytes, self._options.buckets)),
+            slots=SLOTS,
+            slot_bytes=options.slot_bytes,
             preload=PRELOAD,
         )
 
@@ -271,6 +294,7 @@ class DecodedBatches:
             resize=self._options.resize,
             backend=self._options.backend,
             image_codec=self._options.image_codec,
+            whole_px=self._options.whole_px,
         )
         self._submit(pool, _Running(task, places), first=False)
 
@@ -331,24 +355,29 @@ class DecodedBatches:
         """
         pending, position = running.places[clip.clip]
         bucket = pending.work.bucket
-        size = _clip_bytes(bucket)
         if pending.frames is None:
-            wanted = size * len(pending.clips)
+            wanted = _clip_bytes(bucket, bucket.height * bucket.width) * len(pending.clips)
             short = self._buffered_bytes + wanted > self._options.read_ahead_bytes
             if short and pending is not self._order[0]:
                 return False
             self._buffered_bytes += wanted
             shape = (len(pending.clips), bucket.frames, bucket.height, bucket.width, 3)
             pending.frames = torch.zeros(shape, dtype=torch.uint8)
-        pixels = torch.frombuffer(slot.memory, dtype=torch.uint8, count=size)
-        pending.frames[position] = pixels.view(pending.frames.shape[1:])
-        del pixels  # it exports the slot's memory, which `release` gives back
+        self._take_pixels(clip, slot, bucket, into=pending.frames[position])
         pool.release(slot)
         pending.times[position] = clip.times_s
         if clip.content is not None:
             pending.contents[position] = clip.content
         pending.unsettled -= 1
         return True
+
+    def _take_pixels(self, clip: DecodedClip, slot: Slot, bucket: Bucket, into: Tensor) -> None:
+        # Nothing of the slot's memory may outlive this call: `release` gives it back.
+        height, width = clip.size or (bucket.height, bucket.width)
+        count = bucket.frames * height * width * 3
+        pixels = torch.frombuffer(slot.memory, dtype=torch.uint8, count=count)
+        frames = pixels.view(bucket.frames, height, width, 3)
+        into.copy_(frames if clip.size is None else self._fit(frames, bucket, self._options.resize))
 
     def _fail(self, place: tuple[_Pending, int], reason: str) -> None:
         pending, position = place
@@ -377,5 +406,19 @@ def clip_batch(work: ShardWork, clips: Sequence[PlannedClip]) -> ClipBatch:
     )
 
 
-def _clip_bytes(bucket: Bucket) -> int:
-    return bucket.frames * bucket.height * bucket.width * 3
+def _clip_bytes(bucket: Bucket, pixels: int) -> int:
+    return bucket.frames * pixels * 3
+
+
+def _require_shared_memory(wanted: int, options: DecodeOptions) -> None:
+    """Raise ConfigError if the slots do not fit: touching one then kills a worker (SIGBUS)."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if wanted > free:
+        fewer = " or --resize-on worker" if options.whole_px else ""
+        raise ConfigError(
+            f"{options.workers} decode workers hand frames over in {wanted >> 20} MiB of shared "
+            f"memory, but {SHARED_MEMORY} has {free >> 20} MiB left. Give it more (docker run "
+            f"--shm-size 8g), or use fewer --workers{fewer}."
+        )
