@@ -151,8 +151,8 @@ def _follow(request: Request, rank: Rank, run: RunFiles) -> EncodeReport:
         if order is None:
             return EncodeReport(signal=request.stop.signal, share=str(rank))
         job = join(request.store, request.options, order.root, order.moved(), request.stop)
-        todo = order.todo()
-        mine = {key: todo[key] for key in rank.share(list(todo))}
+        todo, left = order.todo(), job.missing()  # a task that was requeued has done some already
+        mine = {key: left[key] for key in rank.share(list(todo)) if key in left}
         announce(job, todo, request.progress, mine)
         ledger.book_all(encode_missing(job, mine, request.progress))
     if not job.stop.requested and run.leave() and not job.missing():

@@ -12,14 +12,13 @@ from reducio_latents.errors import ConfigError
 
 T = TypeVar("T")
 
-SCHEMES = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", ""),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-)
-"""Variables that hold rank, number of ranks, and the rank's number on its machine. A task of a
-Slurm array is a job of one process, so its array comes before its process number. SLURM_NTASKS is
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+"""Variables that hold rank, number of ranks, and the rank's number on its machine. SLURM_NTASKS is
 no good: a batch script has it too, which is one process whatever it says."""
+ARRAY = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN")
+"""Of a Slurm array: number of the task, number of tasks, number of the first one. A task may have
+several processes, started by srun."""
 RUN_NAMES = (
     "REDUCIO_RUN",
     "TORCHELASTIC_RUN_ID",
@@ -48,7 +47,8 @@ class Rank:
         if not 0 <= self.number < self.of:
             raise ConfigError(
                 f"this is rank {self.number} of {self.of}, which cannot be. Check the environment "
-                "(RANK and WORLD_SIZE; a Slurm array must have no gaps: --array=0-7)."
+                "(RANK counts from 0 and is below WORLD_SIZE; a Slurm array must have no gaps: "
+                "--array=0-7)."
             )
 
     @property
@@ -81,24 +81,39 @@ def rank_of(environment: Mapping[str, str] = os.environ) -> Rank | None:
 
     Raise ConfigError for variables that contradict each other.
     """
-    for number, of, local in SCHEMES:
-        if number in environment and of in environment:
-            try:
-                size = int(environment[of])
-                rank = int(environment[number])
-                if number == "SLURM_ARRAY_TASK_ID":
-                    rank -= int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-                place = int(environment.get(local, "0"))
-            except ValueError as err:
-                raise ConfigError(f"{number} and {of} must be whole numbers: {err}.") from err
-            if size > 1:
-                return Rank(rank, size, place, _run_name(environment))
-    return None
+    rank, size, local = _numbers(environment, TORCHRUN)
+    if size == 1:
+        task, tasks, first = _numbers(environment, ARRAY)
+        process, processes, local = _numbers(environment, SRUN)
+        rank, size = (task - first) * processes + process, tasks * processes
+    if size == 1:
+        return None
+    return Rank(rank, size, local, _run_name(environment))
+
+
+def _numbers(environment: Mapping[str, str], names: tuple[str, str, str]) -> tuple[int, int, int]:
+    """Return the numbers that these variables hold: of the second 1, of the others 0 by default."""
+    number, of, other = names
+    given = [name in environment for name in (number, of)]
+    if names is TORCHRUN and any(given) and not all(given):
+        there, missing = (number, of) if given[0] else (of, number)
+        raise ConfigError(
+            f"the environment has {there} and no {missing}. Set both to say which rank of how many "
+            f"this process is, or unset {there} to have it work alone."
+        )
+    if not all(given):
+        return 0, 1, 0
+    try:
+        found = int(environment[number]), int(environment[of]), int(environment.get(other, "0"))
+    except ValueError as err:
+        raise ConfigError(f"{', '.join(names)} must be whole numbers: {err}.") from err
+    return found
 
 
 def _run_name(environment: Mapping[str, str]) -> str:
-    names = list(RUN_NAMES)
+    names = RUN_NAMES
     if "SLURM_ARRAY_JOB_ID" in environment:
-        names.remove("SLURM_JOB_ID")  # each task of an array has its own
+        # Each task of an array is a job, and is requeued, of its own.
+        names = tuple(n for n in names if n not in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
     text = "\n".join(f"{name}={environment.get(name, '')}" for name in names)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
