@@ -24,6 +24,7 @@ from reducio_latents.conditioning.options import (
     TextOptions,
 )
 from reducio_latents.encode import EncodeOptions, EncodeReport, add_column
+from reducio_latents.encode.progress import Silent
 from reducio_latents.encode.source import DecodedBatches
 from reducio_latents.errors import ConfigError, CorpusError, GeometryError, StoreError
 from reducio_latents.files.local import LocalFiles
@@ -134,6 +135,23 @@ def test_a_store_made_in_one_go_equals_one_made_column_by_column(
     health = verify(open_store(by_add))
     assert health.ok, health.damage
     assert health.missing == {}
+
+
+def test_columns_that_are_added_at_the_same_time_are_all_there_in_the_end(
+    first: Path, whole: Path, models: dict[str, Any], tmp_path: Path
+) -> None:
+    store = copy_of(first, tmp_path / "store")
+
+    class AddingMeanwhile(Silent):
+        begun = False
+
+        def planned(self, clips: int, done: int) -> None:
+            if not self.begun:  # once the first column is described, before it is made
+                self.begun = True
+                add_column(store, [*CONDITIONS[1:]], **settings(models))
+
+    add_column(store, [CONDITIONS[0]], progress=AddingMeanwhile(), **settings(models))
+    assert files_of(store) == files_of(whole)
 
 
 def test_rows_are_what_each_encoder_makes_of_the_stored_image_and_caption(

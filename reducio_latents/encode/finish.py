@@ -55,7 +55,11 @@ class Outcome:
 
 
 def gather(writer: StoreWriter) -> Outcome:
-    """Read every commit once, in order, so that the sums do not depend on who wrote when."""
+    """Read every commit once, in order, so that the sums do not depend on who wrote when.
+
+    Columns that another process has added meanwhile are gathered with the rest.
+    """
+    writer.take_in_columns()
     entries: dict[tuple[str, ShardKey], IndexEntry] = {}
     merged: dict[tuple[str, str], dict[str, ChannelStatistics]] = {}
     errors: dict[str, ClipError] = {}

@@ -154,6 +154,12 @@ class StoreWriter:
         if isinstance(self.files, LocalFiles):
             self.files.sweep()
 
+    def take_in_columns(self) -> None:
+        """Take in the columns that another process has described since; ours stay what they are."""
+        stored = StoreMeta.read(self.files).columns
+        columns = dict(sorted({**stored, **self.meta.columns}.items()))
+        self.meta = replace(self.meta, columns=columns)
+
     def drop_commit(self, key: ShardKey, column: str) -> None:
         """Make a shard count as not done. Its rows stay until they are written anew."""
         self.files.delete(INDEX)  # which would go on to say that it is done
