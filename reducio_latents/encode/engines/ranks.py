@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -111,9 +111,9 @@ def _numbers(environment: Mapping[str, str], names: tuple[str, str, str]) -> tup
 
 
 def _run_name(environment: Mapping[str, str]) -> str:
-    names = RUN_NAMES
+    names: Iterable[str] = RUN_NAMES
     if "SLURM_ARRAY_JOB_ID" in environment:
         # Each task of an array is a job, and is requeued, of its own.
-        names = tuple(n for n in names if n not in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+        names = (n for n in names if n not in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
     text = "\n".join(f"{name}={environment.get(name, '')}" for name in names)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
