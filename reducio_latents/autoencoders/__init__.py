@@ -25,6 +25,10 @@ LOADERS: dict[str, str] = {
     "reducio": "reducio_latents.autoencoders.reducio:load_any_width",
     "reducio-random": "reducio_latents.autoencoders.reducio:load_random",
     "diffusers": "reducio_latents.autoencoders.diffusers:load_diffusers",
+    "sd21-vae": "reducio_latents.autoencoders.published:load_published",
+    "sdxl-vae": "reducio_latents.autoencoders.published:load_published",
+    "cosmos-cv8x8x8": "reducio_latents.autoencoders.published:load_published",
+    "cosmos-cv8x16x16": "reducio_latents.autoencoders.published:load_published",
     "open-sora-1.2": "reducio_latents.autoencoders.open_sora:load_open_sora",
     "omnitokenizer": "reducio_latents.autoencoders.omnitokenizer:load_omnitokenizer",
     "repeat-content": "reducio_latents.autoencoders.baselines:load_baseline",
@@ -50,8 +54,9 @@ def load_autoencoder(
     Names: `reducio-ft4-fs32` and `reducio-ft2-fs32`, the published sizes; `reducio`, sizes read off
     the weights; `reducio-random:WIDTH[:ft2|ft4][:SEED]`, untrained, for trying things out;
     `diffusers:DIR` or `diffusers:OWNER/NAME`, autoencoders of other makers, weights included;
-    `open-sora-1.2` and `omnitokenizer`, from their published files or, with `:random` after the
-    name, untrained; `repeat-content` and `bicubic-32x`, floors to compare with, without weights.
+    `sd21-vae`, `sdxl-vae`, `cosmos-cv8x8x8`, `cosmos-cv8x16x16`, `open-sora-1.2` and
+    `omnitokenizer`, from their published files or, with `:random[:SEED]` after the name, untrained;
+    `repeat-content` and `bicubic-32x`, floors to compare with, without weights.
     weights: a .ckpt or .safetensors file, or the directory that import-checkpoint made.
 
     Raises ConfigError for a name, option or device that there is not; WeightsError for weights that

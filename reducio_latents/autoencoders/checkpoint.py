@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from reducio_latents.config import from_mapping
@@ -90,6 +88,8 @@ def write_weights(tensors: Mapping[str, Tensor], config: ReducioVAEConfig, folde
     What is there already of these weights is kept, so a killed write is finished by the next one;
     a folder with other files of these names is refused with a WeightsError.
     """
+    from safetensors.torch import save_file
+
     digest = WeightsDigest()
     for key, tensor in tensors.items():
         digest.add(key, tensor)
@@ -125,6 +125,8 @@ def _refuse_other_weights(folder: Path, sha256: str) -> None:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; on success it is on disk and takes its name."""
+    from safetensors import SafetensorError
+
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

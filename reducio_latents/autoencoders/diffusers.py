@@ -248,7 +248,7 @@ def load_diffusers(name: str, weights: Path | None, options: LoadOptions) -> Dif
         model = _from_file(model_class, config, place)
     else:
         model = load_strictly(model_class.from_pretrained, folder, torch_dtype=torch.float32)
-    return _prepare(model, config, options)
+    return prepare(model, config, options)
 
 
 def _from_file(model_class: Any, config: Mapping[str, Any], path: Path) -> nn.Module:
@@ -272,7 +272,8 @@ def _from_file(model_class: Any, config: Mapping[str, Any], path: Path) -> nn.Mo
     return model
 
 
-def _prepare(model: Any, config: Mapping[str, Any], options: LoadOptions) -> DiffusersAutoencoder:
+def prepare(model: Any, config: Mapping[str, Any], options: LoadOptions) -> DiffusersAutoencoder:
+    """Put a loaded model to work as `options` say."""
     digest = digest_of(model)  # of float32 weights, so that it does not depend on the precision
     model.eval().requires_grad_(False)
     if options.parts == "encoder":

@@ -182,11 +182,20 @@ def build(
 
 
 def _untrained(make: Callable[[], ModelT], name: str, rest: str, weights: Path | None) -> ModelT:
+    seed = random_seed(name, rest, weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def random_seed(name: str, rest: str, weights: Path | None) -> int:
+    """Return the seed of a name whose part after the first colon, `rest`, is `random[:SEED]`.
+
+    Raises ConfigError for any other rest, and where weights are given as well.
+    """
     match = re.fullmatch(r"random(?::(\d+))?", rest)
     if match is None:
         raise ConfigError(f"{name!r} is not a model; after the colon write random or random:SEED.")
     if weights is not None:
         raise ConfigError(f"{name} takes no weights; leave out {weights}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(match[1] or 0))
-        return make()
+    return int(match[1] or 0)

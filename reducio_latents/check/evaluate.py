@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reducio_latents.autoencoders import Autoencoder, load_autoencoder
+from reducio_latents.autoencoders.untrained import is_untrained
 from reducio_latents.check.decode import file_name, make_folder, save_picture
 from reducio_latents.check.pictures import Panel, SheetRow, contact_sheet, side_by_side
 from reducio_latents.check.reconstruct import (
@@ -247,7 +248,7 @@ def _describe(
         channels=geometry.channels,
         strides=(geometry.temporal_stride, geometry.spatial_stride),
         parameters=count_parameters(model),
-        untrained=bool(model.config.get("random_weights", False)),
+        untrained=is_untrained(model),
         frames=str(rule),
         datasets=datasets,
     )
