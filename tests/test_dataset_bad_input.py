@@ -193,30 +193,44 @@ def test_a_place_that_is_no_store_is_named(tmp_path: Path) -> None:
         ({"batch_size": 0}, "batch_size must be >= 1"),
         ({"global_batch_size": 10, "rank": 0, "world_size": 4}, "divide among 4 ranks. Use 8"),
         ({"global_batch_size": 2, "rank": 0, "world_size": 4}, "Use 4"),
-        ({"batch_size": 25}, f"global batch is 25 samples.*{BUCKET}: 24"),
-        ({"batch_size": 7, "rank": 0, "world_size": 4}, "global batch is 28"),
+        ({"batch_size": 25}, f"global batch is 25 samples.*{BUCKET}: 24.* size of 24 a rank"),
+        ({"batch_size": 7, "rank": 0, "world_size": 4}, "global batch is 28.* size of 6 a rank"),
+        ({"batch_size": "4"}, "batch_size must be a whole number, got '4'"),
+        ({"global_batch_size": 4.0}, "global_batch_size must be a whole number"),
+        ({"batch_size": 1, "seed": None}, "seed must be a whole number, got None"),
+        ({"batch_size": 1, "rank": "0", "world_size": 1}, "rank must be a whole number"),
+        ({"batch_size": 1, "columns": None}, "name one or more"),
         ({"batch_size": 1, "rank": 0}, "both rank and world_size"),
         ({"batch_size": 1, "rank": 2, "world_size": 2}, "rank 2 is not one of 2"),
         ({"batch_size": 1, "columns": ()}, "name one or more"),
         ({"batch_size": 1, "columns": ("clip_id",)}, "name one or more"),
         ({"batch_size": 1, "columns": ("motion", "motion")}, "each once"),
-        ({"batch_size": 1, "columns": ("motion", "depth")}, "no column 'depth'; it has motion"),
+        (
+            {"batch_size": 1, "columns": ("motion", "depth")},
+            "no column 'depth'; it has caption",
+        ),
         ({"batch_size": 1, "weights": [1, 2]}, "weights"),
         ({"batch_size": 1, "weights": [0]}, "weights"),
+        ({"batch_size": 1, "weights": ["1"]}, "weights"),
+        (
+            {"batch_size": 1, "columns": ("caption",), "normalize": "channel"},
+            "about motion, which is not among columns",
+        ),
         ({"batch_size": 1, "normalise": "channel"}, "did you mean 'normalize'"),
     ],
 )
 def test_a_call_that_makes_no_sense_is_refused(
     tmp_path: Path, keywords: dict[str, Any], message: str
 ) -> None:
-    write_store(tmp_path)
+    write_store(tmp_path, columns=("motion", "caption"))
     with pytest.raises(LatentsError, match=message):
         LatentDataset(tmp_path, **keywords)
 
 
-def test_no_store_at_all_is_an_error() -> None:
+@pytest.mark.parametrize("stores", [[], None, 3])
+def test_no_store_at_all_is_an_error(stores: Any) -> None:
     with pytest.raises(ConfigError, match="no store"):
-        LatentDataset.mix([], batch_size=1)
+        LatentDataset(stores, batch_size=1)
 
 
 def test_a_bucket_that_never_fills_a_batch_is_logged(
@@ -247,6 +261,8 @@ def test_a_column_without_a_final_rule_gives_moments_only(tmp_path: Path) -> Non
     assert dataset.batch(0, 0)["motion"].shape[0] == 1
     with pytest.raises(ConfigError, match="no rule"):
         dataset.final_rule()
+    with pytest.raises(StoreError, match="no column 'depth'"):
+        dataset.final_rule("depth")
 
 
 def test_a_batch_that_there_is_not_is_refused(tmp_path: Path) -> None:
@@ -278,3 +294,15 @@ def test_a_loader_needs_a_thread_and_a_batch(tmp_path: Path) -> None:
         LatentLoader(dataset, threads=0)
     with pytest.raises(ConfigError, match=">= 1"):
         LatentLoader(dataset, prefetch=0)
+
+
+def test_a_device_that_there_is_not_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_store(tmp_path)
+    dataset = LatentDataset(tmp_path, batch_size=8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no GPU"):
+        LatentLoader(dataset, device="cuda:1")
+    with pytest.raises(ConfigError, match="does not know"):
+        LatentLoader(dataset, device="gpu")

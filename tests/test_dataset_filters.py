@@ -84,8 +84,10 @@ def test_clips_can_be_named_one_by_one_or_in_a_file(tmp_path: Path) -> None:
     names = [ids(store)[n] for n in wanted]
     assert numbers(store, clip_ids=names) == {3, 9, 20}
     assert numbers(store, clip_ids=iter(names)) == {3, 9, 20}
-    pq.write_table(pa.table({"clip_id": names}), tmp_path / "list.parquet")
-    assert numbers(store, clip_ids=tmp_path / "list.parquet") == {3, 9, 20}
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        table = pa.table({"clip_id": pa.array(names, pa.string()).cast(kind)})
+        pq.write_table(table, tmp_path / "list.parquet")
+        assert numbers(store, clip_ids=tmp_path / "list.parquet") == {3, 9, 20}
 
 
 def test_a_duplicate_that_is_named_means_its_originals_rows(tmp_path: Path) -> None:
@@ -235,6 +237,10 @@ def test_a_filter_that_cannot_be_tested_says_so(tmp_path: Path) -> None:
         numbers(store, min_psnr=20)
     with pytest.raises(ConfigError, match=r"1 clips that .* does not have"):
         numbers(store, clip_ids=["nobody"])
+    pq.write_table(pa.table({"clip_id": [7]}), tmp_path / "numbers.parquet")
+    for named in ([7], tmp_path / "numbers.parquet"):
+        with pytest.raises(ConfigError, match=r"does not have, such as 7\."):
+            numbers(store, clip_ids=named)
     with pytest.raises(ConfigError, match="not a Parquet file"):
         numbers(store, clip_ids=str(tmp_path / "missing.parquet"))
     with pytest.raises(ConfigError, match=r"no bucket '16x1x1'.*16x32x32"):
@@ -245,5 +251,7 @@ def test_filters_that_leave_nothing_are_named(tmp_path: Path) -> None:
     store = write_store(tmp_path, captions=lambda video: ())
     with pytest.raises(ConfigError, match="require_caption"):
         numbers(store, require_caption=True)
+    with pytest.raises(ConfigError, match=r"\(split='val', val_fraction=0\.001\)"):
+        numbers(store, split="val", val_fraction=0.001)
     with pytest.raises(ConfigError, match=r"clip_ids \(0 of them\)"):
         numbers(store, clip_ids=[])

@@ -290,11 +290,13 @@ def test_a_state_of_another_store_is_refused(path: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "state", [{}, {"epoch": 0}, {"epoch": -1}, {"batch": 10**6}, {"batch": -1}]
+    "state",
+    [None, [], {}, {"epoch": 0}, *({"epoch": e} for e in (-1, "one", None))]
+    + [{"batch": b} for b in (10**6, -1, [])],
 )
-def test_a_damaged_state_is_refused(path: Path, state: dict[str, int]) -> None:
+def test_a_damaged_state_is_refused(path: Path, state: Any) -> None:
     whole = open_dataset(path).state_dict()
-    bad = whole | state if len(state) == 1 and state != {"epoch": 0} else state
+    bad = whole | state if isinstance(state, dict) and state not in ({}, {"epoch": 0}) else state
     with pytest.raises(ConfigError, match="state"):
         open_dataset(path).load_state_dict(bad)
 

@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 from reducio_latents.cli import main
-from reducio_latents.errors import StoreError
+from reducio_latents.dataset import LatentDataset
+from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import LocalFiles
 from reducio_latents.plan import read_plan
 from reducio_latents.store import Store, open_store
@@ -240,6 +241,39 @@ def test_files_that_have_changed_since_are_noticed(extracted: Path) -> None:
     save(extracted, "a_one.mp4", tensors(7, 3))
     with pytest.raises(StoreError, match=r"holds other rows than .*Import into a new folder"):
         run(extracted, files)
+
+
+def test_a_model_is_trained_on_imported_samples_as_on_ones_that_are_drawn(extracted: Path) -> None:
+    files = MemoryFiles()
+    run(extracted, files, with_text=True)
+    store = Store(files)
+    dataset = LatentDataset(
+        store, ("latents", "text", "clip_id"), batch_size=5, buckets=WIDE, shuffle=False
+    )
+    (batch,) = dataset
+    values = np.concatenate([tensors(1, 3)["z"], tensors(3, 2)["z"]])
+    assert batch["latents"].dtype == torch.float32
+    np.testing.assert_array_equal(batch["latents"], values.astype(np.float32))
+    assert batch["text_mask"].sum(1).tolist() == [3, 3, 3, 5, 5]
+    again = dataset.batch(3, 0)
+    assert torch.equal(again["latents"], batch["latents"])
+
+    whole = LatentDataset(
+        store, ("latents",), batch_size=5, buckets=WIDE, shuffle=False, normalize="channel"
+    ).batch(0, 0)["latents"]
+    found = store.meta.statistics["latents/all"]["final"]
+    mean, std = (torch.tensor(found[name]).view(-1, 1, 1, 1) for name in ("mean", "std"))
+    torch.testing.assert_close(whole, (batch["latents"] - mean) / std, rtol=1e-5, atol=1e-6)
+
+
+def test_what_imported_samples_cannot_give_is_said(extracted: Path) -> None:
+    files = MemoryFiles()
+    run(extracted, files)
+    with pytest.raises(StoreError, match=r"no column 'motion'.*imported samples.*'latents'"):
+        LatentDataset(Store(files), batch_size=1)
+    for latents in ("mean", "moments"):
+        with pytest.raises(ConfigError, match=f'drawn once.*latents="{latents}"'):
+            LatentDataset(Store(files), ("latents",), batch_size=1, latents=latents)  # type: ignore[arg-type]
 
 
 def test_the_command_imports_and_the_result_converts(extracted: Path, tmp_path: Path) -> None:

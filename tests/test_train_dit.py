@@ -13,14 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from reducio_latents.autoencoders import load_autoencoder
 from reducio_latents.errors import ConfigError, StoreError, WeightsError
+from reducio_latents.files import LocalFiles
 from reducio_latents.store import open_store
 from reducio_latents.store.meta import StoreMeta
+from reducio_latents.store.reference import import_reference
 from tests import latent_stores
 from tests.latent_stores import StoreSpec, write_store
 from tests.train_ranks import start_ranks
@@ -346,7 +350,7 @@ def test_a_finished_run_has_nothing_left_to_do(store: str, undisturbed: Path) ->
     ("columns", "message"),
     [
         (("motion", "caption"), "--columns names caption"),
-        (("content_image", "content_latent"), "Leave one of them out"),
+        (("content_image", "content_latent"), "Leave all but one out"),
     ],
 )
 def test_columns_that_condition_nothing_are_refused(
@@ -354,6 +358,29 @@ def test_columns_that_condition_nothing_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         run(store, tmp_path, 1, replace(SETTINGS, columns=columns))
+
+
+def test_it_trains_on_imported_samples(tmp_path: Path) -> None:
+    (tmp_path / "z").mkdir()
+    for number in range(4):
+        rng = np.random.RandomState(number)
+        z = rng.standard_normal((2, *LATENTS)).astype(np.float16)
+        still = rng.standard_normal((2, 4, 8, 4)).astype(np.float16)
+        values = {"z": z, "z_2d": still, "fps": np.array(16)}
+        save_file(values, tmp_path / "z" / f"{number}.safetensors")
+    import_reference(tmp_path / "z", LocalFiles(tmp_path / "store"))
+    settings = replace(SETTINGS, latents="sample")
+    report = run(str(tmp_path / "store"), tmp_path / "out", 2, settings)
+    assert report.step == 2
+    kept = saved(tmp_path / "out")["settings"]
+    assert kept["columns"] == ("latents", "content_latent_sample")
+
+
+def test_a_batch_that_is_too_large_is_refused_with_one_that_fits(
+    store: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"global batch is 99 .* size of \d+ a rank or less\.$"):
+        run(store, tmp_path, 1, replace(SETTINGS, batch_size=99))
 
 
 def test_a_column_that_is_missing_is_named(store: str, tmp_path: Path) -> None:

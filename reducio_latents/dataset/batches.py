@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 MOMENTS = "moments"
+TRAINED_ON = ("motion", "latents")
+"""Columns that give what a diffusion model trains on; the other one is of imported samples."""
 NOISE, CAPTION = range(2)
 """What a clip's random key is for."""
 
@@ -94,7 +96,14 @@ class BatchReader:
         self._clips = clips_per_sample
         self._meta = {c: sources[0].store.meta.columns[c] for c in columns if c not in PLAN_FIELDS}
         self._columns = list(columns)
-        self._statistics = _statistics(sources) if options.normalize else None
+        self._statistics = _statistics(sources, self._meta) if options.normalize else None
+        for name, meta in self._meta.items():
+            if fields.is_final(meta) and options.latents != "sample":
+                raise ConfigError(
+                    f"column {name} of {sources[0].store.files.url} holds samples, drawn once when "
+                    f'they were made: latents="{options.latents}" cannot be had of them. Leave it '
+                    "out."
+                )
         if options.latents != MOMENTS:
             for name, meta in self._meta.items():
                 if meta.content == MOMENTS:
@@ -154,11 +163,13 @@ class BatchReader:
         meta, mode = self._meta[name], self.options.latents
         is_moments = meta.content == MOMENTS and mode != MOMENTS
         pin = self._may_pin()
-        values = rows.arrays(
-            lambda i: self._reader(i, name, rows.bucket), pin=pin and not is_moments
-        )
+        as_stored = not is_moments and not fields.is_final(meta)
+        values = rows.arrays(lambda i: self._reader(i, name, rows.bucket), pin=pin and as_stored)
         if meta.content == INT8_TOKENS:
             batch[name] = self._pinned(torch.from_numpy(dequantize(values.numpy())))
+            return
+        if fields.is_final(meta):
+            batch[name] = self._pinned(self._normalized(name, values.float()))
             return
         if not is_moments:
             batch[name] = values
@@ -176,9 +187,12 @@ class BatchReader:
             key = derive(self._seed, NOISE, epoch, zlib.crc32(name.encode()))
             noise = standard_normal(rows.words(key), int(np.prod(shape[1:])))
             latents = sample_moments(moments, rule, noise=torch.from_numpy(noise).view(shape))
-        if self._statistics is not None and name == "motion":
-            latents = normalize_channels(latents, *self._statistics)
-        return latents
+        return self._normalized(name, latents)
+
+    def _normalized(self, name: str, latents: Tensor) -> Tensor:
+        if self._statistics is None or name not in TRAINED_ON:
+            return latents
+        return normalize_channels(latents, *self._statistics)
 
     def _add_payloads(self, batch: Batch, name: str, rows: BatchRows, epoch: int) -> None:
         meta = self._meta[name]
@@ -221,14 +235,21 @@ def _expand(samples: Samples, clips: int) -> Samples:
     return Samples(stream, shard, row + np.tile(np.arange(clips), len(samples.row)))
 
 
-def _statistics(sources: Sequence[Source]) -> tuple[list[float], list[float]]:
+def _statistics(
+    sources: Sequence[Source], columns: Collection[str]
+) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation of each channel of final motion latents."""
+    column = next((name for name in TRAINED_ON if name in columns), None)
+    if column is None:
+        raise ConfigError(
+            'normalize="channel" is about motion, which is not among columns. Leave it out.'
+        )
     counts, means, squares = [], [], []
     for source in sources:
-        found = source.store.meta.statistics.get("motion/all", {}).get("final")
+        found = source.store.meta.statistics.get(f"{column}/all", {}).get("final")
         if found is None:
             raise ConfigError(
-                f'normalize="channel" needs the statistics of motion, which '
+                f'normalize="channel" needs the statistics of {column}, which '
                 f"{source.store.files.url} does not have yet: they are written when an encode run "
                 "ends. Finish it, or leave normalize out."
             )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from numbers import Real
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -19,6 +20,7 @@ from reducio_latents.dataset.options import (
     find_global_batch_size,
     find_ranks,
     parse_options,
+    whole_number,
 )
 from reducio_latents.dataset.order import BatchOrder, Samples, ShardStream, rank_slice
 from reducio_latents.dataset.selection import EMPTY
@@ -51,6 +53,8 @@ class LatentDataset(IterableDataset[Batch]):
                         trains on. A draw from the posterior, seeded by (seed, epoch, clip)
     ``motion``          instead of it, with ``latents="moments"``: float16 (B, 2D, t, h, w), the
                         stored mean, then log-variance. Draw by ``sample_moments`` on the GPU
+                        A store of imported samples has a column ``latents`` instead of ``motion``;
+                        name it in ``columns``. Those are float32, too, and the same every epoch
     ``content_image``   uint8 (B, 3, H, W) in [0, 255], or a list of bytes with ``images="bytes"``
     ``content_latent``  float32 (B, D, h, w) final latents, or stored moments (B, 2D, h, w)
     ``content_clip``    as stored, (B, tokens, width)
@@ -104,7 +108,7 @@ class LatentDataset(IterableDataset[Batch]):
         """
         order, filters, reading = parse_options(options)
         self.columns = _checked_columns(columns)
-        self.seed = seed
+        self.seed = seed = whole_number(seed, "seed")
         self.rank, self.world_size = find_ranks(rank, world_size)
         size = find_global_batch_size(batch_size, global_batch_size, self.world_size)
         self.global_batch_size = size
@@ -164,6 +168,14 @@ class LatentDataset(IterableDataset[Batch]):
         """
         return cls(list(stores), columns, weights=weights, **keywords)
 
+    def __repr__(self) -> str:
+        stores = ", ".join(source.store.files.url for source in self.sources)
+        return (
+            f"LatentDataset({stores}: {', '.join(self.columns)}; {self.num_samples:,} samples in "
+            f"{self.num_batches()} batches of {self.global_batch_size}, rank {self.rank} of "
+            f"{self.world_size})"
+        )
+
     def __len__(self) -> int:
         """Return the number of batches in the epoch that is on, the same on every rank."""
         return self.num_batches(self.cursor.epoch)
@@ -218,7 +230,9 @@ class LatentDataset(IterableDataset[Batch]):
 
     def final_rule(self, column: str = "motion") -> FinalRule:
         """Return how samples of a column become final latents, as `sample_moments` takes it."""
-        rule = self.sources[0].store.meta.columns[column].final
+        store = self.sources[0].store
+        store.require_columns([column])
+        rule = store.meta.columns[column].final
         if rule is None:
             raise ConfigError(f"column {column} has no rule for final latents.")
         return rule
@@ -276,7 +290,8 @@ class LatentDataset(IterableDataset[Batch]):
             sizes = ", ".join(f"{b}: {n}" for b, n in zip(self.buckets, samples, strict=True))
             raise ConfigError(
                 f"the global batch is {self.global_batch_size} samples, more than any bucket has "
-                f"({sizes}). Use a smaller batch_size, or drop_last=False."
+                f"({sizes}). Use a batch size of {max(samples) // self.world_size or 1} a rank or "
+                "less."
             )
         for bucket, count in zip(self.buckets, batches, strict=True):
             if count == 0:
@@ -288,26 +303,28 @@ class LatentDataset(IterableDataset[Batch]):
 
 
 def _opened(store: StoreLike | Sequence[StoreLike]) -> list[Store]:
-    stores = [store] if isinstance(store, Store | str | Path) else list(store)
+    if isinstance(store, Store | str | Path):
+        return [as_store(store)]
+    stores = list(store) if isinstance(store, Iterable) else []
     if not stores:
         raise ConfigError("no store is given. Name one or more.")
     return [as_store(one) for one in stores]
 
 
 def _checked_columns(columns: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(columns, str):
-        columns = (columns,)
+    columns = (columns,) if isinstance(columns, str) else tuple(columns or ())
     if all(name in PLAN_FIELDS for name in columns) or len(set(columns)) < len(columns):
         raise ConfigError(
             f"columns are {list(columns)}; name one or more of the store's, each once. "
             f"{', '.join(PLAN_FIELDS)} may stand beside them."
         )
-    return tuple(columns)
+    return columns
 
 
 def _checked_weights(weights: Sequence[float] | None, stores: int) -> list[Fraction]:
     found = [1.0] * stores if weights is None else list(weights)
-    if len(found) != stores or not all(0 < weight < float("inf") for weight in found):
+    numbers = all(isinstance(weight, Real) for weight in found)
+    if len(found) != stores or not (numbers and all(0 < w < float("inf") for w in found)):
         raise ConfigError(
             f"weights are {found}; give a number above 0 for each of {stores} stores."
         )

@@ -21,6 +21,7 @@ RowT = TypeVar("RowT")
 Words = Callable[[], Iterable[np.uint64]]
 """Gives a random number for each row."""
 
+FINAL_LATENTS = "final latents"
 CAPTION_SEPARATOR = "\0"
 """Between the captions of one clip, in a row of text."""
 
@@ -91,6 +92,11 @@ def pad_vectors(vectors: Sequence[NDArray[Any]], length: int | None) -> tuple[Te
         target[: len(kept)] = kept
         present[: len(kept)] = True
     return torch.from_numpy(padded), torch.from_numpy(mask)
+
+
+def is_final(meta: ColumnMeta) -> bool:
+    """Whether rows are final latents that were drawn once, when they were made."""
+    return meta.kind == "array" and meta.content == FINAL_LATENTS
 
 
 def require_moments(name: str, meta: ColumnMeta) -> None:

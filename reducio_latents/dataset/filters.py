@@ -53,9 +53,9 @@ class Filters:
     def __str__(self) -> str:
         """Return the filters that are set, as a person would list them."""
         chosen = {f.name: getattr(self, f.name) for f in fields(self)}
-        texts = [
-            f"{name}={chosen[name]!r}" for name, value in _UNSET.items() if chosen[name] != value
-        ]
+        names = [name for name, value in _UNSET.items() if chosen[name] != value]
+        names += ["val_fraction"] if self.split else []
+        texts = [f"{name}={chosen[name]!r}" for name in names]
         if self.clip_ids is not None and not isinstance(self.clip_ids, str | Path):
             texts.append(f"clip_ids ({len(self.clip_ids)} of them)")
         elif self.clip_ids is not None:
@@ -94,13 +94,15 @@ def wanted_clips(store: Store, filters: Filters) -> Flags:
 
 
 def _read_ids(clip_ids: Sequence[str] | str | Path) -> pa.Array:
-    if not isinstance(clip_ids, str | Path):
-        return pa.array(list(clip_ids), pa.string())
     try:
-        return pq.read_table(clip_ids, columns=["clip_id"])["clip_id"].combine_chunks()
+        if not isinstance(clip_ids, str | Path):
+            return pa.array([str(name) for name in clip_ids], pa.string())
+        table = pq.read_table(clip_ids, columns=["clip_id"], partitioning=None)
+        return table["clip_id"].combine_chunks().cast(pa.string())
     except (OSError, KeyError, pa.ArrowException) as err:
+        why = str(err).partition("\n")[0]
         raise ConfigError(
-            f"clip_ids: {clip_ids} is not a Parquet file with a column clip_id ({err})."
+            f"clip_ids: {clip_ids} is not a Parquet file with a column clip_id ({why})."
         ) from err
 
 

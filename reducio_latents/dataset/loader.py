@@ -44,7 +44,7 @@ class LatentLoader:
         self.dataset = dataset
         self.threads = threads
         self.prefetch = prefetch
-        self.device = None if device is None else torch.device(device)
+        self.device = None if device is None else _usable(device)
 
     def __len__(self) -> int:
         """Return the number of batches in the epoch that is on."""
@@ -90,6 +90,16 @@ class LatentLoader:
             self.dataset.cursor.gave(span, number)
             yield batch
         self.dataset.cursor.finish(span)
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError as err:
+        raise ConfigError(f"device is {device!r}, which PyTorch does not know.") from err
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}, but PyTorch finds no GPU here. Leave it out.")
+    return found
 
 
 def move_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

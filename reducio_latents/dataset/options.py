@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -93,6 +94,14 @@ def parse_options(options: Mapping[str, Any]) -> ParsedOptions:
     )
 
 
+def whole_number(value: Any, name: str) -> int:
+    """Return an option that counts something; raise ConfigError for what is no integer."""
+    try:
+        return operator.index(value)
+    except TypeError as err:
+        raise ConfigError(f"{WHERE}: {name} must be a whole number, got {value!r}.") from err
+
+
 class Ranks(NamedTuple):
     """Which part of each global batch this process reads."""
 
@@ -106,6 +115,7 @@ def find_ranks(rank: int | None, world_size: int | None) -> Ranks:
         rank, world_size = _detected()
     if rank is None or world_size is None:
         raise ConfigError("give both rank and world_size, or neither to have them detected.")
+    rank, world_size = whole_number(rank, "rank"), whole_number(world_size, "world_size")
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank {rank} is not one of {world_size} ranks, 0 to {world_size - 1}.")
     return Ranks(rank, world_size)
@@ -136,10 +146,11 @@ def find_global_batch_size(
     if (batch_size is None) == (global_batch_size is None):
         raise ConfigError("give batch_size, that of each rank, or global_batch_size, one of them.")
     if global_batch_size is None:
-        assert batch_size is not None
+        batch_size = whole_number(batch_size, "batch_size")
         if batch_size < 1:
             raise ConfigError(f"batch_size must be >= 1, got {batch_size}.")
         return batch_size * world_size
+    global_batch_size = whole_number(global_batch_size, "global_batch_size")
     if global_batch_size < 1 or global_batch_size % world_size:
         below = max(world_size, global_batch_size // world_size * world_size)
         raise ConfigError(

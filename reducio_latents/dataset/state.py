@@ -48,6 +48,8 @@ def write_state(identity: Identity, position: Position) -> dict[str, Any]:
 
 def check_state(identity: Identity, state: Mapping[str, Any]) -> None:
     """Raise ConfigError, saying what differs, unless the state is of this very order."""
+    if not isinstance(state, Mapping):
+        raise ConfigError(f"a state of a LatentDataset is a dict, got {type(state).__name__}.")
     missing = {"epoch", "batch", *asdict(identity)} - state.keys()
     if missing:
         raise ConfigError(
@@ -57,19 +59,19 @@ def check_state(identity: Identity, state: Mapping[str, Any]) -> None:
         if state[name] != ours:
             raise ConfigError(
                 f"the state is of another order: {name} is {ours} here, {state[name]} in the "
-                f"state. {_REMEDY[name]} {FRESH.format(epoch=int(state['epoch']) + 1)}"
+                f"state. {_REMEDY[name]} {FRESH.format(epoch=read_position(state).epoch + 1)}"
             )
 
 
 def read_position(state: Mapping[str, Any]) -> Position:
     """Return the position of a checked state."""
-    position = Position(
-        epoch=int(state["epoch"]),
-        batch=int(state["batch"]),
-        worker=int(state.get("worker", -1)),
-        num_workers=int(state.get("num_workers", 0)),
-        ended=bool(state.get("ended", 0)),
-    )
-    if position.epoch < 0 or position.batch < 0:
+    defaults = {"worker": -1, "num_workers": 0, "ended": 0}
+    try:
+        epoch, batch, worker, workers, ended = (
+            int(state.get(name, defaults.get(name))) for name in ("epoch", "batch", *defaults)
+        )
+    except (TypeError, ValueError) as err:
+        raise ConfigError(f"the state is damaged ({err}): {dict(state)}.") from err
+    if epoch < 0 or batch < 0:
         raise ConfigError(f"the state is damaged: {dict(state)}.")
-    return position
+    return Position(epoch, batch, worker, workers, bool(ended))

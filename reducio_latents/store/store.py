@@ -18,6 +18,11 @@ from reducio_latents.store.index import Index, build_index
 from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.writer import row_checksum
 
+IMPORTED = (
+    "Its latents are imported samples: a model can be trained on them, LatentDataset(store, "
+    "('latents',), ...), but they cannot be decoded or drawn anew."
+)
+
 
 class Store:
     """A store as it was when it was opened; `open_store` makes one."""
@@ -46,8 +51,10 @@ class Store:
         """Raise StoreError for a column that this store does not have, naming those it has."""
         for name in names:
             if name not in self.meta.columns:
+                hint = " " + IMPORTED if name == "motion" and "latents" in self.columns else ""
                 raise StoreError(
                     f"{self.files.url} has no column {name!r}; it has {', '.join(self.columns)}."
+                    f"{hint}"
                 )
 
     def commit(self, key: ShardKey, column: str) -> Commit:

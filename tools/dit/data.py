@@ -14,9 +14,11 @@ from reducio_latents.errors import ConfigError
 from reducio_latents.store import Store
 
 MOTION, TEXT = "motion", "text"
+IMPORTED = "latents"
+"""Column that imported stores have instead of `motion`: samples that are final already."""
 CONTENT_IMAGE = "content_image"
-CONTENTS = ("content_latent", CONTENT_IMAGE)
-"""What may show the network the still image, the better one first."""
+CONTENTS = ("content_latent", "content_latent_sample", CONTENT_IMAGE)
+"""What may show the network the still image, the better ones first."""
 
 
 def choose_columns(store: Store, asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -24,24 +26,20 @@ def choose_columns(store: Store, asked: Sequence[str] | None) -> tuple[str, ...]
 
     Of the columns of content one is taken. Raises ConfigError for other columns.
     """
+    motion = IMPORTED if IMPORTED in store.columns and MOTION not in store.columns else MOTION
     if asked is None:
         content = [name for name in CONTENTS if name in store.columns][:1]
-        return (MOTION, *content, *(name for name in (TEXT,) if name in store.columns))
+        return (motion, *content, *(name for name in (TEXT,) if name in store.columns))
     for name in asked:
-        if name not in (MOTION, *CONTENTS, TEXT):
+        if name not in (motion, *CONTENTS, TEXT):
             raise ConfigError(
                 f"--columns names {name}; the network can be conditioned on "
                 f"{', '.join(CONTENTS)} and {TEXT}."
             )
-    if set(CONTENTS) <= set(asked):
-        raise ConfigError(f"--columns names {' and '.join(CONTENTS)}. Leave one of them out.")
-    return (MOTION, *(name for name in dict.fromkeys(asked) if name != MOTION))
-
-
-def latents_of(batch: Batch) -> Tensor:
-    """Return final latents (B, D, t, h, w), float32; imported stores hold them as they are."""
-    latents: Tensor = batch["latents"] if "latents" in batch else batch[MOTION]
-    return latents.float()
+    contents = [name for name in CONTENTS if name in asked]
+    if len(contents) > 1:
+        raise ConfigError(f"--columns names {' and '.join(contents)}. Leave all but one out.")
+    return (motion, *(name for name in dict.fromkeys(asked) if name != motion))
 
 
 def conditions_of(batch: Batch, columns: Sequence[str], keep: Tensor) -> Conditions:
@@ -63,7 +61,7 @@ def to_unit_range(image: Tensor) -> Tensor:
 def sizes_of(dataset: LatentDataset, columns: Sequence[str], **sizes: int) -> DiTConfig:
     """Return the network's sizes, those that the data decides read off its first batch."""
     batch = dataset.batch(0, 0)
-    latents = latents_of(batch)
+    latents = batch["latents"]
     if latents.ndim != 5:
         raise ConfigError(
             f"{MOTION} has rows of {latents.ndim - 1} axes; the network takes latents of videos, "

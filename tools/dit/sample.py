@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit.data import CONTENT_IMAGE, conditions_of, latents_of, to_unit_range
+from dit.data import CONTENT_IMAGE, conditions_of, to_unit_range
 from dit.flow import Draw, Velocity, flow_loss, sample_euler, start_noise
 from dit.model import Conditions
 from dit.settings import SampleSettings
@@ -110,7 +110,7 @@ class Sampler:
     def _inputs(self, clip: Batch) -> tuple[Tensor, Conditions]:
         keep = torch.ones(1, dtype=torch.bool)
         conditions = conditions_of(clip, self.columns, keep).to(self._device)
-        return latents_of(clip).to(self._device), conditions
+        return clip["latents"].to(self._device), conditions
 
 
 def _held_out(store: Store, columns: Sequence[str], val_fraction: float) -> LatentDataset:

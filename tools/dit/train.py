@@ -21,7 +21,7 @@ from dit.checkpoint import (
     save_checkpoint,
     update_average,
 )
-from dit.data import choose_columns, conditions_of, latents_of, sizes_of
+from dit.data import choose_columns, conditions_of, sizes_of
 from dit.flow import Draw, draw, flow_loss
 from dit.records import Clock, LossTable
 from dit.settings import RunSettings, TrainSettings
@@ -201,7 +201,7 @@ def endless(loader: LatentLoader) -> Iterator[Batch]:
 def train_step(job: Job, batch: Batch) -> None:
     """Update the network once."""
     state, settings, ranks = job.state, job.settings, job.ranks
-    latents = latents_of(batch)
+    latents = batch["latents"]
     drawn = draw(
         latents.shape,
         seed=settings.seed,
