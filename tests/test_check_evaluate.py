@@ -273,6 +273,7 @@ def test_rfvd_has_a_column_a_corpus_is_zero_where_nothing_changes_and_tells_its_
     assert found.biased
     assert "rFVD is biased upwards with 400 clips or fewer" in text
     assert "| rFVD (a) | rFVD (b) |" in text
+    assert "rFVD by i3d_pretrained_400.pt" in text
     assert "speed are of a." in text
     rows = csv.DictReader(as_csv(found).splitlines())
     assert [row["corpus"] for row in rows] == ["a", "b", "a", "b"]

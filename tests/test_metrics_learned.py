@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zipfile
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from reducio_latents.errors import GeometryError, WeightsError
+from reducio_latents.metrics import i3d as i3d_module
 from reducio_latents.metrics.frechet import frechet_distance, frechet_of_features
-from reducio_latents.metrics.i3d import FILE, I3D, fvd_features, load_i3d, pad_same
+from reducio_latents.metrics.i3d import FILE, I3D, PROGRAM_FILE, StateDictI3D, load_i3d, pad_same
 from reducio_latents.metrics.lpips import BACKBONES, LPIPS, Net, load_lpips
 from reducio_latents.metrics.weights import MetricUnavailableError, hub_path
 
@@ -112,6 +114,38 @@ def test_a_torchscript_archive_is_recognised(tmp_path: Path) -> None:
         load_i3d(script)
 
 
+class PixelMeans(nn.Module):
+    """Stands for StyleGAN-V's program: its arguments, and means of what it was given."""
+
+    def forward(
+        self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False
+    ) -> Tensor:
+        if not (rescale and resize and return_features):
+            x = x * 0
+        return x.mean((2, 3, 4))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_one_program_that_is_known_by_its_hash_is_run_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = hub_path(PROGRAM_FILE)
+    path.parent.mkdir(parents=True)
+    program = torch.jit.script(PixelMeans())
+    torch.jit.save(program, path)
+    with pytest.raises(WeightsError, match="not one that is known here"):
+        load_i3d()
+    known = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(i3d_module, "PROGRAM_SHA256", known)
+    loaded = load_i3d()
+    assert loaded.file == "i3d_torchscript.pt"
+    video = torch.stack([torch.full((3, 9, 8, 8), value) for value in (-1.0, 1.0)])
+    torch.testing.assert_close(loaded.features(video), torch.tensor([[0.0] * 3, [255.0] * 3]))
+    with pytest.raises(GeometryError, match="at least 9 frames"):
+        loaded.features(video[:, :, :8])
+
+
 def test_lpips_does_not_learn() -> None:
     assert not any(parameter.requires_grad for parameter in LPIPS("alex").parameters())
 
@@ -135,11 +169,13 @@ def test_i3d_has_the_published_keys_and_sizes(i3d: I3D) -> None:
 
 def test_fvd_features_of_a_clip_do_not_depend_on_its_batch(i3d: I3D) -> None:
     clips = torch.rand(2, 3, 9, 32, 48) * 2 - 1
-    together = fvd_features(i3d, clips)
+    together = StateDictI3D(i3d).features(clips)
     assert together.shape == (2, 400)
-    torch.testing.assert_close(together[:1], fvd_features(i3d, clips[:1]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        together[:1], StateDictI3D(i3d).features(clips[:1]), atol=1e-5, rtol=1e-4
+    )
     with pytest.raises(GeometryError, match="at least 9 frames"):
-        fvd_features(i3d, clips[:, :, :8])
+        StateDictI3D(i3d).features(clips[:, :, :8])
 
 
 def test_i3d_loads_strictly_and_says_when_it_cannot_be_had(
@@ -150,7 +186,10 @@ def test_i3d_loads_strictly_and_says_when_it_cannot_be_had(
         load_i3d()
     hub_path(FILE).parent.mkdir(parents=True)
     torch.save(i3d.state_dict(), hub_path(FILE))
-    torch.testing.assert_close(load_i3d().state_dict(), i3d.state_dict())
+    clips = torch.rand(1, 3, 9, 32, 48) * 2 - 1
+    loaded = load_i3d()
+    assert loaded.file == "i3d_pretrained_400.pt"
+    torch.testing.assert_close(loaded.features(clips), StateDictI3D(i3d).features(clips))
     short = {key: value for key, value in i3d.state_dict().items() if "Mixed_4b" not in key}
     torch.save(short, tmp_path / "short.pt")
     with pytest.raises(WeightsError, match=r"does not fit.*Mixed_4b"):

@@ -116,6 +116,8 @@ class Evaluation:
     unavailable: dict[str, str]
     biased: bool
     """FVD was made of fewer clips than I3D has features."""
+    fvd_file: str | None
+    """The I3D that FVD was measured with: of the two in use, each gives other numbers."""
     machine: str
     """Device and precision that clips/s belongs to."""
 
@@ -173,6 +175,7 @@ def evaluate(
             resolution=options.sample.resolution,
             unavailable=suite.unavailable,
             biased=biased,
+            fvd_file=suite.fvd_file,
             machine=f"{device.type}, {options.dtype}, batch {options.batch_size}",
         )
 

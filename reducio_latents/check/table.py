@@ -117,6 +117,8 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
         yield "Random weights: untrained, for the way through only; its numbers judge nothing."
     if any(" as " in method.frames for method in evaluation.methods):
         yield "Frames `16 as 17`: the last one was repeated, and what came of it was dropped."
+    if evaluation.fvd_file is not None:
+        yield f"rFVD by {evaluation.fvd_file}; the other I3D in use gives values some 10 % apart."
     if evaluation.biased:
         yield (
             f"rFVD is biased upwards with {CLASSES} clips or fewer, as many as I3D has features: "

@@ -66,7 +66,12 @@ METRIC_NAMES = "psnr,ssim,lpips-alex,lpips-vgg,fvd,flicker"
     metavar="NET=FILE",
     help="Backbone of LPIPS, alex= or vgg=, where torch.hub's folder has it not.",
 )
-@click.option("--fvd-weights", type=click.Path(path_type=Path), metavar="FILE", help="I3D's.")
+@click.option(
+    "--fvd-weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="I3D's: i3d_pretrained_400.pt or i3d_torchscript.pt.",
+)
 @click.option("--pictures", type=int, default=4, show_default=True, help="Clips that are shown.")
 @click.option(
     "--video-backend", type=click.Choice(["pyav", "decord"]), default="pyav", show_default=True
@@ -86,12 +91,15 @@ def evaluate(
 ) -> None:
     """Reconstruct clips of CORPUS by several models, and print the paper's table of them.
 
-    Floors to compare with are the models repeat-content and bicubic-32x. Table (Markdown, CSV,
-    JSON), pictures and videos go to --out.
+    Models: reducio-ft4-fs32, reducio-ft2-fs32, sd21-vae, sdxl-vae, omnitokenizer, open-sora-1.2,
+    cosmos-cv8x8x8 and cosmos-cv8x16x16, each with =WEIGHTS; all but Reducio's also as
+    NAME:random, untrained, and Reducio as reducio-random:128; diffusers:DIR for any other; and the
+    floors repeat-content and bicubic-32x. Table (Markdown, CSV, JSON), pictures and videos go to
+    --out.
 
     \b
     reducio-latents evaluate pexels=videos/ --model reducio-ft4-fs32=ft4.ckpt \\
-        --model diffusers:sd-vae --model repeat-content
+        --model sdxl-vae=stabilityai/sdxl-vae --model repeat-content
     """
     from tqdm import tqdm
 

@@ -1,13 +1,17 @@
 """I3D, whose logits FVD compares. Carreira and Zisserman, arXiv 1705.07750; FVD: arXiv 1812.01717.
 
-State-dict keys are those of `i3d_pretrained_400.pt`, the file that VideoGPT, TATS and OmniTokenizer
-measure with. The other file in use, StyleGAN-V's TorchScript archive, is a program; it gives values
-about 10 % apart and is not run here.
+Two files of it are in use, and FVDs of the one are some 10 % from those of the other:
+`i3d_pretrained_400.pt`, a state dict whose keys are those of the network here, with which VideoGPT,
+TATS and OmniTokenizer measure; and `i3d_torchscript.pt`, a program, with which StyleGAN-V does. A
+program is run only if it is that very one, by its SHA-256. The file is named beside the number.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +21,15 @@ from reducio_latents.errors import GeometryError
 from reducio_latents.metrics.weights import (
     MetricUnavailableError,
     hub_path,
+    is_torchscript,
     load_strictly,
     read_tensors,
 )
 
 FILE = "i3d_pretrained_400.pt"
+PROGRAM_FILE = "i3d_torchscript.pt"
+PROGRAM_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
+"""Of the file as StyleGAN-V's authors distribute it; several evaluation suites pin the same."""
 CLASSES = 400
 SIDE_PX = 224
 MIN_FRAMES = 9
@@ -118,34 +126,83 @@ def _pool(x: Tensor, kernel: Size, stride: Size) -> Tensor:
     return F.max_pool3d(pad_same(x, kernel, stride), kernel, stride)
 
 
-@torch.no_grad()
-def fvd_features(i3d: I3D, video_BCTHW: Tensor) -> Tensor:
-    """Return the features that FVD compares, (B, 400), of videos in [-1, 1] of any size.
+class FVDNetwork(Protocol):
+    """What FVD compares videos by."""
 
-    Frames are resized to 224 x 224, bilinear, not antialiased and without keeping the aspect
-    ratio, as TATS and OmniTokenizer do.
+    file: str
+    """Name of the weights' file, as the field knows it."""
+
+    def features(self, video_BCTHW: Tensor) -> Tensor:
+        """Return (B, 400) on the CPU, of videos in [-1, 1] of any size."""
+
+
+class StateDictI3D:
+    """The network of this module. Frames are resized to 224 x 224, bilinear, not antialiased and
+    without keeping the aspect ratio, as TATS and OmniTokenizer do.
     """
+
+    file = FILE
+
+    def __init__(self, i3d: I3D, device: torch.device | str = "cpu") -> None:
+        self._i3d = i3d.to(device)
+        self._device = device
+
+    @torch.no_grad()
+    def features(self, video_BCTHW: Tensor) -> Tensor:
+        frames = _require_frames(video_BCTHW)
+        flat = video_BCTHW.to(self._device).float().transpose(1, 2).flatten(0, 1)
+        flat = F.interpolate(flat, size=(SIDE_PX, SIDE_PX), mode="bilinear", align_corners=False)
+        batch = flat.reshape(-1, frames, *flat.shape[1:]).transpose(1, 2)
+        logits: Tensor = self._i3d(batch)
+        return logits.cpu()
+
+
+class ProgramI3D:
+    """StyleGAN-V's program. It resizes by itself, and takes pixels from 0 to 255."""
+
+    file = PROGRAM_FILE
+
+    def __init__(self, program: Any, device: torch.device | str = "cpu") -> None:
+        self._program = program
+        self._device = device
+
+    @torch.no_grad()
+    def features(self, video_BCTHW: Tensor) -> Tensor:
+        _require_frames(video_BCTHW)
+        pixels = (video_BCTHW.to(self._device).float() + 1) * 127.5
+        found: Tensor = self._program(pixels, rescale=True, resize=True, return_features=True)
+        return found.float().cpu()
+
+
+def _require_frames(video_BCTHW: Tensor) -> int:
     frames = video_BCTHW.shape[2]
     if frames < MIN_FRAMES:
         raise GeometryError(f"FVD needs clips of at least {MIN_FRAMES} frames, got {frames}.")
-    flat = video_BCTHW.float().transpose(1, 2).flatten(0, 1)
-    flat = F.interpolate(flat, size=(SIDE_PX, SIDE_PX), mode="bilinear", align_corners=False)
-    batch = flat.reshape(-1, frames, *flat.shape[1:]).transpose(1, 2)
-    result: Tensor = i3d(batch)
-    return result
+    return frames
 
 
-def load_i3d(weights: Path | None = None) -> I3D:
-    """Build I3D from `weights`; None: the file `i3d_pretrained_400.pt` in torch.hub's folder.
+def load_i3d(weights: Path | None = None, device: torch.device | str = "cpu") -> FVDNetwork:
+    """Load I3D from `weights`; None: from either file where it lies in torch.hub's folder.
 
     Raises MetricUnavailableError where it cannot be had, WeightsError for another file.
     """
-    path = weights if weights is not None else hub_path(FILE)
-    if weights is None and not path.is_file():
-        raise MetricUnavailableError(
-            f"FVD is unavailable: {path} is not there. Put {FILE} (I3D's state dict, as VideoGPT "
-            "and TATS distribute it) at that place, or give it by --fvd-weights."
-        )
+    path = weights if weights is not None else _hub_file()
+    if is_torchscript(path):
+        data = path.read_bytes()  # once: what is run is what was hashed
+        if hashlib.sha256(data).hexdigest() == PROGRAM_SHA256:
+            program = torch.jit.load(io.BytesIO(data), map_location=device)  # type: ignore[no-untyped-call]
+            return ProgramI3D(program.eval(), device)
     i3d = I3D()
     load_strictly(i3d, read_tensors(path), str(path))
-    return i3d.eval().requires_grad_(False)
+    return StateDictI3D(i3d.eval().requires_grad_(False), device)
+
+
+def _hub_file() -> Path:
+    for file in (FILE, PROGRAM_FILE):
+        if hub_path(file).is_file():
+            return hub_path(file)
+    raise MetricUnavailableError(
+        f"FVD is unavailable: {hub_path(FILE)} is not there. Put {FILE} (I3D's state dict, as "
+        f"VideoGPT and TATS distribute it) or {PROGRAM_FILE} (as StyleGAN-V does) at that place, "
+        "or give it by --fvd-weights."
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reducio_latents.errors import ConfigError
 from reducio_latents.metrics.frechet import frechet_of_features
-from reducio_latents.metrics.i3d import CLASSES, I3D, fvd_features, load_i3d
+from reducio_latents.metrics.i3d import CLASSES, FVDNetwork, load_i3d
 from reducio_latents.metrics.lpips import LPIPS, Net, load_lpips
 from reducio_latents.metrics.protocol import Protocol
 from reducio_latents.metrics.psnr import flicker, psnr
@@ -35,14 +35,18 @@ class Suite:
     unavailable: dict[str, str]
     """Those that cannot, and why."""
     lpips: dict[str, LPIPS] = field(default_factory=dict)
-    i3d: I3D | None = None
+    i3d: FVDNetwork | None = None
 
     def features(self, video_BCTHW: Tensor) -> Tensor:
         """Return what FVD compares, (B, 400) on the CPU; (B, 0) where FVD is not computed."""
         if self.i3d is None:
             return torch.zeros(len(video_BCTHW), 0)
-        device = next(self.i3d.parameters()).device
-        return fvd_features(self.i3d, video_BCTHW.to(device)).cpu()
+        return self.i3d.features(video_BCTHW)
+
+    @property
+    def fvd_file(self) -> str | None:
+        """Which I3D measures; None where FVD is not computed."""
+        return None if self.i3d is None else self.i3d.file
 
 
 def load_suite(
@@ -62,14 +66,14 @@ def load_suite(
         raise ConfigError(f"there is no metric {unknown[0]!r}; choose of {', '.join(METRICS)}.")
     ready, missing = [], {}
     networks: dict[str, LPIPS] = {}
-    i3d: I3D | None = None
+    i3d: FVDNetwork | None = None
     for name in names:
         try:
             if name in LPIPS_NETS:
                 net = LPIPS_NETS[name]
                 networks[name] = load_lpips(net, (lpips_weights or {}).get(net)).to(device)
             elif name == "fvd":
-                i3d = load_i3d(fvd_weights).to(device)
+                i3d = load_i3d(fvd_weights, device)
         except MetricUnavailableError as err:
             missing[name] = str(err)
         else:

@@ -29,8 +29,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if is_torchscript(path):
         raise WeightsError(
-            f"{path} is a TorchScript archive, a program that would have to be run. "
-            "Give a state dict (.pt of tensors, or .safetensors)."
+            f"{path} is a TorchScript archive, a program that would have to be run, and not one "
+            "that is known here. Give a state dict (.pt of tensors, or .safetensors)."
         )
     try:
         if path.suffix == ".safetensors":
