@@ -17,7 +17,7 @@ from reducio_latents.pixels import fit_frame
 from reducio_latents.train.config import DataConfig
 from reducio_latents.train.decoding import Augmentation, fit
 from reducio_latents.train.order import BatchOrder
-from reducio_latents.train.split import ClipTable, Split, make_split
+from reducio_latents.train.split import ClipTable, Split, forget_split, make_split
 from reducio_latents.train.stream import BatchStream, Request, training_requests
 from reducio_latents.video import VideoSource, get_backend
 from tests.corpora import write_corpus, write_video
@@ -77,12 +77,31 @@ def test_a_video_of_the_training_corpus_is_not_validated_on_under_another_name(
     assert len(videos_of(split.train)) == 3
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_split_without_clips_is_refused_with_the_reason(share: float, tmp_path: Path) -> None:
+def test_a_split_without_clips_is_refused_with_the_reason_and_more_videos_help(
+    tmp_path: Path,
+) -> None:
     write_video(tmp_path / "corpus" / "short.mp4", 0.3)
-    data = DataConfig(corpus=str(tmp_path / "corpus"), workers=1, validation_share=share)
-    with pytest.raises(ConfigError, match=r"short\.mp4: .*shorter than a clip"):
+    data = DataConfig(corpus=str(tmp_path / "corpus"), size_px=32, workers=1, validation_share=0.5)
+    with pytest.raises(ConfigError, match=r"training split.*short\.mp4: .*shorter than a clip"):
         make_split(tmp_path / "run", data)
+    for seed in (1, 2):
+        write_video(tmp_path / "corpus" / f"{seed}.mp4", 1.1, seed=seed)
+    split = make_split(tmp_path / "run", data)
+    assert len(videos_of(split.train) | videos_of(split.validation)) == 2
+
+
+def test_a_plan_that_is_forgotten_is_made_anew(tmp_path: Path) -> None:
+    write_video(tmp_path / "corpus" / "1.mp4", 1.1, seed=1)
+    data = DataConfig(corpus=str(tmp_path / "corpus"), size_px=32, workers=1, validation_share=0.0)
+    make_split(tmp_path / "run", data)
+    forget_split(tmp_path / "run")
+    write_video(tmp_path / "corpus" / "2.mp4", 1.1, seed=2)
+    assert videos_of(make_split(tmp_path / "run", data).train) == {"1.mp4", "2.mp4"}
+
+
+def test_a_backend_that_there_is_not_is_refused_before_anything_is_listed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="choose one of pyav, decord"):
+        make_split(tmp_path, DataConfig(corpus="nowhere", video_backend="ffmpeg"))
 
 
 def test_a_run_without_a_corpus_says_how_to_name_one(tmp_path: Path) -> None:

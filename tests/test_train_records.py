@@ -90,7 +90,7 @@ def test_wandb_is_told_the_same_and_a_second_start_continues_its_run(
     calls: list[dict[str, Any]] = []
     run = FakeRun()
     fake = ModuleType("wandb")
-    fake.login = lambda **words: calls.append(words)  # type: ignore[attr-defined]
+    fake.Settings = dict  # type: ignore[attr-defined]
     fake.init = lambda **words: calls.append(words) or run  # type: ignore[attr-defined,func-returns-value]
     fake.Video = lambda path, **_: path  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
@@ -100,13 +100,30 @@ def test_wandb_is_told_the_same_and_a_second_start_continues_its_run(
     records.pictures("training", 1, pairs(1))
     records.close()
     Records(tmp_path, config, step=1)
-    login, first, second = calls
-    assert login == {"key": "secret"}
+    first, second = calls
+    assert (first["settings"], second["settings"]) == ({"api_key": "secret"}, None)
     assert first["mode"] == "offline"
     assert first["id"] == second["id"]
     assert run.logged[0] == {"train/total": 0.5, "step": 1}
     assert run.logged[1]["training/video"].endswith("training-00000001.mp4")
     assert run.finished
+
+
+def test_wandb_that_does_not_start_says_how_to_do_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoServerError(Exception):
+        pass
+
+    def init(**_: Any) -> None:
+        raise NoServerError("no answer\nfrom the server.")
+
+    fake = ModuleType("wandb")
+    fake.Error, fake.init = NoServerError, init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    config = TrainConfig(log=LogConfig(tensorboard=False, wandb="online"))
+    with pytest.raises(ConfigError, match=r"no answer from the server\. --set log\.wandb=offline"):
+        Records(tmp_path, config, step=0)
 
 
 def test_a_missing_logger_is_named_with_what_to_do(

@@ -18,12 +18,12 @@ from PIL import Image
 
 from reducio_latents import load_autoencoder
 from reducio_latents.errors import ConfigError, TrainingError, WeightsError
-from reducio_latents.train import checkpoint
+from reducio_latents.train import checkpoint, loop
 from reducio_latents.train.loop import RunOptions, TrainReport, train
 from reducio_latents.train.settings import read_settings
 from reducio_latents.video import VideoSource, get_backend
 from tests.corpora import write_video
-from tests.train_ranks import start_ranks
+from tests.train_ranks import Difference, start_ranks
 
 SETTINGS = """
 model: {width: 8, content_width: 8, decoder_width: 8}
@@ -162,7 +162,8 @@ def test_a_run_killed_at_any_moment_continues_bit_for_bit(
 def test_a_run_that_is_told_to_end_saves_first(config_file: Path, tmp_path: Path) -> None:
     def end(line: str) -> None:
         if line.startswith("step 2"):  # the first validation
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)  # torchrun passes on what ranks got as well
 
     often = ("validation.every_steps=2", "train.steps=1000", "checkpoint.every_steps=1000")
     with pytest.raises(TrainingError, match="stopped by a signal after step 2") as caught:
@@ -230,6 +231,33 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
 def test_a_folder_of_another_model_is_refused(config_file: Path, finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.width is 16, was 8"):
         run(config_file, finished, "model.width=16")
+
+
+def test_a_run_that_never_came_to_train_may_be_given_other_settings(
+    config_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="no bucket fills a batch of 50"):
+        run(config_file, tmp_path, "train.batch_size=50", "data.size_px=64")
+    report = run(config_file, tmp_path, "train.steps=1", "data.validation_share=0.0")
+    assert report.step == 1
+    assert read_settings(str(tmp_path / "settings.yaml")).data.size_px == 32
+
+
+def test_an_evaluation_leaves_the_settings_of_the_run_alone(
+    config_file: Path, finished: Path
+) -> None:
+    before = (finished / "settings.yaml").read_bytes()
+    run(config_file, finished, "validation.batch_size=2", eval_only=True)
+    assert (finished / "settings.yaml").read_bytes() == before
+
+
+def test_lpips_weights_serve_the_validation_where_the_loss_does_without(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "load_lpips", lambda *_: Difference())
+    run(config_file, tmp_path, "train.steps=1", lpips_weights=Path("vgg16.pth"))
+    assert rows(tmp_path / "train.csv")[0]["lpips"] == ""
+    assert float(rows(tmp_path / "validation.csv")[0]["lpips"]) > 0
 
 
 def test_a_damaged_checkpoint_is_named(config_file: Path, tmp_path: Path) -> None:

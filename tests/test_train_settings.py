@@ -13,10 +13,10 @@ from reducio_latents.errors import ConfigError
 from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.schedule import Schedule
 from reducio_latents.train.settings import (
+    changed_settings,
     parse_yaml,
     presets,
     read_settings,
-    refuse_other_run,
     to_yaml,
 )
 
@@ -112,6 +112,9 @@ def test_settings_survive_being_written_and_read(tmp_path: Path) -> None:
         ("loss.perceptual=alex", "perceptual must be one of vgg, none"),
         ("model.width=100", "use a multiple of 8, such as 96"),
         ("checkpoint.keep_last=0", "keep_last must be >= 1"),
+        ("train.betas=[0.9, 1.5]", "train.betas must be in [0, 1), got [0.9, 1.5]"),
+        ("loss.kl_weight=-1", "loss.kl_weight must be >= 0"),
+        ("adversarial.lr_factor=0", "adversarial.lr_factor > 0, got 0.05 and 0"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_by_name(override: str, message: str) -> None:
@@ -148,12 +151,17 @@ def test_numbers_may_be_written_as_people_write_them() -> None:
     assert raw == {"a": 1e-5, "b": 2e3, "c": -150.0, "d": 1, "e": "e5"}
 
 
-def test_a_folder_goes_on_with_the_same_run_alone(tmp_path: Path) -> None:
+def test_words_are_words_and_only_true_and_false_are_booleans() -> None:
+    raw = parse_yaml("{a: off, b: on, c: no, d: true, e: False}", where="test")
+    assert raw == {"a": "off", "b": "on", "c": "no", "d": True, "e": False}
+    assert read_settings("reducio_ft4_fs32", ["log.wandb=off"]).log.wandb == "off"
+
+
+def test_what_a_run_cannot_change_when_it_resumes_is_named(tmp_path: Path) -> None:
     config = TrainConfig()
-    refuse_other_run(tmp_path, config)
+    assert changed_settings(tmp_path, config) == []
     (tmp_path / "settings.yaml").write_text(to_yaml(config))
     faster = replace(config, train=replace(config.train, lr=1e-3, steps=5))
-    refuse_other_run(tmp_path, faster)
+    assert changed_settings(tmp_path, faster) == []
     other = replace(config, train=replace(config.train, seed=1))
-    with pytest.raises(ConfigError, match=r"train\.seed is 1, was 0"):
-        refuse_other_run(tmp_path, other)
+    assert changed_settings(tmp_path, other) == ["train.seed is 1, was 0"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,14 @@ from reducio_latents.train.ranks import Ranks
 from reducio_latents.train.state import DTYPES, TrainState, build_state, prepare_networks
 from reducio_latents.train.step import Stepper, generator_terms, train_step
 from tests.test_train_losses import rule_discriminator, rule_vae, rule_video
-from tests.train_ranks import made_up_batch, run_steps, start_ranks, tiny_config, weights
+from tests.train_ranks import (
+    Difference,
+    made_up_batch,
+    run_steps,
+    tiny_config,
+    train_both_ways,
+    weights,
+)
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 QUIET = AdversarialConfig(discriminators=())
@@ -54,6 +62,16 @@ def test_the_step_adds_the_terms_up_as_published() -> None:
     quiet = generator_terms(state, video, recon, posterior, run, adversarial=False)
     expected = golden["nll_loss"] + 1e-6 * golden["kl_loss"] + golden["penalty_loss"]
     assert float(quiet["total"].detach()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_perceptual_term_is_part_of_the_nll() -> None:
+    state, run = prepared(tiny_config(quick(precision="fp32"), QUIET))
+    run = replace(run, lpips=Difference())  # type: ignore[arg-type]
+    video = rule_video(21, 32)
+    recon, posterior = state.vae(video)
+    terms = generator_terms(state, video, recon, posterior, run, adversarial=False)
+    assert terms["lpips"] > 0
+    torch.testing.assert_close(terms["nll"], terms["l1"] + 0.1 * terms["lpips"])
 
 
 def test_the_discriminator_rests_until_its_first_step() -> None:
@@ -98,12 +116,7 @@ def test_accumulated_batches_count_as_one_large_one() -> None:
 
 
 def test_two_ranks_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
-    ranks = start_ranks(["tests.train_ranks", str(tmp_path / "values.json")], 2)
-    config = tiny_config()
-    alone = run_steps(build_state(config, ALONE.device), config, ALONE)
-    outputs = [process.communicate(timeout=120)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], outputs
-    together = json.loads((tmp_path / "values.json").read_text())
+    alone, together = train_both_ways(2, tmp_path / "values.json")
     assert "disc" in alone[-1]  # the last step is adversarial: batch norms and weight agree too
     for one, two in zip(alone, together, strict=True):
         assert_close(two, one)

@@ -1,18 +1,24 @@
-"""Steps on made-up clips, alone or as one of several ranks: `python -m tests.train_ranks OUT`."""
+"""Steps on made-up clips, alone or as one of several ranks.
+
+`python -m tests.train_ranks --compare STEPS` trains on one rank and on two of half the batch, and
+prints how far apart each value ever was; the tests do the same with fewer steps.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reducio_latents.train.batch import Batch, ClipName
 from reducio_latents.train.config import (
@@ -28,8 +34,18 @@ from reducio_latents.train.step import Stepper, train_step
 from reducio_latents.vae import ReducioVAEConfig
 
 TINY = ReducioVAEConfig(width=8, content_width=8, decoder_width=8)
-STEPS = int(os.environ.get("TRAIN_RANKS_STEPS", "2"))
+STEPS = 2
 CLIPS_A_STEP = 2
+
+Values = list[dict[str, float]]
+"""What `train_step` returned, step by step."""
+
+
+class Difference(nn.Module):
+    """Stands in for LPIPS, whose weights are nowhere near: the mean difference of each frame."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x - y).abs().flatten(1).mean(1)
 
 
 def tiny_config(
@@ -56,12 +72,12 @@ def made_up_batch(numbers: Sequence[int], side_px: int = 32) -> Batch:
     return Batch(frames, tuple(numbers), names)
 
 
-def run_steps(state: TrainState, config: TrainConfig, ranks: Ranks) -> list[dict[str, float]]:
-    """Do STEPS steps of CLIPS_A_STEP clips, shared by the ranks and their accumulated batches."""
+def run_steps(state: TrainState, config: TrainConfig, ranks: Ranks, steps: int = STEPS) -> Values:
+    """Do steps of CLIPS_A_STEP clips, shared by the ranks and their accumulated batches."""
     run = Stepper(config, prepare_networks(state, config.train, ranks), None, ranks)
     each = CLIPS_A_STEP // (ranks.size * config.train.accumulate)
     values = []
-    for step in range(STEPS):
+    for step in range(steps):
         batches = []
         for i in range(config.train.accumulate):
             first = step * CLIPS_A_STEP + (i * ranks.size + ranks.rank) * each
@@ -100,15 +116,47 @@ def start_ranks(arguments: Sequence[str], size: int) -> list[subprocess.Popen[st
     ]
 
 
-def main(out: Path) -> None:
-    torch.set_num_threads(1)
+def train_both_ways(steps: int, out: Path) -> tuple[Values, Values]:
+    """Train on one rank, and at the same time on two that share the same batches."""
+    ranks = start_ranks(["tests.train_ranks", "--steps", str(steps), "--out", str(out)], 2)
+    config = tiny_config()
+    alone = Ranks(0, 1, torch.device("cpu"))
+    values = run_steps(build_state(config, alone.device), config, alone, steps)
+    outputs = [process.communicate()[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], outputs
+    return values, json.loads(out.read_text())
+
+
+def train_as_a_rank(steps: int, out: Path) -> None:
     with join_ranks() as ranks:
         config = tiny_config()
         state = build_state(config, ranks.device)
-        values = run_steps(state, config, ranks)
+        values = run_steps(state, config, ranks, steps)
         if ranks.first:
             out.write_text(json.dumps(values))
 
 
+def compare(steps: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        alone, together = train_both_ways(steps, Path(folder) / "values.json")
+    for name in alone[-1]:
+        pairs = [(a[name], b[name]) for a, b in zip(alone, together, strict=True) if name in a]
+        apart = [abs(a - b) / max(abs(a), abs(b), 1e-12) for a, b in pairs]
+        print(f"{name:20} last {pairs[-1][0]:12.6g} {pairs[-1][1]:12.6g}  apart {max(apart):.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--compare", type=int, metavar="STEPS")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.compare:
+        compare(arguments.compare)
+    else:
+        train_as_a_rank(arguments.steps, arguments.out)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

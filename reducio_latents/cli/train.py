@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
+from tqdm import tqdm
 
 
 @click.command()
@@ -29,7 +31,7 @@ import click
     "--lpips-weights",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="VGG16's state dict, if torch.hub has none.",
+    help="VGG16's state dict, if torch.hub has none. With loss.perceptual=none: for validation.",
 )
 @click.option(
     "-k", "--wandb-key", envvar="WANDB_API_KEY", metavar="KEY", help="For log.wandb=online."
@@ -59,6 +61,9 @@ def train(
     from reducio_latents.train.settings import read_settings, to_yaml
 
     settings = read_settings(config, overrides)
+    given = click.get_current_context().get_parameter_source("wandb_key")
+    if given is ParameterSource.COMMANDLINE and settings.log.wandb == "off":
+        raise click.UsageError("-k is for wandb, which is off. Add --set log.wandb=online.")
     out = out if out is not None else Path("runs") / Path(config).stem
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
@@ -68,7 +73,7 @@ def train(
         lpips_weights=lpips_weights,
         wandb_key=wandb_key,
         eval_only=eval_only,
-        tell=click.echo,
+        tell=tqdm.write,  # past the bar
         bar=True,
     )
     run(settings, out, options)

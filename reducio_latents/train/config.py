@@ -102,6 +102,11 @@ class LossConfig:
     logvar: float = 0.0
     """Log-variance of the pixels' noise; it is not trained."""
 
+    def __post_init__(self) -> None:
+        for name in ("perceptual_weight", "kl_weight", "penalty_weight"):
+            value = getattr(self, name)
+            require(value >= 0, f"loss.{name} must be >= 0, got {value}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialConfig:
@@ -129,6 +134,11 @@ class AdversarialConfig:
         )
         require(
             self.start_step >= 0, f"adversarial.start_step must be >= 0, got {self.start_step}."
+        )
+        require(
+            self.weight >= 0 and self.lr_factor > 0,
+            "adversarial.weight must be >= 0 and adversarial.lr_factor > 0, got "
+            f"{self.weight} and {self.lr_factor}.",
         )
 
 
@@ -171,6 +181,10 @@ class OptimisationConfig:
         require(
             self.lr > 0 and self.eps > 0,
             f"train.lr and train.eps must be > 0, got {self.lr} and {self.eps}.",
+        )
+        require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"train.betas must be in [0, 1), got {list(self.betas)}.",
         )
         require(
             self.max_grad_norm is None or self.max_grad_norm > 0,

@@ -21,6 +21,7 @@ from reducio_latents.metrics.weights import MetricUnavailableError
 from reducio_latents.pixels import to_unit
 from reducio_latents.train.batch import Batch
 from reducio_latents.train.checkpoint import (
+    AVERAGE,
     MODEL,
     checkpoints,
     load_checkpoint,
@@ -33,8 +34,8 @@ from reducio_latents.train.pretrained import take_pretrained
 from reducio_latents.train.progress import Clock, move_bar, open_bar, stop_signal
 from reducio_latents.train.ranks import Ranks, join_ranks, lost_a_rank
 from reducio_latents.train.records import Records, write_pictures
-from reducio_latents.train.settings import SETTINGS, refuse_other_run, to_yaml
-from reducio_latents.train.split import ClipTable, Split, make_split
+from reducio_latents.train.settings import SETTINGS, changed_settings, to_yaml
+from reducio_latents.train.split import ClipTable, Split, check_data, forget_split, make_split
 from reducio_latents.train.state import Best, TrainState, build_state, prepare_networks
 from reducio_latents.train.step import Stepper, train_step
 from reducio_latents.train.stream import BatchStream, training_requests
@@ -54,7 +55,8 @@ class RunOptions:
     pretrained: Path | None = None
     """Weights to start from, where the run has no checkpoint yet."""
     lpips_weights: Path | None = None
-    """VGG16's state dict, if it is not where torch.hub keeps it."""
+    """VGG16's state dict, if it is not where torch.hub keeps it. With `loss.perceptual: none`
+    validations alone use it."""
     wandb_key: str | None = None
     eval_only: bool = False
     """Validate and return."""
@@ -121,16 +123,19 @@ def _prepare(config: TrainConfig, out: Path, options: RunOptions, ranks: Ranks) 
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    check_data(config.data, training=not options.eval_only)
+    anew = _begins_anew(out, config)
     lpips = _lpips(config, options, ranks)
-    refuse_other_run(out, config)
     state = build_state(config, ranks.device)
     lines = _start_weights(state, out, options)
     with ranks.after_first(), open_bar("probe", "video", shown=options.bar and ranks.first) as bar:
-        if ranks.first:
-            LocalFiles(out).write(SETTINGS, to_yaml(config).encode())
+        if ranks.first and anew:
+            forget_split(out)
         split = make_split(
             out, config.data, training=not options.eval_only, on_probe=partial(move_bar, bar)
         )
+        if ranks.first and not (options.eval_only and (out / SETTINGS).exists()):
+            LocalFiles(out).write(SETTINGS, to_yaml(config).encode())
     run = Run(
         config=config, out=out, options=options, ranks=ranks, split=split, state=state, lpips=lpips
     )
@@ -139,8 +144,22 @@ def _prepare(config: TrainConfig, out: Path, options: RunOptions, ranks: Ranks) 
     return run
 
 
+def _begins_anew(out: Path, config: TrainConfig) -> bool:
+    """Whether `out` holds a run on other data that has trained nothing yet.
+
+    Raises ConfigError if it holds another run that has.
+    """
+    changed = changed_settings(out, config)
+    if changed and checkpoints(out / CHECKPOINTS):
+        raise ConfigError(
+            f"{out} holds a run with other settings: {'; '.join(changed)}. Give another --out; "
+            "--pretrained starts from the weights of this one."
+        )
+    return any(line.startswith("data.") for line in changed)
+
+
 def _lpips(config: TrainConfig, options: RunOptions, ranks: Ranks) -> LPIPS | None:
-    if config.loss.perceptual == "none":
+    if config.loss.perceptual == "none" and options.lpips_weights is None:
         return None
     try:
         return load_lpips("vgg", options.lpips_weights).to(ranks.device)
@@ -197,7 +216,8 @@ def _train(run: Run) -> TrainReport:
     config, state, ranks = run.config, run.state, run.ranks
     assert run.split.train is not None
     records = Records(run.out, config, state.step, run.options.wandb_key) if ranks.first else None
-    stepper = Stepper(config, prepare_networks(state, config.train, ranks), run.lpips, ranks)
+    perceptual = run.lpips if config.loss.perceptual != "none" else None
+    stepper = Stepper(config, prepare_networks(state, config.train, ranks), perceptual, ranks)
     stream, per_epoch = _open_stream(run, run.split.train)
     clips = config.train.batch_size * config.train.accumulate * ranks.size
     bar = open_bar(f"step {state.step}", "clip", shown=run.options.bar and ranks.first)
@@ -235,7 +255,11 @@ def _train(run: Run) -> TrainReport:
             if stopping and not last:
                 raise TrainingError(f"stopped by a signal after step {state.step}.")
     report = run.report()
-    run.tell(f"step {report.step}; weights for --weights: {report.checkpoint}/{MODEL}")
+    weights = MODEL if state.average is None else AVERAGE
+    run.tell(
+        f"step {report.step}. Encode with it: encode-corpus --model reducio --weights "
+        f"{report.checkpoint}/{weights}"
+    )
     return report
 
 

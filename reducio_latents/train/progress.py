@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Never
+from typing import Any, Never
 
 from tqdm import tqdm
+
+LOG_EVERY_S = 30.0
+"""How often a bar is drawn into a file."""
+ECHO_S = 2.0
+"""A signal that comes again so soon is the same one: torchrun passes on what ranks got as well."""
 
 
 def open_bar(desc: str, unit: str, *, shown: bool) -> tqdm[Never]:
     """Open a bar that does not know its length yet: `move_bar` tells it."""
-    return tqdm(total=0, desc=desc, unit=unit, dynamic_ncols=True, disable=not shown)
+    every_s = 0.1 if sys.stderr.isatty() else LOG_EVERY_S
+    return tqdm(
+        total=0,
+        desc=desc,
+        unit=f" {unit}",
+        dynamic_ncols=True,
+        mininterval=every_s,
+        maxinterval=max(10.0, every_s),
+        delay=1e-9,  # not before something has moved
+        disable=not shown,
+    )
 
 
 def move_bar(bar: tqdm[Never], done: int, total: int) -> None:
@@ -54,13 +70,33 @@ class Clock:
 
 @contextmanager
 def stop_signal() -> Iterator[threading.Event]:
-    """Have SIGTERM, which job managers send before they kill, ask for a last checkpoint."""
+    """Have SIGTERM, which job managers send before they kill, or Ctrl-C ask for a last checkpoint.
+
+    A second one, a while later, ends the process as it does elsewhere.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    before: dict[int, Any] = {}
+    asked_s = 0.0
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, _: object) -> None:
+        nonlocal asked_s
+        if not asked.is_set():
+            asked_s = time.monotonic()
+            asked.set()
+        elif time.monotonic() - asked_s > ECHO_S:
+            restore()
+            signal.raise_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, ask)
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        restore()

@@ -137,7 +137,10 @@ def _open_tensorboard(out: Path, step: int) -> Any:
 
 
 def open_wandb(out: Path, config: TrainConfig, key: str | None) -> Any:
-    """Start, or continue, this folder's wandb run. Raises ConfigError where wandb is missing."""
+    """Start, or continue, this folder's wandb run; the key is kept nowhere.
+
+    Raises ConfigError where wandb is missing or does not start.
+    """
     try:
         import wandb
     except ImportError as err:
@@ -147,14 +150,19 @@ def open_wandb(out: Path, config: TrainConfig, key: str | None) -> Any:
     files = LocalFiles(out)
     if files.size(WANDB_ID) is None:
         files.write(WANDB_ID, secrets.token_hex(8).encode())
-    if key is not None:
-        wandb.login(key=key)
-    return wandb.init(
-        project=config.log.wandb_project,
-        name=out.name,
-        dir=str(out),
-        id=files.read(WANDB_ID).decode(),
-        resume="allow",
-        mode=config.log.wandb,
-        config=asdict(config),
-    )
+    try:
+        return wandb.init(
+            project=config.log.wandb_project,
+            name=out.name,
+            dir=str(out),
+            id=files.read(WANDB_ID).decode(),
+            resume="allow",
+            mode=config.log.wandb,
+            config=asdict(config),
+            settings=None if key is None else wandb.Settings(api_key=key),
+        )
+    except (wandb.Error, ValueError) as err:  # a key of a wrong form is a ValueError
+        raise ConfigError(
+            f"wandb does not start: {' '.join(str(err).split())} --set log.wandb=offline keeps "
+            "everything here, for `wandb sync` later."
+        ) from err

@@ -59,7 +59,10 @@ def to_yaml(config: TrainConfig) -> str:
 
 
 def parse_yaml(text: str, *, where: str) -> dict[str, Any]:
-    """Read a YAML mapping; refuse a key that is given twice, and read 1e-5 as a number."""
+    """Read a YAML mapping; refuse a key that is given twice.
+
+    1e-5 is a number and `off` a word, as in YAML 1.2.
+    """
     try:
         import yaml
     except ImportError as err:
@@ -76,7 +79,13 @@ def parse_yaml(text: str, *, where: str) -> dict[str, Any]:
                     raise ConfigError(f"{where}: {key!r} is given twice below line {line}.")
             return super().construct_mapping(node, deep)
 
-    # YAML 1.1 wants 1.0e-5; everybody writes 1e-5.
+    # YAML 1.1, which PyYAML speaks, wants 1.0e-5, and reads on, off, yes and no as booleans.
+    boolean = "tag:yaml.org,2002:bool"
+    Loader.yaml_implicit_resolvers = {
+        first: [pair for pair in pairs if pair[0] != boolean]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver(boolean, re.compile("true|True|false|False"), list("tTfF"))
     number = re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     try:
@@ -128,22 +137,17 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
-def refuse_other_run(out: Path, config: TrainConfig) -> None:
-    """Raise ConfigError if `out` holds a run with other settings, among those that must stay."""
+def changed_settings(out: Path, config: TrainConfig) -> list[str]:
+    """Return, in words, what differs from the run in `out` among the settings that must stay."""
     path = out / SETTINGS
     if not path.exists():
-        return
+        return []
     was, now = _flat(parse_yaml(_text(str(path)), where=str(path))), _flat(_plain(asdict(config)))
-    changed = [
+    return [
         f"{name} is {now.get(name)}, was {was.get(name)}"
         for name in sorted(was.keys() | now.keys())
         if was.get(name) != now.get(name) and name.startswith(FIXED)
     ]
-    if changed:
-        raise ConfigError(
-            f"{out} holds a run with other settings: {'; '.join(changed)}. Give another --out; "
-            "--pretrained starts from the weights of this one."
-        )
 
 
 def _flat(raw: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

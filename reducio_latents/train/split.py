@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,17 @@ from reducio_latents.corpus import corpus_root, join_url, list_corpus
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
 from reducio_latents.geometry import Bucket, aspect_buckets, square_bucket
-from reducio_latents.plan import Plan, PlanSpec, plan_part, read_plan, write_part
+from reducio_latents.plan import Plan, PlanPart, PlanSpec, plan_part, read_plan, write_part
+from reducio_latents.plan.parts import FOLDER as PLAN
 from reducio_latents.probe import OnProbe, Probing, probe_videos
 from reducio_latents.train.batch import ClipName
 from reducio_latents.train.config import DataConfig
 from reducio_latents.train.decoding import PRELOAD
+from reducio_latents.video import get_backend
 from reducio_latents.video.source import VideoSource
+
+VALIDATION = "validation"
+"""Folder of the plan of a validation corpus of its own."""
 
 
 class ClipTable:
@@ -84,46 +90,63 @@ class Split:
     """Videos that could not be used -> why."""
 
 
+def check_data(data: DataConfig, *, training: bool = True) -> None:
+    """Raise ConfigError for settings with which no clip could be read."""
+    if data.corpus is None and (training or data.validation_corpus is None):
+        raise ConfigError("data.corpus names no videos. Give --set data.corpus=FOLDER.")
+    get_backend(data.video_backend)
+
+
 def make_split(
     out: Path, data: DataConfig, *, training: bool = True, on_probe: OnProbe = lambda _, __: None
 ) -> Split:
     """Return the split of a run; list, probe and plan the corpus where `out` has no plan of it yet.
 
-    The plan in `out` is what a run trains on, also when the corpus has grown since.
-    Raises CorpusError for a corpus that cannot be listed, ConfigError for a split that is empty.
+    The plan in `out` is what a run trains on, also when the corpus has grown since. Raises
+    CorpusError for a corpus that cannot be listed, and ConfigError for a split that is empty: then
+    no plan is kept, so that more videos help.
     """
-    if data.corpus is None and (training or data.validation_corpus is None):
-        raise ConfigError("data.corpus names no videos. Give --set data.corpus=FOLDER.")
+    check_data(data, training=training)
     train = validation = None
+    fresh: list[tuple[Path, PlanPart]] = []
     unusable: dict[str, str] = {}
     hashes: set[str] = set()
     if data.corpus is not None:
-        plan = _plan(out, data.corpus, data, on_probe)
+        plan = _plan(out, data.corpus, data, on_probe, fresh)
         share = data.validation_share if data.validation_corpus is None else 0.0
         usable = _usable(plan)
         apart = set_apart(usable, share)
-        train = _table(plan, data.corpus, [v for v in usable if v not in set(apart)])
-        validation = _table(plan, data.corpus, apart) if share else None
+        left = [video for video in usable if video not in set(apart)]
+        train = _table("training", plan, data.corpus, left)
+        validation = _table("validation", plan, data.corpus, apart) if share else None
         unusable, hashes = _unusable(plan), set(usable.values())
     if data.validation_corpus is not None:
-        other = _plan(out / "validation", data.validation_corpus, data, on_probe)
+        other = _plan(out / VALIDATION, data.validation_corpus, data, on_probe, fresh)
         # A video that is trained on, under whatever name, proves nothing.
         apart = [video for video, sha256 in _usable(other).items() if sha256 not in hashes]
-        validation = _table(other, data.validation_corpus, apart)
+        validation = _table("validation", other, data.validation_corpus, apart)
         unusable |= _unusable(other)
+    for folder, part in fresh:
+        write_part(open_files(folder), 0, part)
     return Split(train, validation, unusable)
 
 
-def _table(plan: Plan, corpus: str, videos: Sequence[str]) -> ClipTable:
+def forget_split(out: Path) -> None:
+    """Remove the plans of a run that has trained nothing yet, so that others can be made."""
+    for folder in (out, out / VALIDATION):
+        shutil.rmtree(folder / PLAN, ignore_errors=True)
+
+
+def _table(split: str, plan: Plan, corpus: str, videos: Sequence[str]) -> ClipTable:
     """Return the clips of `videos`; raise ConfigError if there are none."""
     if videos:
         return ClipTable(plan, corpus_root(corpus), videos)
     reasons = [f"{video}: {why}" for video, why in _unusable(plan).items()]
     hint = f" The first one that was left out: {reasons[0]}." if reasons else ""
     raise ConfigError(
-        f"{corpus} has no clip for one of the splits: {plan.videos.num_rows} videos were listed, "
-        f"{len(reasons)} of them are unreadable or too short.{hint} Give more videos, or another "
-        "data.validation_share."
+        f"{corpus} leaves no clip for the {split} split: {plan.videos.num_rows} videos were "
+        f"listed, {len(reasons)} of them are unreadable or too short.{hint} Give more videos, or "
+        "another data.validation_share."
     )
 
 
@@ -137,7 +160,10 @@ def _digest(video: str) -> bytes:
     return hashlib.sha256(video.encode()).digest()
 
 
-def _plan(out: Path, corpus: str, data: DataConfig, on_probe: OnProbe) -> Plan:
+def _plan(
+    out: Path, corpus: str, data: DataConfig, on_probe: OnProbe, fresh: list[tuple[Path, PlanPart]]
+) -> Plan:
+    """Return the plan in `out`; where there is none, make one and add it to `fresh`."""
     files = open_files(out)
     spec = PlanSpec(clip=data.clip, buckets=_buckets(data))
     plan = read_plan(files)
@@ -154,7 +180,7 @@ def _plan(out: Path, corpus: str, data: DataConfig, on_probe: OnProbe) -> Plan:
     probed = probe_videos([video.source for video in listed], probing, on_probe)
     records = dict(zip((video.video for video in listed), probed, strict=True))
     part = plan_part(listed, records, spec)
-    write_part(files, 0, part)
+    fresh.append((out, part))
     return Plan.of(part)
 
 
