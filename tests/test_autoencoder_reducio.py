@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reducio_latents.autoencoders import LOADERS, Autoencoder, load_autoencoder
+from reducio_latents.autoencoders import LOADERS, Autoencoder, bundled, load_autoencoder
 from reducio_latents.autoencoders.checkpoint import import_checkpoint
 from reducio_latents.autoencoders.reducio import PRESETS, ReducioAutoencoder, load_preset
 from reducio_latents.cli.import_checkpoint import import_checkpoint as command
@@ -185,6 +186,7 @@ def test_compiled_networks_compute_the_same(
         ("reducio-random:8:99999999999", ConfigError, "seed"),
         ("reducio:8", ConfigError, "no autoencoder"),
         ("reducio-ft4-fs32:8", ConfigError, "no autoencoder"),
+        ("reducio-tiny-ft4-fs32:8", ConfigError, "no autoencoder"),
         ("reducio", WeightsError, "needs weights.*huggingface.co/microsoft/Reducio-VAE"),
         ("reducio-ft2-fs32", WeightsError, "reducio-ft2-fs32-attn23.ckpt.*reducio-random:32"),
     ],
@@ -204,6 +206,40 @@ def test_devices_and_parts_that_there_are_not_are_refused(checkpoint: Path) -> N
         load_autoencoder("reducio-random:8", parts="half")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="takes no weights"):
         load_autoencoder("reducio-random:8", checkpoint)
+
+
+def test_a_model_that_comes_with_the_package_needs_no_weights(
+    checkpoint: Path, clip: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "reducio-tiny-ft4-fs32"
+    monkeypatch.setattr(bundled, "FOLDER", tmp_path)
+    with pytest.raises(WeightsError, match=r"not bundled in this build.*tools/train_tiny\.py"):
+        load_autoencoder(name)
+    import_checkpoint(checkpoint, tmp_path / name)
+    model = load_autoencoder(name)
+    same = load_autoencoder("reducio", checkpoint)
+    assert (model.name, model.fingerprint) == (name, same.fingerprint)
+    assert torch.equal(model.encode(clip).mean, same.encode(clip).mean)
+    with pytest.raises(ConfigError, match="brings its own weights"):
+        load_autoencoder(name, checkpoint)
+
+
+def test_what_is_bundled_is_small_described_and_packaged() -> None:
+    names = [name for name, where in LOADERS.items() if "bundled" in where]
+    for folder in bundled.FOLDER.iterdir() if bundled.FOLDER.is_dir() else []:
+        assert folder.name in names
+        assert {path.name for path in folder.iterdir()} == {
+            "model.safetensors", "config.json", "README.md",
+        }  # fmt: skip
+        assert (folder / "model.safetensors").stat().st_size < 8_000_000
+        model = load_autoencoder(folder.name)
+        assert model.fingerprint in (folder / "README.md").read_text()
+    package = bundled.FOLDER.parents[1]
+    example = bundled.FOLDER / names[0] / "model.safetensors"
+    patterns = configparser.ConfigParser()
+    patterns.read(package.parent / "setup.cfg")
+    data = patterns["options.package_data"]["reducio_latents"].split(", ")
+    assert any(example.relative_to(package).match(pattern) for pattern in data)
 
 
 def test_a_preset_takes_its_own_sizes_only(

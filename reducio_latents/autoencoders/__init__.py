@@ -23,6 +23,7 @@ LOADERS: dict[str, str] = {
     "reducio-ft4-fs32": "reducio_latents.autoencoders.reducio:load_preset",
     "reducio-ft2-fs32": "reducio_latents.autoencoders.reducio:load_preset",
     "reducio": "reducio_latents.autoencoders.reducio:load_any_width",
+    "reducio-tiny-ft4-fs32": "reducio_latents.autoencoders.bundled:load_bundled",
     "reducio-random": "reducio_latents.autoencoders.reducio:load_random",
     "diffusers": "reducio_latents.autoencoders.diffusers:load_diffusers",
     "sd21-vae": "reducio_latents.autoencoders.published:load_published",
@@ -52,7 +53,8 @@ def load_autoencoder(
     """Return the autoencoder of that name, ready to encode and decode; `LoadOptions` says the rest.
 
     Names: `reducio-ft4-fs32` and `reducio-ft2-fs32`, the published sizes; `reducio`, sizes read off
-    the weights; `reducio-random:WIDTH[:ft2|ft4][:SEED]`, untrained, for trying things out;
+    the weights; `reducio-tiny-ft4-fs32`, a small trained one that comes with the package where it
+    was bundled; `reducio-random:WIDTH[:ft2|ft4][:SEED]`, untrained, for trying things out;
     `diffusers:DIR` or `diffusers:OWNER/NAME`, autoencoders of other makers, weights included;
     `sd21-vae`, `sdxl-vae`, `cosmos-cv8x8x8`, `cosmos-cv8x16x16`, `open-sora-1.2` and
     `omnitokenizer`, from their published files or, with `:random[:SEED]` after the name, untrained;
