@@ -279,6 +279,33 @@ def test_a_remote_store_is_read_through_a_cache_of_whole_shards(
     assert len(list((tmp_path / "cache").glob("*.blob"))) == fetched
 
 
+def test_a_cache_that_cannot_be_is_an_error_at_open(
+    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REDUCIO_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(StoreError, match="cannot make the cache folder .* Set REDUCIO_CACHE"):
+        LatentDataset(remote, batch_size=3)
+
+
+def test_many_shards_that_cannot_be_read_are_one_short_error(
+    remote: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreachable(files: CachedFiles, path: str) -> Path:
+        raise StoreError(f"cannot read {path}: no answer.")
+
+    dataset = LatentDataset(remote, batch_size=12, buckets="16x32x32")
+    monkeypatch.setattr(CachedFiles, "local_path", unreachable)
+    with pytest.raises(
+        StoreError, match=r"no answer\. Of the batch \d+ more shards cannot be read"
+    ):
+        list(dataset)
+    files = dataset.sources[0].store.files
+    assert isinstance(files, CachedFiles)
+    files.close()
+    assert caplog.text.count("cannot fetch ahead") == 1
+
+
 def test_a_shard_that_arrives_damaged_is_refused(remote: str) -> None:
     dataset = LatentDataset(remote, batch_size=3)
     files = open_files(remote)

@@ -185,4 +185,7 @@ class MappedColumn:
                 "Run `verify` to see what it costs."
             )
             reasons.append(self._why.get(shard, empty))
-        return DamagedRowsError(" ".join(reasons), bad.tolist())
+        others = f" Of the batch {len(reasons) - 1} more shards cannot be read." * (
+            len(reasons) > 1
+        )
+        return DamagedRowsError(reasons[0] + others, bad.tolist())

@@ -124,7 +124,9 @@ def _within_reach(store: Store) -> Store:
     if isinstance(store.files, CachedFiles) or not hasattr(store.files, "stream"):
         return store
     sums = {e.file: e.file_sha256 for e in store.index.entries.values() if e.file_sha256}
-    near = Store(CachedFiles(cast(Origin, store.files), sha256=sums))
+    cached = CachedFiles(cast(Origin, store.files), sha256=sums)
+    cached.make_folder()
+    near = Store(cached)
     near.index = store.index
     return near
 

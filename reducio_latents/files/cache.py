@@ -37,6 +37,7 @@ GRACE_S = 10.0
 ABANDONED_S = 3600.0
 """A fetch that has written nothing for so long has died."""
 ATTEMPTS = 3
+AHEAD = "cannot fetch ahead: %s"
 LOCKS = 4096
 BLOB, FETCHING = ".blob", ".fetching"
 
@@ -80,6 +81,7 @@ class CachedFiles:
         self._waiting: deque[str] = deque()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_pid = 0
+        self._warned = False
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[type[CachedFiles], tuple[Any, ...]]:
@@ -93,6 +95,16 @@ class CachedFiles:
         """Prove these files against these checksums when they arrive."""
         self._sha256.update(sha256)
 
+    def make_folder(self) -> None:
+        """Make the cache's folder unless it is there; raise StoreError if it cannot be."""
+        try:
+            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise StoreError(
+                f"cannot make the cache folder {self.folder}: {err.strerror}. "
+                "Set REDUCIO_CACHE to a folder of your own."
+            ) from err
+
     def local_path(self, path: str) -> Path:
         """Return where the file lies on this machine, fetching it if need be.
 
@@ -104,7 +116,7 @@ class CachedFiles:
         blob = self.folder / f"{key}{BLOB}"
         if _touch(blob):
             return blob
-        self._make_folder()
+        self.make_folder()
         with _locked(self.folder / "locks" / f"{int(key[:8], 16) % LOCKS:04x}"):
             if not _touch(blob):  # else somebody has fetched it while we waited
                 self._fetch(path, blob)
@@ -113,7 +125,7 @@ class CachedFiles:
     def prefetch(self, paths: Iterable[str]) -> None:
         """Fetch these files in the background, in this order, instead of what still waits.
 
-        One that cannot be fetched is logged, and raises when it is asked for.
+        One that cannot be fetched raises when it is asked for; the first such one is logged.
         """
         with self._lock:
             self._waiting = deque(paths)
@@ -177,7 +189,8 @@ class CachedFiles:
             try:
                 self.local_path(path)
             except (OSError, ValueError) as err:
-                logger.warning("cannot fetch ahead: %s", err)
+                logger.log(logging.DEBUG if self._warned else logging.WARNING, AHEAD, err)
+                self._warned = True
 
     def _fetch(self, path: str, blob: Path) -> None:
         size = self.origin.size(path)
@@ -207,10 +220,7 @@ class CachedFiles:
         except OSError as err:
             if isinstance(err, StoreError | FileNotFoundError):
                 raise
-            raise StoreError(
-                f"cannot write to the cache {self.folder}: {err.strerror or err}. Free some space, "
-                "or set REDUCIO_CACHE to another folder or REDUCIO_CACHE_BYTES to less."
-            ) from err
+            raise _write_error(self.folder, err) from err
         finally:
             partial.unlink(missing_ok=True)
 
@@ -223,15 +233,6 @@ class CachedFiles:
                 file.write(piece)
             file.truncate()
         return digest.hexdigest()
-
-    def _make_folder(self) -> None:
-        try:
-            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise StoreError(
-                f"cannot make the cache folder {self.folder}: {err.strerror}. "
-                "Set REDUCIO_CACHE to a folder of your own."
-            ) from err
 
     def _make_room(self, size: int, partial: Path) -> None:
         """Remove the least recently used files, then take `size` bytes for `partial`."""
@@ -270,6 +271,17 @@ def _touch(blob: Path) -> bool:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock, which ends with this process at the latest."""
-    with path.open("ab") as file:
+    try:
+        file = path.open("ab")
+    except OSError as err:
+        raise _write_error(path.parent.parent, err) from err
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _write_error(folder: Path, err: OSError) -> StoreError:
+    return StoreError(
+        f"cannot write to the cache {folder}: {err.strerror or err}. Free some space, or set "
+        "REDUCIO_CACHE to another folder or REDUCIO_CACHE_BYTES to less."
+    )

@@ -47,7 +47,7 @@ CAUSES = (
     ),
     (
         r"error sending request|timed out|operation timed",
-        "no answer. Check the network and the address (AWS_ENDPOINT_URL, AWS_REGION)",
+        "no answer. Check the network and the address (of S3: AWS_ENDPOINT_URL, AWS_REGION)",
     ),
 )
 
