@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -160,8 +160,11 @@ def forget_failures(writer: StoreWriter) -> None:
         writer.drop_commit(key, column)
 
 
-def stored_counts(plan: Plan, outcome: Outcome) -> dict[str, Tally]:
-    """Return the tallies of the store as it is: `skipped` is what needed no encoding."""
+def stored_counts(plan: Plan, outcome: Outcome, left: Iterable[ShardKey] = ()) -> dict[str, Tally]:
+    """Return the tallies of the store as it is.
+
+    `skipped` is what needed no encoding, and what is in the shards that are `left`.
+    """
     bad_videos = {error.video for error in outcome.errors}
     status = plan.videos["status"].to_pylist()
     names = plan.videos["video"].to_pylist()
@@ -170,28 +173,38 @@ def stored_counts(plan: Plan, outcome: Outcome) -> dict[str, Tally]:
     clips = plan.clips.num_rows
     duplicates = pc.sum(pc.equal(plan.clips["status"], "duplicate")).as_py() or 0
     bad = len(outcome.errors)
+    videos_left, clips_left = _left(plan, outcome, left)
+    skipped, duplicates = skipped + len(videos_left), duplicates + clips_left
     return {
         "videos": Tally(len(status), len(status) - failed - skipped, skipped, failed),
         "clips": Tally(clips, clips - duplicates - bad, duplicates, bad),
     }
 
 
-def make_report(job: Job, fresh: set[ShardKey], outcome: Outcome) -> EncodeReport:
-    """Tally this run: `encoded` now, `skipped` for being stored before, too short or double."""
-    plan = job.planned.plan
-    stored = stored_counts(plan, outcome)
+def make_report(
+    job: Job, fresh: set[ShardKey], outcome: Outcome, left: Iterable[ShardKey] = ()
+) -> EncodeReport:
+    """Tally this run: `encoded` now, `skipped` for being stored before, too short, double or left.
+
+    `fresh` are the shards that it has made, `left` those that are still to be made.
+    """
+    plan, left = job.planned.plan, list(left)
+    stored = stored_counts(plan, outcome, left)
+    videos_left, clips_left = _left(plan, outcome, left)
     fresh_rows = _rows_of(plan, fresh)
     bad = {error.clip_id for error in outcome.errors}
     bad_videos = {error.video for error in outcome.errors}
     new_clips = sum(clip not in bad for clip in fresh_rows["clip_id"].to_pylist())
-    new_videos = len(set(fresh_rows["video"].to_pylist()) - bad_videos)
+    new_videos = len(set(fresh_rows["video"].to_pylist()) - bad_videos - videos_left)
     clips, videos = stored["clips"], stored["videos"]
     reasons: list[tuple[str, ...]] = [(e.reason, e.video, e.clip_id) for e in outcome.errors]
     status = plan.videos.select(["video", "status", "reason"]).to_pylist()
     reasons += [(v["reason"], v["video"]) for v in status if v["status"] == "failed"]
     skipped = {
+        "clips of shards that are left": clips_left,
         "clips stored before": clips.encoded - new_clips,
-        "clips of duplicate videos": clips.skipped,
+        "clips of duplicate videos": clips.skipped - clips_left,
+        "videos with clips that are left": len(videos_left),
         "videos without one whole clip": sum(v["status"] == "too_short" for v in status),
         "duplicate videos": sum(v["status"] == "duplicate" for v in status),
     }
@@ -203,9 +216,18 @@ def make_report(job: Job, fresh: set[ShardKey], outcome: Outcome) -> EncodeRepor
         skipped={reason: number for reason, number in skipped.items() if number},
         failed=count_kinds(reasons),
         statistics=outcome.statistics,
-        shards_left=len(job.missing()),
+        shards_left=len(left),
         max_failed=job.options.max_failed,
     )
+
+
+def _left(plan: Plan, outcome: Outcome, left: Iterable[ShardKey]) -> tuple[set[str], int]:
+    """Return the videos of shards that are left, and how many clips; but for what has failed."""
+    rows = _rows_of(plan, set(left)).select(["clip_id", "video"]).to_pylist()
+    bad = {error.clip_id for error in outcome.errors}
+    bad_videos = {error.video for error in outcome.errors}
+    videos = {row["video"] for row in rows} - bad_videos
+    return videos, sum(row["clip_id"] not in bad for row in rows)
 
 
 def _rows(plan: Plan, shard_rows: int) -> dict[str, int]:

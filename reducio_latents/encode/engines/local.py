@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from reducio_latents.corpus import join_url
 from reducio_latents.encode.engines.one import (
     Ledger,
+    Todo,
     announce,
     conclude,
     run_job,
@@ -155,9 +156,22 @@ def _follow(request: Request, rank: Rank, run: RunFiles) -> EncodeReport:
         mine = {key: left[key] for key in rank.share(list(todo)) if key in left}
         announce(job, todo, request.progress, mine)
         ledger.book_all(encode_missing(job, mine, request.progress))
-    if not job.stop.requested and run.leave() and not job.missing():
+    report = share_report(job, mine, ledger, str(rank))
+    if job.stop.requested:
+        return report
+    if not run.hear_of_lead(job.stop):
+        return _without_lead(job, todo, ledger, report)
+    if run.leave() and not job.missing():
         conclude(job, todo, ledger)  # rank 0 has gone before this one was done
-    return share_report(job, mine, ledger, str(rank))
+    return report
+
+
+def _without_lead(job: Job, todo: Todo, ledger: Ledger, report: EncodeReport) -> EncodeReport:
+    """Finish the store in rank 0's place if nothing is missing; else say what is left."""
+    left = job.missing()
+    if not left:
+        conclude(job, todo, ledger)
+    return replace(report, shards_left=len(left))
 
 
 def moved_sources(job: Job) -> dict[str, VideoSource | None]:
@@ -199,4 +213,6 @@ def _use_device(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.set_device(device)
+        from reducio_latents.devices import usable_device
+
+        torch.cuda.set_device(usable_device(device))

@@ -78,9 +78,9 @@ def conclude(job: Job, todo: Todo, ledger: Ledger) -> EncodeReport:
         job.writer.files.delete(path)
     job.writer.sweep()
     outcome = gather(job.writer)
-    finish(job.writer, job.planned.plan, stored_counts(job.planned.plan, outcome), outcome)
+    finish(job.writer, job.planned.plan, stored_counts(job.planned.plan, outcome, left), outcome)
     fresh = {key for key in todo if key not in left}
-    report = make_report(job, fresh, outcome)
+    report = make_report(job, fresh, outcome, left)
     psnr = [clip.psnr for _, clip in outcome.quality]
     return replace(
         report,

@@ -157,12 +157,28 @@ class RunFiles:
             if not any(not running or running[number - 1]() for number in waiting):
                 break
             time.sleep(self.poll_s)
-        for number in watch.dead:
-            log.warning(
-                "rank %d has shown no sign of life for %g s: it is not waited for.",
-                number,
-                self._timeout_s,
-            )
+        for number in sorted(watch.dead):
+            self._warn_of(number)
+
+    def hear_of_lead(self, stop: Stop) -> bool:
+        """Return whether rank 0 is alive, or has come to an end; wait for its next sign of life."""
+        watch, first = Watch(self._timeout_s), self.sign(0)
+        while not stop.requested:
+            sign = self.sign(0)
+            if sign is None or sign.done or sign != first:
+                return True
+            if not watch.is_alive(0, sign):
+                self._warn_of(0)
+                return False
+            time.sleep(self.poll_s)
+        return True
+
+    def _warn_of(self, number: int) -> None:
+        log.warning(
+            "rank %d has shown no sign of life for %g s: it is not waited for.",
+            number,
+            self._timeout_s,
+        )
 
     def sign(self, number: int) -> Sign | None:
         """Return the last sign of life of a rank, if it has given one."""
