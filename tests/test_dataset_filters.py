@@ -115,6 +115,14 @@ def test_a_split_divides_the_videos_and_never_a_video(tmp_path: Path) -> None:
     assert 5 <= len(held_out) / 3 <= 20
 
 
+def test_no_table_of_clips_is_held_once_they_are_chosen(tmp_path: Path) -> None:
+    """It would be 250 MB a million clips, in every rank."""
+    store = write_store(tmp_path)
+    dataset = LatentDataset(store, ("motion", "clip_id"), batch_size=3, split="train")
+    assert "plan" not in vars(dataset.sources[0].store)
+    assert len(dataset.batch(0, 0)["clip_id"]) == 3  # it is read again where it is asked for
+
+
 def test_a_split_is_stable_when_videos_are_added_and_under_a_larger_fraction(
     tmp_path: Path,
 ) -> None:

@@ -284,7 +284,7 @@ def test_a_cache_that_cannot_be_is_an_error_at_open(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("REDUCIO_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(StoreError, match="cannot make the cache folder .* Set REDUCIO_CACHE"):
+    with pytest.raises(StoreError, match=r"cannot make the cache folder .* Set REDUCIO_CACHE"):
         LatentDataset(remote, batch_size=3)
 
 

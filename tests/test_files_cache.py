@@ -301,6 +301,15 @@ def test_a_cache_folder_that_cannot_be_made_is_named(origin: Origin) -> None:
         files.local_path("f0")
 
 
+def test_a_cache_folder_that_cannot_be_written_to_is_named(origin: Origin) -> None:
+    files = cached(origin)
+    files.make_folder()
+    key = files._key("f0")
+    (files.folder / "locks" / f"{int(key[:8], 16) % cache.LOCKS:04x}").mkdir()
+    with pytest.raises(StoreError, match=r"cannot write to the cache .*REDUCIO_CACHE"):
+        files.local_path("f0")
+
+
 def test_a_copy_in_another_process_uses_the_same_cache(origin: Origin) -> None:
     files = cached(origin)
     files.expect({"f0": sha256(origin.read("f0"))})

@@ -185,7 +185,6 @@ class MappedColumn:
                 "Run `verify` to see what it costs."
             )
             reasons.append(self._why.get(shard, empty))
-        others = f" Of the batch {len(reasons) - 1} more shards cannot be read." * (
-            len(reasons) > 1
-        )
-        return DamagedRowsError(reasons[0] + others, bad.tolist())
+        if len(reasons) > 1:
+            reasons[1:] = [f"Of the batch {len(reasons) - 1} more shards cannot be read."]
+        return DamagedRowsError(" ".join(reasons), bad.tolist())

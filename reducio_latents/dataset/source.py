@@ -31,7 +31,8 @@ class Source:
     def __init__(self, store: Store, columns: Sequence[str], filters: Filters) -> None:
         self.store = _within_reach(store)
         self.columns = tuple(columns)
-        self.selection: dict[str, BucketSelection] = select(store, columns, filters)
+        self.selection: dict[str, BucketSelection] = select(self.store, columns, filters)
+        self.store.forget_plan()
         self.digest = selection_digest(store, columns, self.selection)
         self._drop_handles()
 

@@ -38,6 +38,10 @@ class Store:
             raise StoreError(f"{self.files.url} has no plan. Restore its plan folder from a copy.")
         return plan
 
+    def forget_plan(self) -> None:
+        """Let go of the plan, some 250 MB a million clips; it is read again when asked for."""
+        vars(self).pop("plan", None)
+
     @cached_property
     def index(self) -> Index:
         return build_index(self.files)
