@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from reducio_latents.errors import StoreError
@@ -40,7 +41,8 @@ class Store:
 
     def forget_plan(self) -> None:
         """Let go of the plan, some 250 MB a million clips; it is read again when asked for."""
-        vars(self).pop("plan", None)
+        if vars(self).pop("plan", None) is not None:
+            pa.default_memory_pool().release_unused()  # which else keeps it for a later table
 
     @cached_property
     def index(self) -> Index:
