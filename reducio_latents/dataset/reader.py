@@ -74,6 +74,8 @@ def _is_plain(store: Store, column: str, bucket: str) -> bool:
             f"{store.files.url}/{path} is missing. Run the encode command again to write it anew."
         ) from err
     except ValueError as err:
-        raise StoreError(f"{store.files.url}/{path} is not JSON ({err}).") from err
+        raise StoreError(
+            f"{store.files.url}/{path} is not JSON ({err}). Run `verify`, and restore it from a copy."
+        ) from err
     ours = json.loads(zarr.array_metadata(meta.columns[column], bucket, 0, meta.shard_rows))
     return all(found.get(key) == ours[key] for key in PLAIN)
