@@ -75,7 +75,7 @@ def _is_plain(store: Store, column: str, bucket: str) -> bool:
         ) from err
     except ValueError as err:
         raise StoreError(
-            f"{store.files.url}/{path} is not JSON ({err}). Run `verify`, and restore it from a copy."
+            f"{store.files.url}/{path} is not JSON ({err}). Restore it from a copy."
         ) from err
     ours = json.loads(zarr.array_metadata(meta.columns[column], bucket, 0, meta.shard_rows))
     return all(found.get(key) == ours[key] for key in PLAIN)
