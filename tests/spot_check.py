@@ -14,13 +14,14 @@ from reducio_latents.autoencoders import load_autoencoder
 from reducio_latents.config import ClipSpec
 from reducio_latents.corpus import list_corpus
 from reducio_latents.encode.columns import ClipBatch, ContentImageColumn, MotionColumn
+from reducio_latents.encode.quality import quality_parquet
 from reducio_latents.files import LocalFiles
 from reducio_latents.geometry import Bucket
 from reducio_latents.images import encode_image
 from reducio_latents.pixels import fit_frame
 from reducio_latents.plan import Plan, PlanSpec, plan_part, write_part
 from reducio_latents.probe import probe_video
-from reducio_latents.store.commit import Failure, ShardKey
+from reducio_latents.store.commit import ClipQuality, Failure, ShardKey
 from reducio_latents.store.index import build_index, write_index
 from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
@@ -105,6 +106,16 @@ def make_store(
         writer.write_shard(key, [row["clip_id"] for row in rows], columns)
     write_index(files, build_index(files, use_cache=False))
     return root, corpus
+
+
+def record(root: Path, psnr_db: Mapping[str, float]) -> None:
+    """Write quality.parquet as if these clips had been decoded while encoding."""
+    key = ShardKey(f"16x{SIDE}x{SIDE}", 0)
+    clips = [
+        (key, ClipQuality(row=row, clip_id=clip_id, psnr=value, psnr_frames=(value,) * 16))
+        for row, (clip_id, value) in enumerate(psnr_db.items())
+    ]
+    (root / "quality.parquet").write_bytes(quality_parquet(clips))
 
 
 def _batch(

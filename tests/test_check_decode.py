@@ -8,8 +8,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -31,7 +29,7 @@ from reducio_latents.cli import main
 from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.pixels import to_unit
 from reducio_latents.store import Store, open_store
-from tests.spot_check import SIDE, make_store, moving, write_video
+from tests.spot_check import SIDE, make_store, moving, record, write_video
 
 VIDEOS = {
     "a/one.mp4": moving(1, frames=32),
@@ -236,8 +234,7 @@ def test_the_worst_clips_are_those_of_the_lowest_recorded_psnr(tmp_path: Path) -
     root, _ = make_store(tmp_path, videos, broken=("2.mp4",))
     store = open_store(root)
     recorded = {"1.mp4": 30.0, "2.mp4": 10.0, "4.mp4": 20.0}  # 3.mp4 was not measured
-    rows = [{"clip_id": clip_of(store, video), "psnr": value} for video, value in recorded.items()]
-    pq.write_table(pa.Table.from_pylist(rows), root / "quality.parquet")
+    record(root, {clip_of(store, video): value for video, value in recorded.items()})
     worst = select_clips(store, Selection(worst=True, num=2))
     assert [clip.video for clip in worst] == ["4.mp4", "1.mp4"]
     (root / "quality.parquet").write_bytes(b"no table")

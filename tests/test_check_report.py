@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from reducio_latents.check.charts import bar_chart, line_chart, spark_bars, spark_line
+from reducio_latents.check.charts import bar_chart, histogram, line_chart, spark_bars, spark_line
 from reducio_latents.check.clips import Selection
 from reducio_latents.check.decode import DecodeOptions
 from reducio_latents.check.html import render, write_report
@@ -22,7 +23,7 @@ from reducio_latents.cli import main
 from reducio_latents.errors import StoreError
 from reducio_latents.metrics.protocol import PROTOCOLS
 from tests.browser import open_browser, require_browser, run, set_width
-from tests.spot_check import make_store, moving
+from tests.spot_check import make_store, moving, record
 
 HOSTILE = '</script><img src=x onerror="document.title=1"> & "quoted" 🎈\ttab'
 
@@ -132,6 +133,32 @@ def test_without_originals_the_page_shows_content_images_and_says_why(
     assert 'data-psnr=""' in text
 
 
+def test_what_was_recorded_while_encoding_is_plotted_and_written_beside_each_clip(
+    made: tuple[Path, Path], report: Report, tmp_path: Path
+) -> None:
+    assert "Recorded while encoding" not in render(report)
+    root = tmp_path / "clips.latents"
+    shutil.copytree(made[0], root)
+    first, second, *_ = (clip.clip.clip_id for clip in report.clips)
+    record(root, {first: 31.5, second: 12.25})
+    found = build_report(root, DecodeOptions(selection=Selection(num=24)))
+    assert [clip.recorded_db for clip in found.clips] == [31.5, 12.25, None, None, None]
+    text = render(found)
+    section = text.partition("Recorded while encoding")[2]
+    assert f"2 clips: mean 21.88 dB, lowest 12.25 dB ({second})" in section
+    assert section.count("<rect") >= 24
+    assert text.count("<dt>dB recorded</dt>") == 2
+    assert 'data-recorded="12.25"' in text
+    worst = build_report(root, DecodeOptions(selection=Selection(num=1, worst=True)))
+    assert [clip.clip.clip_id for clip in worst.clips] == [second]
+
+
+def test_an_untrained_model_is_called_so_on_the_page(report: Report) -> None:
+    assert not report.untrained
+    assert "untrained" not in render(report)
+    assert "random weights: untrained" in render(replace(report, untrained=True))
+
+
 def test_many_failures_are_counted_and_cut(report: Report) -> None:
     many = replace(report, failed=[report.failed[0]] * 500)
     text = render(many)
@@ -158,6 +185,8 @@ def test_the_command_writes_the_page(made: tuple[Path, Path], tmp_path: Path) ->
 def test_charts_stay_inside_their_frame_and_survive_odd_values() -> None:
     for chart in (
         line_chart({"a": [3.0, 3.0], "b": [1.0]}, x_label="x", y_label="y", title="<t>"),
+        histogram([3.0, 3.0, 3.0], x_label="x", title="t"),
+        histogram([1.0, 2.0, 30.0], x_label="x", title="t"),
         bar_chart([0.0, -2.0, 5.0], spread=[1.0, 1.0, 1.0], x_label="x", y_label="", title="t"),
     ):
         assert "<t>" not in chart

@@ -67,7 +67,44 @@ def bar_chart(
                 f'<line class="whisker" x1="{middle:.1f}" x2="{middle:.1f}" '
                 f'y1="{y1:.1f}" y2="{y2:.1f}"/>'
             )
+    parts += _x_ticks(
+        [(LEFT + (i + 0.5) * step, str(i)) for i in range(0, len(values), max(1, len(values) // 8))]
+    )
     return _figure("".join(parts), title, "")
+
+
+def histogram(values: Sequence[float], *, x_label: str, title: str, bins: int = 24) -> str:
+    """Return how many of `values` lie in each of `bins` equal steps from the least to the most."""
+    if not values:
+        return ""
+    low, high = _span(values)
+    counts = [0] * bins
+    for value in values:
+        counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
+    width = (WIDTH - LEFT - RIGHT) / bins
+    parts = [_axes(0, max(counts), 0, x_label, "clips")]
+    for i, count in enumerate(counts):
+        y = _y(count, 0, max(counts))
+        edges = (low + (high - low) * (i + side) / bins for side in (0, 1))
+        shown = " to ".join(f"{edge:.2f}" for edge in edges)
+        parts.append(
+            f'<rect class="bar" x="{LEFT + (i + 0.06) * width:.1f}" y="{y:.1f}" '
+            f'width="{width * 0.88:.1f}" height="{HEIGHT - BOTTOM - y:.1f}">'
+            f"<title>{shown}: {count}</title></rect>"
+        )
+    reach = WIDTH - LEFT - RIGHT
+    parts += _x_ticks(
+        [(LEFT + reach * (v - low) / (high - low), f"{v:g}") for v in _round_values(low, high)]
+    )
+    return _figure("".join(parts), title, "")
+
+
+def _x_ticks(ticks: Sequence[tuple[float, str]]) -> list[str]:
+    return [
+        f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{name}'
+        "</text>"
+        for x, name in ticks
+    ]
 
 
 def spark_line(values: Sequence[float], label: str, *, width: int = 120, height: int = 28) -> str:
@@ -81,7 +118,8 @@ def spark_line(values: Sequence[float], label: str, *, width: int = 120, height:
         for i, v in enumerate(values)
     )
     return (
-        f'<svg class="spark" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"'
+        f'<svg class="spark" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(label)}"'
         f'><title>{escape(label)}</title><polyline class="line s0" points="{points}"/></svg>'
     )
 
@@ -98,7 +136,8 @@ def spark_bars(counts: Sequence[int], label: str, *, width: int = 120, height: i
         for i, count in enumerate(counts)
     )
     return (
-        f'<svg class="spark" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"'
+        f'<svg class="spark" viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(label)}"'
         f"><title>{escape(label)}</title>{bars}</svg>"
     )
 
@@ -142,12 +181,7 @@ def _axes(low: float, high: float, count: int, x_label: str, y_label: str) -> st
             f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
         )
-    step = max(1, (count - 1) // 5)
-    parts += [
-        f'<text class="tick" x="{_x(i, count):.1f}" y="{HEIGHT - BOTTOM + 14}" '
-        f'text-anchor="middle">{i}</text>'
-        for i in range(0, count, step)
-    ]
+    parts += _x_ticks([(_x(i, count), str(i)) for i in range(0, count, max(1, (count - 1) // 5))])
     parts.append(
         f'<text class="tick" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 4}" '
         f'text-anchor="middle">{escape(x_label)}</text>'

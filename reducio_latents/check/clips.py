@@ -38,6 +38,16 @@ class StoredClip(NamedTuple):
         return Bucket.parse(self.key.bucket)
 
 
+class RecordedClip(NamedTuple):
+    """What was measured of a clip while it was encoded, by the protocol `standard`."""
+
+    clip_id: str
+    bucket: str
+    psnr_db: float
+    """The mean over its frames."""
+    frame_psnr_db: tuple[float, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """What to look at. `ids` or `worst` come before a random choice."""
@@ -163,18 +173,30 @@ def _worst(store: Store, shards: _Shards, num: int) -> list[StoredClip]:
 
 def recorded_psnr(store: Store) -> dict[str, float]:
     """Return the PSNR, in dB, of each clip that was decoded while encoding; often none."""
+    return {clip.clip_id: clip.psnr_db for clip in recorded_quality(store)}
+
+
+def recorded_quality(store: Store) -> list[RecordedClip]:
+    """Return what was measured of clips while they were encoded, clip by clip; often nothing."""
     try:
         data = store.files.read(QUALITY)
     except FileNotFoundError:
-        return {}
+        return []
     try:
-        table = pq.read_table(io.BytesIO(data), columns=["clip_id", "psnr"])
-    except (OSError, pa.ArrowException) as err:
+        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+        return [
+            RecordedClip(
+                clip_id=str(row["clip_id"]),
+                bucket=str(row["bucket"]),
+                psnr_db=float(row["psnr"]),
+                frame_psnr_db=tuple(row["psnr_frames"]),
+            )
+            for row in rows
+        ]
+    except (OSError, pa.ArrowException, KeyError, TypeError) as err:
         raise StoreError(
             f"{store.files.url}/{QUALITY} cannot be read: {err}. Restore it from a copy."
         ) from err
-    pairs = zip(table["clip_id"].to_pylist(), table["psnr"].to_pylist(), strict=True)
-    return {clip_id: float(value) for clip_id, value in pairs if value is not None}
 
 
 def _strings(values: Iterable[str]) -> pa.Array:

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from reducio_latents import __version__
-from reducio_latents.check.charts import bar_chart, line_chart, spark_bars, spark_line
+from reducio_latents.check.charts import bar_chart, histogram, line_chart, spark_bars, spark_line
 from reducio_latents.check.decode import make_folder
 from reducio_latents.check.report import HISTOGRAM_LIMIT, Report, ReportClip, Scores
 from reducio_latents.errors import StoreError
@@ -25,12 +25,14 @@ POLICY = (
 """Nothing is fetched, whatever a caption or a file name says."""
 FAILED_SHOWN = 200
 WARNED_SHOWN = 12
+BUCKETS_NAMED = 3
 SORTS = {
     "psnr:up": "worst PSNR first",
     "psnr:down": "best PSNR first",
     "ssim:up": "worst SSIM first",
     "flicker:down": "most flicker first",
     "kl:up": "lowest KL first",
+    "recorded:up": "worst recorded first",
     "video:up": "by video",
     "bucket:up": "by bucket",
 }
@@ -51,10 +53,10 @@ def render(report: Report) -> str:
     style = (here / "report.css").read_text(encoding="utf-8")
     script = (here / "report.js").read_text(encoding="utf-8")
     sections = [
-        _head(report),
         _warnings(report),
         _clips(report),
         _curves(report),
+        _recorded(report),
         _buckets(report),
         _statistics(report),
         _failures(report),
@@ -66,8 +68,9 @@ def render(report: Report) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(Path(report.store).name)}: spot check</title>"
         f"<style>\n{style}</style></head>\n<body>\n"
+        + f"{_head(report)}\n<main>\n"
         + "\n".join(section for section in sections if section)
-        + f"\n<script>\n{script}</script>\n</body></html>\n"
+        + f"\n</main>\n<script>\n{script}</script>\n</body></html>\n"
     )
 
 
@@ -77,24 +80,33 @@ def _head(report: Report) -> str:
     tiles = {
         "clips shown": str(len(report.clips)),
         "mean PSNR": _decibel([s.psnr_db for s in scored]),
-        "mean SSIM": _mean([s.ssim for s in scored], "{:.3f}"),
         "lowest PSNR": f"{min(s.psnr_db for s in scored):.2f} dB" if scored else "none",
+        "mean SSIM": _mean([s.ssim for s in scored], "{:.3f}"),
         **{f"clips {name}": f"{number:,}" for name, number in clips.items()},
     }
     rows = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span class="small faint">{escape(name)}</span>'
-        "</div>"
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
         for name, value in tiles.items()
     )
-    meta = report.meta
-    notes = "".join(f"<p class='small faint'>{escape(note)}</p>" for note in report.notes)
+    meta, clip = report.meta, report.meta.clip
+    several = len(meta.buckets) > BUCKETS_NAMED
+    sizes = f"{len(meta.buckets)} sizes" if several else ", ".join(meta.buckets)
+    facts = [
+        f"<li>decoded by {escape(report.model)}</li>",
+        f"<li>{clip.frames} frames at {clip.rate_fps:g} fps</li>",
+        f"<li>{escape(sizes)}</li>",
+    ]
+    if report.untrained:
+        facts.insert(1, '<li class="alert">random weights: untrained, its pictures are noise</li>')
+    notes = "".join(f"<p>{escape(note)}</p>" for note in report.notes)
     return (
-        f"<header><h1>{escape(report.store)}</h1>"
-        f'<p class="faint">Spot check. Decoded by {escape(report.model)}; corpus '
-        f"{escape(meta.corpus)}; clips of {meta.clip.frames} frames at {meta.clip.rate_fps:g} fps."
-        f'</p><p class="small faint">Protocol {escape(report.protocol.name)}: '
-        f"{escape(report.protocol.note)}.</p>"
-        f'<div class="tiles">{rows}</div>{notes}</header>'
+        f"<header><h1>{escape(Path(report.store).name)}</h1>"
+        f'<p class="path">Spot check of {escape(report.store)}, encoded from '
+        f"{escape(meta.corpus)}</p>"
+        f'<ul class="facts">{"".join(facts)}</ul>'
+        f'<div class="tiles">{rows}</div>'
+        f'<div class="notes"><p>Protocol {escape(report.protocol.name)}: '
+        f"{escape(report.protocol.note)}.</p>{notes}</div></header>"
     )
 
 
@@ -105,25 +117,26 @@ def _warnings(report: Report) -> str:
     for warning in report.warnings:
         shown = ", ".join(map(escape, warning.clips[:WARNED_SHOWN]))
         more = len(warning.clips) - WARNED_SHOWN
+        kind = escape(warning.kind.capitalize())
         items.append(
-            f'<div class="warning"><b>{escape(warning.kind)}</b>: {escape(warning.text)}. '
+            f'<div class="warning"><b>{kind}</b>: {escape(warning.text)}. '
             f'<span class="small">Clips: {shown}{f" and {more:,} more" if more > 0 else ""}</span>'
             "</div>"
         )
-    return f"<h2>Health</h2>{''.join(items)}"
+    return f'<h2>Health</h2><div class="warnings">{"".join(items)}</div>'
 
 
 def _clips(report: Report) -> str:
     options = "".join(f'<option value="{key}">{name}</option>' for key, name in SORTS.items())
     cards = "\n".join(_card(clip) for clip in report.clips)
     return (
-        '<h2>Clips</h2><div class="bar-tools">'
+        '<section class="clips"><div class="bar-tools"><h2>Clips</h2>'
         f'<select id="sort" aria-label="Order of the clips">{options}</select>'
         '<input id="filter" type="search" placeholder="Filter by video, caption, id" '
         'aria-label="Filter">'
         '<button id="play" type="button">Pause all</button>'
         '<span id="shown" class="small faint" role="status"></span></div>'
-        f'<div id="cards" class="cards">\n{cards}\n</div>'
+        f'<div id="cards" class="cards">\n{cards}\n</div></section>'
     )
 
 
@@ -137,6 +150,7 @@ def _card(item: ReportClip) -> str:
         "ssim": _attribute(None if scores is None else scores.ssim),
         "flicker": _attribute(None if scores is None else scores.flicker),
         "kl": _attribute(item.kl_nats),
+        "recorded": _attribute(item.recorded_db),
         "video": f"{clip.video} {clip.start_s:012.3f}",
         "bucket": clip.key.bucket,
         "text": text,
@@ -149,25 +163,30 @@ def _card(item: ReportClip) -> str:
         f'<video muted loop playsinline preload="auto" title="Click to pause or play" '
         f'src="data:video/mp4;base64,{source}"></video>'
         f'<div class="labels">{labels}</div><div class="body">'
-        f'<div class="numbers">{_numbers(item)}</div>'
-        f'<p class="where small">{escape(clip.video)} at {clip.start_s:g} s, {clip.key.bucket}'
-        f'<br><span class="faint">{escape(clip.clip_id)}, shard {clip.key.shard}, row {clip.row}'
-        "</span></p>"
-        + (f'<p class="caption small">{escape(caption)}</p>' if caption else "")
-        + (f'<p class="small faint">{escape(item.problem)}</p>' if item.problem else "")
+        f'<dl class="numbers">{_numbers(item)}</dl>'
+        + (f'<p class="caption">{escape(caption)}</p>' if caption else "")
+        + f'<p class="where">{escape(Path(clip.video).name)} at {clip.start_s:g} s, '
+        f'{clip.key.bucket}<br><span class="faint">{escape(clip.video)}<br>'
+        f"{escape(clip.clip_id)}, shard {clip.key.shard}, row {clip.row}</span></p>"
+        + (f'<p class="problem">{escape(item.problem)}</p>' if item.problem else "")
         + f'<div class="sparks">{_sparks(item)}</div></div></article>'
     )
 
 
 def _numbers(item: ReportClip) -> str:
-    parts = []
+    rows = []
     if item.scores is not None:
-        parts.append(f"<span><b>{item.scores.psnr_db:.2f}</b> dB PSNR</span>")
+        rows.append(("dB PSNR", f"{item.scores.psnr_db:.2f}"))
         if item.scores.frame_ssim:
-            parts.append(f"<span><b>{item.scores.ssim:.3f}</b> SSIM</span>")
-        parts.append(f"<span><b>{item.scores.flicker:.2f}</b> flicker</span>")
-    parts.append(f"<span><b>{item.kl_nats:.2f}</b> nats a value</span>")
-    return "".join(parts)
+            rows.append(("SSIM", f"{item.scores.ssim:.3f}"))
+        rows.append(("flicker", f"{item.scores.flicker:.2f}"))
+    rows.append(("nats a value", f"{item.kl_nats:.2f}"))
+    if item.recorded_db is not None:
+        rows.append(("dB recorded", f"{item.recorded_db:.2f}"))
+    return "".join(
+        f"<div{' class=first' if not number else ''}><dt>{name}</dt><dd>{value}</dd></div>"
+        for number, (name, value) in enumerate(rows)
+    )
 
 
 def _sparks(item: ReportClip) -> str:
@@ -199,6 +218,30 @@ def _curves(report: Report) -> str:
         for lines, unit, what in [(psnr, "dB", "PSNR by frame"), (ssim, "", "SSIM by frame")]
     ]
     return f'<h2>Quality by frame</h2><div class="charts">{"".join(charts)}</div>'
+
+
+def _recorded(report: Report) -> str:
+    """Show what was measured while encoding: of more clips than the page has."""
+    values = [clip.psnr_db for clip in report.recorded if math.isfinite(clip.psnr_db)]
+    if not values:
+        return ""
+    lines: dict[str, list[Sequence[float]]] = {}
+    for clip in report.recorded:
+        lines.setdefault(clip.bucket, []).append(clip.frame_psnr_db)
+    charts = histogram(values, x_label="dB", title="PSNR of the clips")
+    charts += line_chart(
+        {bucket: _average(frames) for bucket, frames in sorted(lines.items())},
+        x_label="frame",
+        y_label="dB",
+        title="PSNR by frame, mean over clips",
+    )
+    worst = min(report.recorded, key=lambda clip: (clip.psnr_db, clip.clip_id))
+    return (
+        f"<h2>Recorded while encoding</h2><p>{len(values):,} clips: mean {_decibel(values)}, "
+        f"lowest {worst.psnr_db:.2f} dB ({escape(worst.clip_id)}). Protocol standard. "
+        "<code>--worst</code> shows the lowest.</p>"
+        f'<div class="charts">{charts}</div>'
+    )
 
 
 def _by_bucket(report: Report) -> dict[str, list[Scores]]:

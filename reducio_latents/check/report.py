@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reducio_latents.check.clips import StoredClip, select_clips
+from reducio_latents.autoencoders.untrained import is_untrained
+from reducio_latents.check.clips import (
+    RecordedClip,
+    StoredClip,
+    recorded_quality,
+    select_clips,
+)
 from reducio_latents.check.decode import DecodeOptions, panels_of
 from reducio_latents.check.decoding import DecodedClip, decode_clips
 from reducio_latents.check.health import (
@@ -75,6 +81,8 @@ class ReportClip:
     """KL to N(0, 1) per latent value."""
     histogram: tuple[int, ...]
     """Final latents in HISTOGRAM_BINS equal bins of +-HISTOGRAM_LIMIT."""
+    recorded_db: float | None = None
+    """The PSNR that was recorded while the clip was encoded, if it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +107,10 @@ class Report:
     channel_std: tuple[float, ...]
     channel_kl: tuple[float, ...]
     failed: Sequence[Failed]
+    untrained: bool = False
+    """The model has random weights: its pictures are noise, and its numbers judge nothing."""
+    recorded: Sequence[RecordedClip] = ()
+    """What was measured while encoding, of any clips of the store."""
     notes: tuple[str, ...] = field(default=())
     """What was not looked at, and why."""
 
@@ -122,12 +134,15 @@ def build_report(
     opened = open_store(store)
     clips = select_clips(opened, options.selection)
     model = options.load(opened)
+    recorded = recorded_quality(opened)
+    known = {clip.clip_id: clip.psnr_db for clip in recorded}
     shown: list[ReportClip] = []
     seen: list[tuple[StoredClip, Frames]] = []
     with options.originals(opened) as originals:
         seed = options.sample_seed
         for decoded in decode_clips(opened, model, clips, originals, sample_seed=seed):
-            shown.append(_measure(decoded, protocol, opened.meta.clip.rate_fps))
+            measured = _measure(decoded, protocol, opened.meta.clip.rate_fps)
+            shown.append(replace(measured, recorded_db=known.get(decoded.clip.clip_id)))
             frames = decoded.original_THWC
             seen.append((decoded.clip, decoded.decoded_THWC if frames is None else frames))
             on_clip(len(shown), len(clips))
@@ -150,6 +165,8 @@ def build_report(
         channel_std=tuple(scan.channel_std.tolist()),
         channel_kl=tuple(scan.channel_kl.tolist()),
         failed=list(_failures(opened)),
+        untrained=is_untrained(model),
+        recorded=recorded,
         notes=tuple(notes),
     )
 

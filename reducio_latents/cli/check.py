@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from reducio_latents.cli import show
 from reducio_latents.cli.check_options import check_options, take_selection
 
 PROTOCOL_NAMES = ("standard", "paper")
+CLIPS_SHOWN = 5
 
 
 @click.command("check")
@@ -58,8 +60,9 @@ def check(store: str, report: Path, protocol: str, **settings: Any) -> None:
     scored = [scores.psnr_db for _, scores in found.scored]
     if scored:
         click.echo(f"mean PSNR {sum(scored) / len(scored):.2f} dB (protocol: {protocol})")
-    for warning in found.warnings:
-        click.echo(f"warning: {warning.kind}: {warning.text} ({len(warning.clips)} clips)")
+    if found.untrained:
+        click.echo(f"{found.model} has random weights: its pictures are noise")
+    show.warnings(found.warnings, CLIPS_SHOWN)
     for note in found.notes:
         click.echo(note)
     click.echo(f"{len(found.clips)} clips are in {report}")

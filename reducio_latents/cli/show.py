@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from reducio_latents.check.health import HealthWarning
 
 
 def count(number: int) -> str:
@@ -34,6 +38,15 @@ def pairs(rows: Mapping[str, object]) -> None:
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
         click.echo(f"{name:<{width}}  {value}")
+
+
+def warnings(found: Iterable[HealthWarning], clips: int | None) -> None:
+    """Print each warning, and below it up to `clips` of those that show it; None: all of them."""
+    for warning in found:
+        shown = warning.clips[:clips]
+        more = len(warning.clips) - len(shown)
+        click.echo(f"warning: {warning.kind}: {warning.text}")
+        click.echo(f"  clips: {', '.join(shown)}" + (f" and {more} more" if more else ""))
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

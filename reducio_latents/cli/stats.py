@@ -60,11 +60,7 @@ def stats(store: str, all_clips: bool, as_json: bool, **settings: Any) -> None:
         return
     _print_channels(found)
     click.echo(f"{show.count(found.scan.clips)} clips")
-    for warning in found.warnings:
-        clips = warning.clips if all_clips else warning.clips[:CLIPS_SHOWN]
-        more = len(warning.clips) - len(clips)
-        click.echo(f"warning: {warning.kind}: {warning.text}")
-        click.echo(f"  clips: {', '.join(clips)}" + (f" and {more} more" if more else ""))
+    show.warnings(found.warnings, None if all_clips else CLIPS_SHOWN)
     if not found.warnings:
         click.echo("no warnings")
     for note in found.notes:
