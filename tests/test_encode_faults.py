@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from reducio_latents import open_store
 from reducio_latents.encode.attempts import CAREFUL_ATTEMPTS, PLAIN_ATTEMPTS, Attempts, Journal
+from reducio_latents.encode.engines.local import run_rank
+from reducio_latents.encode.engines.ranks import Rank
 from reducio_latents.encode.gpu import BatchEncoder
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.errors import StoreError
@@ -26,7 +30,7 @@ from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.verify import verify
 from tests.corpora import write_corpus, write_video
 from tests.object_storage import FaultyProxy, s3, s3_server  # noqa: F401
-from tests.test_encode_engines import SETTINGS, command
+from tests.test_encode_engines import SETTINGS, command, request
 from tests.test_encode_flow import encode, files_of
 
 KEY = ShardKey("16x32x32", 0)
@@ -161,15 +165,22 @@ def test_a_full_disk_in_the_middle_of_a_file_is_one_clear_error_and_costs_one_sh
     assert files_of(store) == expected
 
 
-def test_a_store_on_s3_is_the_same_though_the_server_fails_and_dawdles(
+def test_two_ranks_make_the_same_store_on_s3_though_the_server_fails_and_dawdles(
     corpus: Path,
     expected: dict[str, bytes],
     s3: FaultyProxy,  # noqa: F811
 ) -> None:
-    s3.fail(["500", 0.3, "503", "reset", 0.3, "500", "reset"], method="PUT")
-    encode(corpus, "s3://latents/faults")  # type: ignore[arg-type]
-    s3.fail([])
-    files = open_files("s3://latents/faults")
+    troubles = cycle([None, "500", None, 0.2, "503", None, None, "reset", None, 0.1, None, None])
+    s3.fault = lambda method, path: next(troubles)
+    url = "s3://latents/faults"
+    asked = request(corpus, url, shard_rows=2)  # type: ignore[arg-type]
+    with ThreadPoolExecutor(2) as ranks:
+        lead, other = ranks.map(lambda i: run_rank(asked, Rank(i, 2)), (0, 1))
+    assert lead.clips.encoded == 4
+    assert lead.exit_code == 3
+    assert other.exit_code == 0
+    s3.fault = lambda method, path: None
+    files = open_files(url)
     found = set(files.list(""))
     assert found == set(expected)
     for name in sorted(found):
