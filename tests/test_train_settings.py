@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
+from click.testing import CliRunner
 
+from reducio_latents.cli.train import train as command
 from reducio_latents.errors import ConfigError
 from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.schedule import Schedule
@@ -155,6 +158,16 @@ def test_words_are_words_and_only_true_and_false_are_booleans() -> None:
     raw = parse_yaml("{a: off, b: on, c: no, d: true, e: False}", where="test")
     assert raw == {"a": "off", "b": "on", "c": "no", "d": True, "e": False}
     assert read_settings("reducio_ft4_fs32", ["log.wandb=off"]).log.wandb == "off"
+
+
+def test_a_wandb_key_is_for_wandb_and_shows_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["reducio_tiny_ft4_fs32", "-k", "secret", "--dry-run"]
+    refused = CliRunner().invoke(command, words)
+    assert refused.exit_code == 2
+    assert "Add --set log.wandb=online" in refused.output
+    monkeypatch.setattr(sys, "argv", ["train", *words, "-ksecret"])
+    assert CliRunner().invoke(command, [*words, "--set", "log.wandb=offline"]).exit_code == 0
+    assert "secret" not in " ".join(sys.argv)  # wandb keeps the command line, and shows it
 
 
 def test_what_a_run_cannot_change_when_it_resumes_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -64,6 +65,8 @@ def train(
     given = click.get_current_context().get_parameter_source("wandb_key")
     if given is ParameterSource.COMMANDLINE and settings.log.wandb == "off":
         raise click.UsageError("-k is for wandb, which is off. Add --set log.wandb=online.")
+    if wandb_key:  # wandb keeps the command line, and shows it
+        sys.argv = [word.replace(wandb_key, "***") for word in sys.argv]
     out = out if out is not None else Path("runs") / Path(config).stem
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
