@@ -10,16 +10,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import webdataset
 import zarr
 
-from reducio_latents import encode_corpus, load_autoencoder, open_store
+from reducio_latents import LatentDataset, encode_corpus, load_autoencoder, open_store
 from reducio_latents.encode import EncodeReport, Tally, plan_corpus, shards
 from reducio_latents.encode.gpu import DeviceFit
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
+from reducio_latents.files import LocalFiles
 from reducio_latents.geometry import Bucket
 from reducio_latents.images import decode_image
 from reducio_latents.pixels import fit_frame, to_unit
 from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.convert import convert_store
 from reducio_latents.store.verify import verify
 from reducio_latents.video import VideoSource, get_backend
 from tests.corpora import write_corpus, write_video
@@ -129,6 +132,36 @@ def test_who_resizes_the_frames_changes_no_byte(
     assert files_of(tmp_path / "store") == files_of(encoded[0])
     # Frames that are larger than is handed over whole have been resized by the workers.
     assert fitted == ([] if whole_px == 100 else [(16, 48, 64, 3)] * 4)
+
+
+def test_straight_to_webdataset_is_what_converting_would_have_made(
+    corpus: Path, encoded: tuple[Path, EncodeReport], tmp_path: Path
+) -> None:
+    encode(corpus, tmp_path / "tars", container="webdataset")
+    convert_store(open_store(encoded[0]), LocalFiles(tmp_path / "converted"), "webdataset")
+    converted, straight = files_of(tmp_path / "converted"), files_of(tmp_path / "tars")
+    tars = {name for name in straight if name.endswith(".tar")}
+    assert tars
+    for name in {*tars, *(name for name in straight if name.startswith("commits/"))}:
+        assert straight[name] == converted[name], name
+
+    plan = {c["clip_id"]: c for c in open_store(encoded[0]).plan.clips.to_pylist()}
+    seen = set()
+    for sample in webdataset.WebDataset(
+        sorted(map(str, tmp_path.glob("tars/*/*.tar"))), shardshuffle=False
+    ).decode():
+        clip = plan[sample["json"]["clip_id"]]
+        assert sample["json"]["video"] == clip["video"]
+        assert sample["json"]["start_s"] == clip["start_s"]
+        seen.add(clip["clip_id"])
+    options = {"batch_size": 1, "latents": "moments"}
+    ours = LatentDataset(tmp_path / "tars", ("motion", "clip_id"), **options)  # type: ignore[arg-type]
+    theirs = LatentDataset(encoded[0], ("motion", "clip_id"), **options)  # type: ignore[arg-type]
+    for batch, other in zip(ours, theirs, strict=True):
+        assert batch["clip_id"] == other["clip_id"]
+        assert torch.equal(batch["motion"], other["motion"])
+        seen.remove(batch["clip_id"][0])
+    assert not seen
 
 
 def test_plain_zarr_reads_the_same_numbers(encoded: tuple[Path, EncodeReport]) -> None:

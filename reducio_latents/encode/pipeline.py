@@ -204,8 +204,12 @@ class ShardEncoder:
                     quality=shard.quality if checked else (),
                 )
         start = time.perf_counter()
-        clip_ids = [clip.clip_id for clip in shard.work.clips]
-        self.writer.write_shard(shard.work.key, clip_ids, columns, shard.stages.seconds)
+        clips = shard.work.clips
+        clip_ids = [clip.clip_id for clip in clips]
+        details = [{"video": clip.video, "start_s": clip.start_s} for clip in clips]
+        self.writer.write_shard(
+            shard.work.key, clip_ids, columns, shard.stages.seconds, details=details
+        )
         shard.stages.add("write", time.perf_counter() - start)
         every = {row: failure for found in shard.failed.values() for row, failure in found.items()}
         return ShardDone(
