@@ -209,16 +209,6 @@ def digest_of_files(folder: Path, patterns: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def usable_device(name: torch.device | str) -> torch.device:
-    """Return the device; `auto` is a GPU where there is one. Raises ConfigError if it is not."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as err:
-        raise ConfigError(f"device {str(name)!r} cannot be used here: {first_line(err)}") from err
-
-
 def _weight_files(folder: Path) -> Iterator[Path]:
     for stem in _WEIGHT_FILES:
         for suffix in ("safetensors", "bin"):

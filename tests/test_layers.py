@@ -16,7 +16,7 @@ LAYERS = [
     ["errors"],
     ["geometry", "clips", "schema"],  # plain Python
     ["config", "resample"],
-    ["values", "files", "processes", "images", "pixels"],
+    ["values", "files", "processes", "images", "pixels", "devices"],
     ["gaussian", "metrics"],  # tensors in, tensors out
     ["video", "vae"],
     ["corpus"],

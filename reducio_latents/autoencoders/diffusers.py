@@ -20,6 +20,7 @@ from reducio_latents.autoencoders.diffusers_rules import (
 )
 from reducio_latents.autoencoders.ldm_keys import is_ldm_vae, to_diffusers_keys
 from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.devices import usable_device
 from reducio_latents.errors import ConfigError, GeometryError, WeightsError
 from reducio_latents.gaussian import final_latents, undo_final_rule
 from reducio_latents.pretrained import (
@@ -31,7 +32,6 @@ from reducio_latents.pretrained import (
     load_strictly,
     quiet,
     read_config,
-    usable_device,
 )
 from reducio_latents.vae.tiling import Tiling
 from reducio_latents.vae.weight_files import open_tensor_file

@@ -16,6 +16,7 @@ from reducio_latents.autoencoders.checkpoint import (
     fingerprint_of,
 )
 from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.devices import usable_device
 from reducio_latents.errors import ConfigError, WeightsError
 from reducio_latents.geometry import LatentGeometry
 from reducio_latents.vae.config import ReducioVAEConfig
@@ -173,7 +174,7 @@ def load_random(name: str, weights: Path | None, options: LoadOptions) -> Reduci
 def _load(
     name: str, state: StateDict, weights: Path | None, options: LoadOptions
 ) -> ReducioAutoencoder:
-    device = _usable_device(options.device)
+    device = usable_device(options.device)
     model, sha256 = load_vae(state, options.parts, device=device, dtype=options.dtype)
     if weights is not None:
         check_description(weights, model.config, sha256)
@@ -183,14 +184,6 @@ def _load(
         for network in COMPILED & PARTS[options.parts]:
             getattr(model, network).compile(dynamic=False)
     return ReducioAutoencoder(name, model, sha256, options)
-
-
-def _usable_device(device: torch.device | str) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as err:
-        why = str(err).strip().splitlines()[0]
-        raise ConfigError(f"device {str(device)!r} cannot be used here: {why}") from err
 
 
 def _precision(model: ReducioVAE, options: LoadOptions) -> dict[str, Any]:

@@ -29,6 +29,7 @@ COMMANDS = {
     "convert": "convert",
     "train": "train",
     "import-checkpoint": "import_checkpoint",
+    "bench": "bench",
 }
 """Command -> its module in this package, and the name of the function in there."""
 

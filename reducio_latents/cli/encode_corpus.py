@@ -95,6 +95,13 @@ from reducio_latents.config import IMAGE_CODECS
     help="auto: tiles of 256 px for frames above 256 px.",
 )
 @click.option(
+    "--measure-error",
+    type=click.Choice(["auto", "none", "latents", "decoded"]),
+    default="auto",
+    show_default=True,
+    help="Of a precision but float32, on one clip, kept in the store; decoded: also its PSNR.",
+)
+@click.option(
     "--resize-on",
     type=click.Choice(["auto", "worker", "device"]),
     default="auto",

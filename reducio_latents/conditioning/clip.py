@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from reducio_latents.conditioning.open_clip_keys import load_open_clip, open_clip_weights
 from reducio_latents.conditioning.options import ContentClipOptions
 from reducio_latents.conditioning.precision import place, probe_pixels
+from reducio_latents.devices import usable_device
 from reducio_latents.errors import ConfigError
 from reducio_latents.pretrained import (
     digest_of,
@@ -21,7 +22,6 @@ from reducio_latents.pretrained import (
     import_library,
     load_strictly,
     read_config,
-    usable_device,
 )
 
 PROBE_PX = 256

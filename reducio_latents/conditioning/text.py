@@ -14,6 +14,7 @@ from torch import Tensor
 from reducio_latents.conditioning.cleaning import get_cleaning
 from reducio_latents.conditioning.options import TextOptions
 from reducio_latents.conditioning.precision import place
+from reducio_latents.devices import usable_device
 from reducio_latents.errors import ConfigError
 from reducio_latents.pretrained import (
     describe_config,
@@ -24,7 +25,6 @@ from reducio_latents.pretrained import (
     import_library,
     load_strictly,
     read_config,
-    usable_device,
 )
 from reducio_latents.store.text_rows import CaptionTokens
 

@@ -15,7 +15,7 @@ from reducio_latents.encode.job import Job
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.prepare import Planned
 from reducio_latents.encode.progress import Progress, Silent
-from reducio_latents.encode.registry import build_columns
+from reducio_latents.encode.registry import build_columns, describe_column
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.run import options_of
 from reducio_latents.encode.stored import COLUMN as CONTENT_IMAGE
@@ -100,7 +100,8 @@ def _describe(
     buckets = [Bucket.parse(name) for name in stored.buckets]
     columns = dict(stored.columns)
     for encoder in encoders:
-        column, there = encoder.describe(buckets), stored.columns.get(encoder.name)
+        there = stored.columns.get(encoder.name)
+        column = describe_column(encoder, buckets, measure=not there or encoder.name in replacing)
         if there is not None and encoder.name not in replacing and _differs(column, there):
             lines = differences(column.decisive(), there.decisive())
             raise StoreError(

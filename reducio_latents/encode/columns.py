@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.autoencoders.protocol import Autoencoder
+from reducio_latents.encode.fast_path import is_exact, measure
 from reducio_latents.encode.gpu import BatchEncoder
 from reducio_latents.gaussian import final_latents
 from reducio_latents.geometry import Bucket
@@ -91,6 +92,9 @@ class MotionColumn:
     resize: str
     pad_to: int | None = None
     """Clips to fill every batch up to, for compiled encoders."""
+    load_exact: Callable[[], Autoencoder] | None = None
+    """Loads the same in float32, to measure against; None where nothing is to be measured."""
+    decodes_to_measure: bool = False
     name: str = "motion"
     needs: frozenset[str] = frozenset({FRAMES})
 
@@ -113,6 +117,17 @@ class MotionColumn:
             dtype="float16",
             row_shapes=shapes,
             final=dict(self.autoencoder.final_rule),
+        )
+
+    def measure(self, bucket: Bucket) -> dict[str, float]:
+        """Return the error of this way to encode against float32; see `fast_path`."""
+        if self.load_exact is None or is_exact(self.autoencoder.precision):
+            return {}
+        return measure(
+            lambda frames: self.batches.launch(frames)(),
+            self.load_exact,
+            bucket,
+            decode=self.decodes_to_measure,
         )
 
     def encode(self, batch: ClipBatch) -> Sequence[Row]:

@@ -22,6 +22,7 @@ from reducio_latents.autoencoders.protocol import Autoencoder
 from reducio_latents.errors import ConfigError
 from reducio_latents.geometry import Bucket
 from reducio_latents.pixels import fit_clip, to_unit
+from reducio_latents.vae.tiling import Tiling, cut
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +33,31 @@ INPUTS = 2
 """Pinned buffers for frames; the third launch waits until the first one's copy is done."""
 
 
-def raise_compile_limit(sizes: int) -> None:
-    """Let torch.compile make one program for each of `sizes` input sizes; it stops after eight."""
-    import torch._dynamo
+HALVINGS = 3
+"""Batch sizes beside the first that a compiled encoder may come to see for lack of memory."""
 
-    wanted = sizes + 8
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, wanted)
+
+def raise_compile_limit(autoencoder: Autoencoder, buckets: Sequence[Bucket]) -> None:
+    """Let torch.compile make one program for each size of input; it would stop after eight.
+
+    The sizes are those of the buckets, or of the tiles that the autoencoder cuts them into.
+    """
+    from torch._dynamo import config
+
+    wanted = (1 + HALVINGS) * len(input_sizes(autoencoder, buckets))
+    config.recompile_limit = max(config.recompile_limit, wanted)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * wanted)
+
+
+def input_sizes(autoencoder: Autoencoder, buckets: Sequence[Bucket]) -> frozenset[tuple[int, ...]]:
+    """Return every (T, H, W) that the autoencoder's networks see of clips of these buckets."""
+    tiling: Tiling | None = getattr(autoencoder, "tiling", None)
+    sizes = set()
+    for bucket in buckets:
+        whole = torch.empty(bucket.height, bucket.width, device="meta")
+        grid = [[whole]] if tiling is None else cut(whole, tiling.tile_px, tiling.overlap)
+        sizes |= {(bucket.frames, *tile.shape) for row in grid for tile in row}
+    return frozenset(sizes)
 
 
 class DeviceFit:
@@ -100,6 +120,10 @@ class BatchEncoder:
         self._busy: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         if self._on_gpu:
             self._copies_in, self._copies_out = (_stream(autoencoder.device) for _ in range(2))
+
+    @property
+    def device(self) -> torch.device:
+        return self._autoencoder.device
 
     def launch(self, frames_BTHWC: Tensor) -> Result:
         """Begin to encode uint8 frames (B, T, H, W, 3); raise ConfigError if not one clip fits."""

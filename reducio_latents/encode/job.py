@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from reducio_latents.encode.finish import Outcome
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.encode.prepare import Planned, make_plan
 from reducio_latents.encode.progress import Progress
-from reducio_latents.encode.registry import build_columns
+from reducio_latents.encode.registry import build_columns, describe_column
 from reducio_latents.encode.report import EncodeReport, Tally, count_kinds
 from reducio_latents.encode.stop import Stop
 from reducio_latents.errors import StoreError
@@ -84,16 +84,25 @@ def prepare(
     stop: Stop | None = None,
 ) -> Job:
     """Load the encoders, refuse what does not fit, plan what is new, open the store."""
-    read_meta_if_any(open_files(store))  # before a model is loaded for nothing
+    stored = read_meta_if_any(open_files(store))  # before a model is loaded for nothing
     encoders = build_columns(options)
-    job = plan_job(corpus, store, options, describe(encoders, options), progress, stop)
+    known = () if stored is None else stored.columns
+    job = plan_job(corpus, store, options, describe(encoders, options, known), progress, stop)
     return replace(job, encoders=encoders)
 
 
-def describe(encoders: Sequence[ColumnEncoder], options: EncodeOptions) -> dict[str, ColumnMeta]:
-    """Return the description of each column, as these encoders will make it."""
+def describe(
+    encoders: Sequence[ColumnEncoder], options: EncodeOptions, known: Collection[str] = ()
+) -> dict[str, ColumnMeta]:
+    """Return the description of each column, as these encoders will make it.
+
+    What a column's precision costs is measured unless it is `known`: the store's word stays.
+    """
     buckets = options.bucket_list(BUCKET_MULTIPLE)
-    return {encoder.name: encoder.describe(buckets) for encoder in encoders}
+    return {
+        encoder.name: describe_column(encoder, buckets, measure=encoder.name not in known)
+        for encoder in encoders
+    }
 
 
 def plan_job(

@@ -20,6 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 BUCKET_MULTIPLE = 32
 """Sides of buckets are divisible by this, the largest spatial stride in use."""
 ENGINES = ("local", "ray")
+MEASURES = ("auto", "none", "latents", "decoded")
 RESIZE_ON = ("auto", "worker", "device")
 COUNTS: dict[str, str | None] = {
     "shard_rows": None,
@@ -92,6 +93,11 @@ class EncodeOptions:
     """Of a running Ray cluster, `auto` to find it; None starts Ray on this machine."""
     rank_timeout_s: float = 300.0
     """A rank that shows no sign of life for so long is taken for dead."""
+    measure_error: str = "auto"
+    """What to measure when a store is begun, of a precision or layout other than plain float32:
+    `latents`, their relative error on one clip, kept in the store as `float32_error`; `decoded`,
+    also what the video loses when it is decoded, `float32_psnr_loss_db`, which takes the decoder
+    into memory for a moment; `none`. `auto`: `decoded` with check_every, else `latents`."""
     check_every: int = 0
     """Decode every n-th clip of a bucket while it is encoded and record its PSNR; 0: none."""
     min_psnr: float | None = None
@@ -120,6 +126,7 @@ class EncodeOptions:
             ("container", self.container, ("zarr", "webdataset")),
             ("image_codec", self.image_codec, IMAGE_CODECS),
             ("resize", self.resize, RESIZE_MODES),
+            ("measure_error", self.measure_error, MEASURES),
             ("resize_on", self.resize_on, RESIZE_ON),
             ("duplicates", self.duplicates, DUPLICATE_POLICIES),
             ("dtype", self.dtype, DTYPES),
@@ -154,12 +161,18 @@ class EncodeOptions:
 
     @property
     def torch_device(self) -> str:
-        """`device` with `auto` resolved."""
-        if self.device != "auto":
-            return self.device
-        import torch
+        """`device` with `auto` resolved; raise ConfigError for one that is not here."""
+        from reducio_latents.devices import usable_device
 
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        device = usable_device(self.device)
+        return device.type if ":" not in self.device else str(device)
+
+    @property
+    def measures(self) -> str:
+        """`measure_error` with `auto` resolved."""
+        if self.measure_error != "auto":
+            return self.measure_error
+        return "decoded" if self.check_every else "latents"
 
     @property
     def resizes_on_device(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from reducio_latents.encode.columns import (
@@ -47,25 +47,35 @@ def _motion(build: Build) -> ColumnEncoder:
     import torch
 
     from reducio_latents.autoencoders import load_autoencoder
+    from reducio_latents.encode.gpu import raise_compile_limit
 
     options = build.options
-    on_gpu = torch.device(options.torch_device).type == "cuda"
-    autoencoder = load_autoencoder(
+    load = partial(
+        load_autoencoder,
         options.model,
         options.weights,
         device=options.torch_device,
-        dtype=getattr(torch, options.dtype),
         tiling="auto" if options.tiling == "auto" else None,
+    )
+    on_gpu = options.torch_device.startswith("cuda")
+    autoencoder = load(
+        dtype=getattr(torch, options.dtype),
         parts="all" if options.check_every else "encoder",
         compile=options.compile,
         memory_format=torch.channels_last_3d if on_gpu else torch.contiguous_format,
     )
-    if not options.compile:
-        return MotionColumn(autoencoder, options.resize)
-    from reducio_latents.encode.gpu import raise_compile_limit
-
-    raise_compile_limit(len(options.bucket_list(BUCKET_MULTIPLE)))
-    return MotionColumn(autoencoder, options.resize, pad_to=options.clips_per_batch)
+    if options.compile:
+        raise_compile_limit(autoencoder, options.bucket_list(BUCKET_MULTIPLE))
+    decodes = options.measures == "decoded"
+    return MotionColumn(
+        autoencoder,
+        options.resize,
+        pad_to=options.clips_per_batch if options.compile else None,
+        load_exact=None
+        if options.measures == "none"
+        else partial(load, parts="all" if decodes else "encoder"),
+        decodes_to_measure=decodes,
+    )
 
 
 def _content_image(build: Build) -> ColumnEncoder:
@@ -172,6 +182,16 @@ def build_columns(options: EncodeOptions) -> Sequence[ColumnEncoder]:
     build = Build(options)
     encoders = [COLUMN_BUILDERS[name](build) for name in options.columns]
     return [ZstdColumn(e) if e.name in options.zstd else e for e in encoders]
+
+
+def describe_column(
+    encoder: ColumnEncoder, buckets: Sequence[Bucket], *, measure: bool
+) -> ColumnMeta:
+    """Return a column's description; with `measure`, of motion also what its fast path costs."""
+    meta, own = encoder.describe(buckets), plain(encoder)
+    if measure and isinstance(own, MotionColumn):
+        return replace(meta, measured=own.measure(buckets[0]))
+    return meta
 
 
 def check_column_name(name: str) -> None:

@@ -276,19 +276,20 @@ def _plan(request: Request) -> Job:
     """Plan in the driver, which may have no GPU; a node that has one describes the columns."""
     import ray
 
-    read_meta_if_any(open_files(request.store))
+    stored = read_meta_if_any(open_files(request.store))
+    known = () if stored is None else tuple(stored.columns)
     options, gpus = actor_options(request.options)
     describe_there = ray.remote(_describe).options(num_cpus=1, num_gpus=min(1, gpus))
     try:
-        columns = ray.get(describe_there.remote(options))
+        columns = ray.get(describe_there.remote(options, known))
     except ray.exceptions.RayTaskError as err:
         raise _cause(err) from None
     stop = request.stop
     return plan_job(request.corpus, request.store, request.options, columns, request.progress, stop)
 
 
-def _describe(options: EncodeOptions) -> dict[str, ColumnMeta]:
-    return describe(build_columns(options), options)
+def _describe(options: EncodeOptions, known: tuple[str, ...]) -> dict[str, ColumnMeta]:
+    return describe(build_columns(options), options, known)
 
 
 def actor_options(options: EncodeOptions) -> tuple[EncodeOptions, int]:

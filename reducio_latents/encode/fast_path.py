@@ -1,0 +1,121 @@
+"""What the fast ways to encode cost: held against float32, eager, without TF32."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reducio_latents.autoencoders.protocol import Autoencoder
+from reducio_latents.gaussian import final_latents
+from reducio_latents.geometry import Bucket
+from reducio_latents.metrics.psnr import psnr
+from reducio_latents.pixels import to_unit
+from reducio_latents.values import Posterior
+
+log = logging.getLogger(__name__)
+
+
+class FastPathError(NamedTuple):
+    """How far stored numbers are from those of float32."""
+
+    relative: float
+    """Of the mean, 2-norm."""
+    psnr_loss_db: float | None
+    """PSNR of the video decoded from exact numbers, less that from the fast ones; the decoder is
+    the exact one. None if nothing was decoded."""
+
+
+def fast_path_error(
+    moments: NDArray[np.floating[Any]], exact: Autoencoder, frames_BTHWC: Tensor, *, decode: bool
+) -> FastPathError:
+    """Compare moments (B, 2D, t, h, w) of uint8 frames, as they are stored, with those of `exact`.
+
+    `exact` encodes in float32; with `decode` it needs its decoder.
+    """
+    video = to_unit(frames_BTHWC.to(exact.device))
+    ours = Posterior(*torch.from_numpy(moments).float().to(exact.device).chunk(2, dim=1))
+    with true_float32():
+        theirs = exact.encode(video)
+        relative = float((ours.mean - theirs.mean).norm() / theirs.mean.norm())
+        if not decode:
+            return FastPathError(relative, None)
+        loss = _psnr(exact, theirs, video) - _psnr(exact, ours, video)
+    return FastPathError(relative, loss)
+
+
+def _psnr(autoencoder: Autoencoder, posterior: Posterior, video_BCTHW: Tensor) -> float:
+    """Return the mean PSNR in dB over the frames of a batch of clips decoded from their mean."""
+    latents = final_latents(posterior, None, autoencoder.final_rule)
+    centre = video_BCTHW[:, :, (video_BCTHW.shape[2] - 1) // 2]
+    decoded = autoencoder.decode(latents, centre if autoencoder.needs_content else None)
+    ours, theirs = (
+        ((x.float() + 1) / 2).clamp(0, 1).transpose(1, 2).flatten(0, 1)
+        for x in (decoded, video_BCTHW)
+    )
+    return float(psnr(ours, theirs).mean())
+
+
+def is_exact(precision: Mapping[str, Any]) -> bool:
+    """Whether an autoencoder's precision is what the fast ones are held against."""
+    return (
+        precision.get("dtype") == "float32"
+        and precision.get("memory_format", "contiguous_format") == "contiguous_format"
+        and not precision.get("compiled")
+        and not precision.get("tf32")
+    )
+
+
+def measure(
+    encode: Callable[[Tensor], NDArray[np.floating[Any]]],
+    load_exact: Callable[[], Autoencoder],
+    bucket: Bucket,
+    *,
+    decode: bool,
+) -> dict[str, float]:
+    """Return what `ColumnMeta.measured` says of a fast path, on one clip that is made up.
+
+    Empty, with a warning, where the exact model does not fit in memory beside the fast one.
+    """
+    frames = made_up_clips(1, bucket)
+    try:
+        error = fast_path_error(encode(frames), load_exact(), frames, decode=decode)
+    except torch.OutOfMemoryError:
+        log.warning("float32 does not fit in memory, so the error of the fast path is not known.")
+        return {}
+    found = {"float32_error": float(f"{error.relative:.3g}")}
+    if error.psnr_loss_db is not None:
+        found["float32_psnr_loss_db"] = round(error.psnr_loss_db, 4)
+    return found
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Have float32 mean all of its 24 bits: convolutions and matmuls without TF32."""
+    switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
+def made_up_clips(clips: int, bucket: Bucket) -> Tensor:
+    """Return clips of moving ramps under a fixed grain, uint8 (B, T, H, W, 3)."""
+    axes = (torch.arange(size) for size in (bucket.frames, bucket.height, bucket.width))
+    t, y, x = torch.meshgrid(*axes, indexing="ij")
+    ramps = torch.stack([x + 2 * t, y - t, x + y + 3 * t], dim=-1)
+    generator = torch.Generator().manual_seed(0)
+    grain = torch.randint(-8, 9, (bucket.height, bucket.width, 3), generator=generator)
+    # Up and down again: a jump from 255 to 0 is an edge that no video is full of.
+    waves = [((ramps + 17 * clip) % 510 - 255).abs() + grain for clip in range(clips)]
+    return torch.stack(waves).clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,107 @@
+"""What measures speed runs, on little, and says what it should."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from reducio_latents.cli import main
+from reducio_latents.encode.bench import EncoderBench, Variant, busy_share, launched
+from reducio_latents.encode.fast_path import made_up_clips
+from reducio_latents.encode.gpu import BatchEncoder
+from reducio_latents.geometry import Bucket
+from tests.corpora import write_video
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--model", "reducio-random:8", "--device", "cpu", "--no-compile", "--seconds", "0.01"]
+NOT_NEEDED = {"av", "click", "einops", "google_crc32c", "PIL", "pyarrow", "safetensors", "zarr"}
+LOADED = """
+import runpy, sys
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+print("loaded:", *{name.partition(".")[0] for name in sys.modules})
+"""
+
+
+def test_bench_prints_every_variant_against_the_naive_loop_and_a_whole_run(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", 1.1, seed=1)
+    size = ["--resolution", "32", "--batches", "1", "--psnr-loss", "--corpus", str(tmp_path)]
+    result = CliRunner().invoke(main, ["bench", *TINY, *size])
+    assert result.exit_code == 0, result.output
+    rows = [line.split("|")[1:-1] for line in result.output.splitlines() if line.startswith("| ")]
+    names = [row[0].strip() for row in rows[1:]]
+    assert names[0].startswith("naive")
+    assert names[1:] == [
+        "float32",
+        "float32 channels_last_3d",
+        "bfloat16",
+        "bfloat16 channels_last_3d",
+    ]
+    for row in rows[2:]:
+        assert 0 < float(row[6]) < 0.1
+        assert abs(float(row[7])) < 0.1
+    assert re.search(r"1 clips: naive loop [\d.]+ s, a run [\d.]+ s", result.output)
+
+
+def test_sizes_that_are_none_are_a_usage_error() -> None:
+    result = CliRunner().invoke(main, ["bench", "--batches", "8,many"])
+    assert result.exit_code == 2
+    assert "'8,many' is not a list of numbers" in result.output
+
+
+def test_gpu_report_needs_torch_and_numpy_alone_and_says_what_it_had_no_time_for() -> None:
+    report = str(ROOT / "tools" / "gpu_report.py")
+    run = subprocess.run(
+        [sys.executable, "-c", LOADED, report, *TINY, "--side", "32", "--minutes", "0"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "| naive: batch 1" in run.stdout
+    assert "skipped for want of time: bfloat16 channels_last_3d, batch 8" in run.stdout
+    assert not NOT_NEEDED & set(run.stdout.splitlines()[-1].split())
+
+
+def test_what_would_begin_after_the_deadline_is_left_out() -> None:
+    bench = EncoderBench(
+        model="reducio-random:8",
+        device=torch.device("cpu"),
+        bucket=Bucket(16, 32, 32),
+        variants=[Variant("late", torch.float32)],
+        seconds=0.0,
+        deadline=0.0,
+    )
+    assert [found.variant.name for found in bench.run()] == ["naive: batch 1, float32, no overlap"]
+
+
+def test_a_batch_is_launched_before_the_one_ahead_is_waited_for() -> None:
+    told: list[str] = []
+
+    class Encoder:
+        def launch(self, frames: int) -> object:
+            told.append(f"launch {frames}")
+            return lambda: told.append(f"wait {frames}")
+
+    for wait in launched(cast(BatchEncoder, Encoder()), cast(list[torch.Tensor], [1, 2, 3])):
+        wait()
+    assert told == ["launch 1", "launch 2", "wait 1", "launch 3", "wait 2", "wait 3"]
+
+
+def test_the_busy_share_is_unknown_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = EncoderBench(
+        model="reducio-random:8", device=torch.device("cpu"), bucket=Bucket(16, 32, 32)
+    )
+    encoder = BatchEncoder(bench.load(Variant("plain", torch.float32)))
+    rate, busy = busy_share(encoder, made_up_clips(1, bench.bucket), seconds=0.01)
+    assert rate > 0
+    assert busy is None
+    monkeypatch.setattr(encoder, "take_busy_s", lambda: 0.0)
+    assert busy_share(encoder, made_up_clips(1, bench.bucket), seconds=0.01)[1] == 0.0
