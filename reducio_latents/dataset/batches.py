@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from reducio_latents.store.quantize import MEDIA_TYPE as INT8_TOKENS
 from reducio_latents.store.quantize import dequantize
 
 logger = logging.getLogger(__name__)
+
+_counting = threading.Lock()
 
 Batch = dict[str, Any]
 MOMENTS = "moments"
@@ -130,9 +133,10 @@ class BatchReader:
             return batch
 
     def _count(self, why: str, samples: int) -> None:
-        if why not in self.skipped:
-            logger.warning("skipping what cannot be read: %s", why)
-        self.skipped[why] = self.skipped.get(why, 0) + samples
+        with _counting:
+            if why not in self.skipped:
+                logger.warning("skipping what cannot be read: %s", why)
+            self.skipped[why] = self.skipped.get(why, 0) + samples
 
     def _build(self, rows: BatchRows, samples: int, epoch: int) -> Batch:
         batch: Batch = {"bucket": rows.bucket}

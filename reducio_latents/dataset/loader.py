@@ -36,6 +36,9 @@ class LatentLoader:
     ) -> None:
         """Keep up to `prefetch` batches read ahead.
 
+        Two threads are for batches that cost computing: latents that are drawn, images that are
+        decoded. Where rows are only copied (`latents="moments"`), one is as fast and cheaper.
+
         With a `device`, tensors are moved there: on a GPU the copies run beside the computation,
         which is without waiting only if the dataset has `pin_memory=True`.
         """
