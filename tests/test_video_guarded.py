@@ -7,12 +7,13 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from reducio_latents.config import ClipSpec
-from reducio_latents.errors import VideoError
+from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.geometry import Bucket
 from reducio_latents.processes import Channel
 from reducio_latents.video import guarded
@@ -127,3 +128,9 @@ def test_a_video_without_room_for_a_clip_says_so(tmp_path: Path) -> None:
     write_video(tmp_path / "short.mp4", moving(1, frames=5))
     with GuardedReader(BUCKET) as reader, pytest.raises(VideoError, match="shorter than a clip"):
         reader.read(request(tmp_path / "short.mp4"))
+
+
+@pytest.mark.parametrize("settings", [{"workers": 0}, {"timeout_s": 0.0}, {"timeout_s": -1.0}])
+def test_no_process_and_no_time_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="at least 1 process, and more than 0 s"):
+        GuardedReader(BUCKET, **settings)

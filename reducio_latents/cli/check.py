@@ -49,7 +49,7 @@ def check(store: str, report: Path, protocol: str, **settings: Any) -> None:
     from reducio_latents.metrics.protocol import protocol_named
 
     options = DecodeOptions(**take_selection(settings))
-    with tqdm(desc="decode", unit="clip", file=sys.stderr) as bar:
+    with tqdm(desc="decode", unit="clip", file=sys.stderr, delay=0.5) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total

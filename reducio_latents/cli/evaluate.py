@@ -133,7 +133,7 @@ def evaluate(
         lpips_weights=_backbones(settings.pop("lpips_weights")),
         **settings,
     )
-    with tqdm(unit="clip", file=sys.stderr) as bar:
+    with tqdm(unit="clip", file=sys.stderr, delay=0.5) as bar:
 
         def advance(what: str, done: int, total: int) -> None:
             if bar.desc != f"{what}: ":

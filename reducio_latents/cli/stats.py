@@ -48,7 +48,7 @@ def stats(store: str, all_clips: bool, as_json: bool, **settings: Any) -> None:
 
     from reducio_latents.check.stats import StatsOptions, store_stats
 
-    with tqdm(desc="scan", unit="clip", file=sys.stderr) as bar:
+    with tqdm(desc="scan", unit="clip", file=sys.stderr, delay=0.5) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as err:
         raise WeightsError(f"{path}: there is no such file. Check the path.") from err
-    except Exception as err:  # torch raises anything from EOFError to UnpicklingError
+    except pickle.UnpicklingError as err:  # its message advises to run what is in the file
+        raise WeightsError(
+            f"{path} is not a file of weights, or holds more than tensors, which is not loaded. "
+            "Give a state dict (.pt of tensors, or .safetensors)."
+        ) from err
+    except Exception as err:  # torch raises anything from EOFError to RuntimeError
         reason = (str(err).splitlines() or [type(err).__name__])[0]
         raise WeightsError(f"{path} is not a file of weights: {reason}") from err
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from reducio_latents.clips import clip_starts
 from reducio_latents.config import ClipSpec
-from reducio_latents.errors import VideoError
+from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.geometry import Bucket
 from reducio_latents.pixels import fit_frame
 from reducio_latents.processes import Channel, Event, ProcessPool
@@ -69,7 +69,12 @@ class GuardedReader:
     """
 
     def __init__(self, largest: Bucket, *, workers: int = 1, timeout_s: float = 120.0) -> None:
-        """No clip is larger than `largest`."""
+        """No clip is larger than `largest`. Raises ConfigError for less than a worker or no time."""
+        if workers < 1 or timeout_s <= 0:
+            raise ConfigError(
+                f"videos are read by {workers} processes that have {timeout_s:g} s each; give at "
+                "least 1 process, and more than 0 s."
+            )
         self._pool = ProcessPool(
             target=read_request,
             workers=workers,
