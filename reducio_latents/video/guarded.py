@@ -69,7 +69,7 @@ class GuardedReader:
     """
 
     def __init__(self, largest: Bucket, *, workers: int = 1, timeout_s: float = 120.0) -> None:
-        """No clip is larger than `largest`. Raises ConfigError for less than a worker or no time."""
+        """No clip is larger than `largest`. Raises ConfigError for no worker or no time."""
         if workers < 1 or timeout_s <= 0:
             raise ConfigError(
                 f"videos are read by {workers} processes that have {timeout_s:g} s each; give at "
