@@ -24,6 +24,7 @@ from reducio_latents.encode import EncodeReport, Tally, encode_corpus
 from reducio_latents.encode.decoding import PRELOAD
 from reducio_latents.encode.engines.local import Request, run_rank, run_ranks
 from reducio_latents.encode.engines.ranks import Rank
+from reducio_latents.encode.engines.ray import actor_options, gpus_for
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.pipeline import ShardDone
 from tests.corpora import write_corpus, write_video
@@ -177,6 +178,18 @@ def check_resumed(corpus: Path, store: Path, expected: dict[str, bytes], encoded
     assert again.clips.encoded == encoded
     assert again.exit_code == 3
     assert files_of(store) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "runs_on", "asks_for"),
+    [("auto", 0, "auto", 0), ("auto", 2, "cuda", 1), ("cuda", 0, "cuda", 1), ("cpu", 2, "cpu", 0)],
+)
+def test_an_actor_that_needs_a_gpu_asks_ray_for_one_though_no_node_has_it_yet(
+    device: str, there: int, runs_on: str, asks_for: int
+) -> None:
+    actor = actor_options(EncodeOptions(device=device, engine="ray", gpus=8), there)
+    assert (actor.device, gpus_for(actor)) == (runs_on, asks_for)
+    assert (actor.engine, actor.gpus) == ("local", 1)
 
 
 def test_ray_actors_make_the_same_bytes_though_one_is_killed(

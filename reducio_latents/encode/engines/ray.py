@@ -177,19 +177,20 @@ class Fleet:
     def _grow(self) -> None:
         """Start actors for the GPUs that there are now, as far as there is work for them."""
         asked = self._request.options.gpus
-        options, gpus = actor_options(self._request.options)
+        gpus = gpus_there(self._request.options)
         wanted = asked if isinstance(asked, int) else max(1, gpus)
         idle = sum(not worker.tasks for worker in self._workers)
+        options = actor_options(self._request.options, gpus)
         while len(self._workers) < wanted and idle < len(self._waiting):
-            self._workers.append(self._start(options, gpus > 0))
+            self._workers.append(self._start(options))
             idle += 1
 
-    def _start(self, options: EncodeOptions, on_gpu: bool) -> _Worker:
+    def _start(self, options: EncodeOptions) -> _Worker:
         actor = (
             self._ray.remote(ShardActor)
             .options(
                 num_cpus=1,
-                num_gpus=1 if on_gpu else 0,
+                num_gpus=gpus_for(options),
                 max_restarts=0,
                 max_concurrency=SHARDS_AHEAD + 1,
             )
@@ -278,8 +279,11 @@ def _plan(request: Request) -> Job:
 
     stored = read_meta_if_any(open_files(request.store))
     known = () if stored is None else tuple(stored.columns)
-    options, gpus = actor_options(request.options)
-    describe_there = ray.remote(_describe).options(num_cpus=1, num_gpus=min(1, gpus))
+    gpus = gpus_there(request.options)
+    options = actor_options(request.options, gpus)
+    if gpus_for(options) > gpus:
+        log.warning("the cluster has no GPU: waiting for a node that has one.")
+    describe_there = ray.remote(_describe).options(num_cpus=1, num_gpus=gpus_for(options))
     try:
         columns = ray.get(describe_there.remote(options, known))
     except ray.exceptions.RayTaskError as err:
@@ -292,16 +296,26 @@ def _describe(options: EncodeOptions, known: tuple[str, ...]) -> dict[str, Colum
     return describe(build_columns(options), options, known)
 
 
-def actor_options(options: EncodeOptions) -> tuple[EncodeOptions, int]:
-    """Return the options of an encoding process, and how many GPUs the cluster has for them."""
+def gpus_there(options: EncodeOptions) -> int:
+    """Return how many GPUs the cluster has at this moment for what `device` asks."""
     import ray
 
     wants_gpu = options.device == "auto" or options.device.startswith("cuda")
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if wants_gpu else 0
+    return int(ray.cluster_resources().get("GPU", 0)) if wants_gpu else 0
+
+
+def actor_options(options: EncodeOptions, gpus: int) -> EncodeOptions:
+    """Return the options of an encoding process, in a cluster that has so many GPUs."""
     options = replace(options, engine="local", gpus=1, ray_address=None)
-    if gpus and options.device == "auto":
-        options = replace(options, device="cuda")
-    return options, gpus
+    return replace(options, device="cuda") if gpus and options.device == "auto" else options
+
+
+def gpus_for(actor: EncodeOptions) -> int:
+    """Return the GPUs to ask Ray for, for an actor of these options.
+
+    One that needs a GPU asks for it even where there is none: so an autoscaler brings a node.
+    """
+    return int(actor.device.startswith("cuda"))
 
 
 def _cause(err: Any) -> Exception:
