@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from reducio_latents import load_autoencoder, open_store
+from reducio_latents.cli import main
 from reducio_latents.encode.columns import MotionColumn
 from reducio_latents.encode.fast_path import (
     fast_path_error,
@@ -170,3 +173,12 @@ def test_compiled_blocks_give_the_numbers_of_eager_ones(
         block.compile(dynamic=False)
         found = block(x)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_info_shows_what_was_measured_in_its_own_unit(tmp_path: Path) -> None:
+    write_video(tmp_path / "corpus" / "v.mp4", 1.1, seed=1)
+    settings: dict[str, Any] = {"dtype": "bfloat16", "measure_error": "decoded"}
+    encode(tmp_path / "corpus", tmp_path / "store", columns=("motion",), **settings)
+    shown = CliRunner().invoke(main, ["info", str(tmp_path / "store")]).output
+    assert re.search(r"float32 error +\d+\.\d\d%", shown)
+    assert re.search(r"float32 psnr loss +-?\d\.\d{3} dB", shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import webdataset
 import zarr
 
 from reducio_latents import LatentDataset, encode_corpus, load_autoencoder, open_store
+from reducio_latents.cli.progress import Bars
 from reducio_latents.encode import EncodeReport, Tally, plan_corpus, shards
 from reducio_latents.encode.gpu import DeviceFit
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
@@ -297,3 +299,20 @@ def test_unknown_settings_are_named() -> None:
         encode_corpus("x", "y", resoluton=3)
     with pytest.raises(ConfigError, match="did you mean 'motion'"):
         encode_corpus("x", "y", model="reducio-random:8", columns=("moton",))
+
+
+def test_the_bar_says_how_long_the_encoder_waited(tmp_path: Path) -> None:
+    write_video(tmp_path / "corpus" / "v.mp4", 1.1, seed=1)
+    bars, shown = Bars(), []
+    tell = bars.encoded
+
+    def encoded(clips: int, failed: int) -> None:
+        tell(clips, failed)
+        shown.append(bars._shown())
+
+    bars.encoded = encoded  # type: ignore[method-assign]
+    encode(tmp_path / "corpus", tmp_path / "store", progress=bars)
+    bars.close()
+    assert re.fullmatch(r"\d+%", shown[-1]["wait for decode"])
+    bars.spent("gpu busy", 1e9)
+    assert bars._shown()["gpu busy"] == "100%"

@@ -59,7 +59,7 @@ def info(store: str, as_json: bool) -> None:
                 or "of any length",
                 **({"final latents": json.dumps(column.final)} if column.final else {}),
                 **{
-                    what.replace("_", " "): f"{error:.2%}"
+                    what.removesuffix("_db").replace("_", " "): _shown(what, error)
                     for what, error in _errors(meta, name).items()
                 },
                 "size": f"{show.size(total)}, {show.size(total / clips if clips else 0)} a clip",
@@ -67,8 +67,12 @@ def info(store: str, as_json: bool) -> None:
         )
 
 
+def _shown(what: str, value: float) -> str:
+    return f"{value:.3f} dB" if what.endswith("_db") else f"{value:.2%}"
+
+
 def _errors(meta: StoreMeta, column: str) -> dict[str, float]:
-    """Return the relative errors that were measured: of the precision, of storing in 8 bits."""
+    """Return what was measured of the precision and of storing in 8 bits; most are relative."""
     found = dict(meta.columns[column].measured)
     stored = meta.statistics.get(f"{column}/all", {}).get("int8_error")
     return found if stored is None else found | {"int8_error": stored["mean"][0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,6 +30,8 @@ class Bars:
         self._clips: tqdm[NoReturn] | None = None
         self._failed = 0
         self._psnr: float | None = None
+        self._begun_s = time.monotonic()
+        self._spent: dict[str, float] = {}
 
     def probed(self, done: int, total: int) -> None:
         if self._probe is None:
@@ -38,6 +41,7 @@ class Bars:
     def planned(self, clips: int, done: int) -> None:
         self.close()
         self._clips = _bar(clips, "encode", "clip")
+        self._begun_s = time.monotonic()
         # `initial` keeps what was stored before out of the rate.
         self._clips.initial = self._clips.n = done
         self._clips.refresh()
@@ -46,12 +50,19 @@ class Bars:
         if self._clips is None:
             return
         self._failed += failed
-        shown: dict[str, Any] = {"failed": self._failed} if self._failed else {}
-        if self._psnr is not None:
-            shown["psnr"] = f"{self._psnr:.2f} dB"
-        if shown:
-            self._clips.set_postfix(shown, refresh=False)
+        self._clips.set_postfix(self._shown(), refresh=False)
         self._clips.update(clips + failed)
+
+    def _shown(self) -> dict[str, Any]:
+        """Return what stands behind the bar."""
+        passed_s = max(time.monotonic() - self._begun_s, 1e-9)
+        shares = {what: f"{min(1, s / passed_s):.0%}" for what, s in self._spent.items()}
+        failed = {"failed": self._failed} if self._failed else {}
+        psnr = {} if self._psnr is None else {"psnr": f"{self._psnr:.2f} dB"}
+        return {**shares, **failed, **psnr}
+
+    def spent(self, stage: str, seconds: float) -> None:
+        self._spent[stage] = self._spent.get(stage, 0.0) + seconds
 
     def checked(self, psnr: float) -> None:
         self._psnr = psnr

@@ -25,6 +25,8 @@ from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
 
 WRITES_AHEAD = 2
 """Shards whose writing may lag behind the encoder before the encoder waits for it."""
+WAIT = "wait for decode"
+"""A stage of the encoding thread: no batch is ready."""
 BUSY = "gpu busy"
 """Not a stage of the encoding thread, but the GPU's own seconds, by its clock."""
 
@@ -90,6 +92,8 @@ class ShardEncoder:
     encoders: Sequence[ColumnEncoder]
     writer: StoreWriter
     on_batch: Callable[[ReadyBatch], None] = lambda _: None
+    on_time: Callable[[str, float], None] = lambda _, __: None
+    """Told the seconds of `WAIT` and `BUSY` as they pass."""
     check: QualityCheck | None = None
     """Decodes some clips of the column motion on the spot."""
     stop: Stop = field(default_factory=Stop)
@@ -145,7 +149,9 @@ class ShardEncoder:
                     continue
                 if shard is None:
                     shard = _Shard.begin(ready.work, [e.name for e in self.encoders])
-                shard.stages.add("wait for decode", time.perf_counter() - start)
+                waited_s = time.perf_counter() - start
+                shard.stages.add(WAIT, waited_s)
+                self.on_time(WAIT, waited_s)
                 launched.append(self._launch(shard, ready))
                 if ready.last:
                     shard = None
@@ -183,6 +189,7 @@ class ShardEncoder:
             busy_s = None if take_busy_s is None else take_busy_s()
             if busy_s is not None:
                 shard.stages.add(BUSY, busy_s)
+                self.on_time(BUSY, busy_s)
             if self.check is not None and encoder.name == self.check.column:
                 with shard.stages.time("check"):
                     shard.quality += self.check.measure(batch, rows)

@@ -17,6 +17,9 @@ class Progress(Protocol):
     def encoded(self, clips: int, failed: int) -> None:
         """So many more clips are encoded, and so many more have failed."""
 
+    def spent(self, stage: str, seconds: float) -> None:
+        """So many more seconds went to a stage: `WAIT` or `BUSY` of `pipeline`."""
+
     def checked(self, psnr: float) -> None:
         """The clips that were decoded on the spot so far have this mean PSNR, in dB."""
 
@@ -31,6 +34,9 @@ class Silent:
         pass
 
     def encoded(self, clips: int, failed: int) -> None:
+        pass
+
+    def spent(self, stage: str, seconds: float) -> None:
         pass
 
     def checked(self, psnr: float) -> None:

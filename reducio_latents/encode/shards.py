@@ -103,7 +103,7 @@ def _shard_encoder(
             job.options.min_psnr,
             progress.checked,
         )
-    return ShardEncoder(encoders, job.writer, tell, check, job.stop, ahead)
+    return ShardEncoder(encoders, job.writer, tell, progress.spent, check, job.stop, ahead)
 
 
 def _take_up(job: Job, keys: Feed, begun: set[ShardKey]) -> Iterator[ShardKey | None]:
