@@ -253,6 +253,7 @@ def _train(run: Run) -> TrainReport:
             if last or improved or stopping or state.step % config.checkpoint.every_steps == 0:
                 _save(run)
             if stopping and not last:
+                ranks.meet()  # the first one has saved
                 raise TrainingError(f"stopped by a signal after step {state.step}.")
     report = run.report()
     weights = MODEL if state.average is None else AVERAGE

@@ -39,6 +39,11 @@ class Ranks:
         dist.all_reduce(total)
         return total / self.size
 
+    def meet(self) -> None:
+        """Wait here for all the others."""
+        if self.size > 1:
+            dist.barrier()
+
     def any(self, flag: bool) -> bool:
         """Return, on every rank, whether any rank raised its flag."""
         return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
