@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from copy import deepcopy
@@ -127,16 +128,17 @@ def test_a_batch_holds_samples_of_one_bucket_and_is_full(
         assert incomplete <= len(order.buckets)
 
 
-@given(orders(max_streams=2), st.data())
+@settings(max_examples=50)
+@given(orders(max_streams=2), st.integers(0, 2**32))
 def test_any_batch_of_any_epoch_can_be_asked_for_at_any_time(
-    made: tuple[BatchOrder, set[Place]], data: st.DataObject
+    made: tuple[BatchOrder, set[Place]], seed: int
 ) -> None:
     order, _ = made
     batches = {}
-    for epoch in range(4):
+    for epoch in range(3):
         fresh = deepcopy(order)  # knows nothing of other epochs
         batches |= {(epoch, k): batch for k, batch in enumerate(epoch_of(fresh, epoch))}
-    for epoch, k in data.draw(st.permutations(batches.keys())):
+    for epoch, k in random.Random(seed).sample(list(batches), len(batches)):
         assert places_of(*order.batch(epoch, k)) == batches[epoch, k]
 
 
