@@ -11,9 +11,12 @@ import torch
 
 from reducio_latents import load_autoencoder, open_store
 from reducio_latents.autoencoders.protocol import Autoencoder
+from reducio_latents.autoencoders.reducio import ReducioAutoencoder
+from reducio_latents.encode.columns import MotionColumn
 from reducio_latents.encode.gpu import BatchEncoder
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.quality import untiled
+from reducio_latents.encode.registry import build_columns
 from reducio_latents.errors import ConfigError, QualityError
 from reducio_latents.gaussian import final_latents
 from reducio_latents.images import decode_image
@@ -88,6 +91,29 @@ def test_a_run_below_the_floor_stops_and_keeps_what_it_has(tmp_path: Path) -> No
     assert len(pq.read_table(tmp_path / "store" / "quality.parquet")) == 14
     with pytest.raises(ConfigError, match="check_every"):
         EncodeOptions(min_psnr=30.0)
+
+
+def test_a_store_of_few_clips_below_the_floor_is_whole_and_the_run_an_error(
+    corpus: Path, checked: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):  # nothing is left to be encoded the second time
+        with pytest.raises(
+            QualityError, match=r"the 2 clips .* PSNR of .* dB, below the floor of 90 dB"
+        ):
+            encode(corpus, tmp_path / "store", check_every=3, min_psnr=90.0)
+    assert files_of(tmp_path / "store") == files_of(checked)
+
+
+def test_the_decoder_is_loaded_only_for_clips_that_are_decoded() -> None:
+    for every in (0, 5):
+        options = EncodeOptions(
+            model="reducio-random:8", columns=("motion",), check_every=every, device="cpu"
+        )
+        (motion,) = build_columns(options)
+        assert isinstance(motion, MotionColumn)
+        assert isinstance(motion.autoencoder, ReducioAutoencoder)
+        names = [name for name, _ in motion.autoencoder.model.named_parameters()]
+        assert any("decoder" in name for name in names) == (every > 0)
 
 
 def test_tiles_are_compared_with_whole_frames_where_there_are_tiles() -> None:

@@ -64,7 +64,8 @@ class Attempts:
     def reason(self, video: str) -> str:
         """Return why the clips of a quarantined video have failed."""
         return (
-            f"{video}: quarantined: the encoding process ended each time it worked on this video."
+            f"{video}: quarantined: the encoding process ended each time it worked on this video. "
+            "--retry-failed takes it up again."
         )
 
 

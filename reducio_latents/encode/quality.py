@@ -134,14 +134,18 @@ class QualityCheck:
         return round(sum(values) / len(values), DIGITS)
 
     def _require_floor(self) -> None:
-        mean = self._sum / self._count
-        if self.min_psnr is not None and self._count >= ENOUGH and mean < self.min_psnr:
-            raise QualityError(
-                f"the first {self._count} clips that were decoded again have a mean PSNR of "
-                f"{mean:.2f} dB, below the floor of {self.min_psnr:g} dB. Check that these are the "
-                "right weights, and --dtype and --tiling; or lower --min-psnr and run the same "
-                "command again: what is committed stays."
-            )
+        if self._count >= ENOUGH:
+            require_floor(self._sum / self._count, self._count, self.min_psnr)
+
+
+def require_floor(mean: float, clips: int, floor: float | None) -> None:
+    """Raise QualityError if the mean PSNR of so many clips is below the floor, both in dB."""
+    if floor is not None and mean < floor:
+        raise QualityError(
+            f"the {clips} clips that were decoded again have a mean PSNR of {mean:.2f} dB, below "
+            f"the floor of {floor:g} dB. Check that these are the right weights, and --dtype and "
+            "--tiling; or lower --min-psnr and run the same command again: what is committed stays."
+        )
 
 
 def untiled(autoencoder: Autoencoder, height: int, width: int) -> Autoencoder | None:

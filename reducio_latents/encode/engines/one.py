@@ -11,6 +11,7 @@ from reducio_latents.encode.finish import finish, gather
 from reducio_latents.encode.job import Job, make_report, stored_counts
 from reducio_latents.encode.pipeline import ShardDone
 from reducio_latents.encode.progress import Progress
+from reducio_latents.encode.quality import require_floor
 from reducio_latents.encode.report import EncodeReport, Tally
 from reducio_latents.encode.shards import encode_missing
 from reducio_latents.encode.stop import StoppedError
@@ -82,11 +83,11 @@ def conclude(job: Job, todo: Todo, ledger: Ledger) -> EncodeReport:
     fresh = {key for key in todo if key not in left}
     report = make_report(job, fresh, outcome, left)
     psnr = [clip.psnr for _, clip in outcome.quality]
+    mean = sum(psnr) / len(psnr) if psnr else None
+    if mean is not None:
+        require_floor(mean, len(psnr), job.options.min_psnr)  # a run of few clips was not stopped
     return replace(
-        report,
-        seconds=time.perf_counter() - ledger.begun,
-        stages=ledger.stages,
-        psnr=sum(psnr) / len(psnr) if psnr else None,
+        report, seconds=time.perf_counter() - ledger.begun, stages=ledger.stages, psnr=mean
     )
 
 
