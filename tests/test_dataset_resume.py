@@ -181,6 +181,10 @@ def test_what_threads_read_ahead_does_not_count(path: Path) -> None:
         next(batches)
         assert loader.state_dict()["batch"] == number + 1
     assert loader.state_dict() == loader.dataset.state_dict()
+    resumed = LatentLoader(open_dataset(path), threads=3, prefetch=8)
+    resumed.load_state_dict(loader.state_dict())
+    assert clips(next(iter(resumed))) == whole_epoch(path, 0)[4]
+    assert resumed.state_dict()["batch"] == 5  # also where it did not begin at the first one
 
 
 def test_looking_at_a_batch_does_not_use_it_up(path: Path) -> None:
