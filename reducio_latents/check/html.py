@@ -166,8 +166,9 @@ def _card(item: ReportClip) -> str:
         f'<dl class="numbers">{_numbers(item)}</dl>'
         + (f'<p class="caption">{escape(caption)}</p>' if caption else "")
         + f'<p class="where">{escape(Path(clip.video).name)} at {clip.start_s:g} s, '
-        f'{clip.key.bucket}<br><span class="faint">{escape(clip.video)}<br>'
-        f"{escape(clip.clip_id)}, shard {clip.key.shard}, row {clip.row}</span></p>"
+        f'{clip.key.bucket}<br><span class="faint">'
+        + (f"{escape(clip.video)}<br>" if "/" in clip.video else "")
+        + f"{escape(clip.clip_id)}, shard {clip.key.shard}, row {clip.row}</span></p>"
         + (f'<p class="problem">{escape(item.problem)}</p>' if item.problem else "")
         + f'<div class="sparks">{_sparks(item)}</div></div></article>'
     )
@@ -270,7 +271,7 @@ def _buckets(report: Report) -> str:
         for bucket, scores in _by_bucket(report).items()
     ]
     head = ["bucket", "clips", "mean PSNR", "lowest", "mean SSIM", "flicker"]
-    return f"<h2>By bucket</h2>{_table(head, rows)}"
+    return f'<h2>By bucket</h2><div class="short">{_table(head, rows)}</div>'
 
 
 def _statistics(report: Report) -> str:
