@@ -142,6 +142,29 @@ def test_a_row_that_cannot_be_decoded_costs_only_itself(
     assert sorted(found) == [n for n in range(24) if n != 11]
 
 
+def test_of_a_mixture_only_the_damaged_rows_are_skipped(tmp_path: Path) -> None:
+    write_store(tmp_path / "a", videos=3)
+    store = write_store(tmp_path / "b", videos=5)
+    for row in (0, 3, 4, 6):
+        offset, _ = store.ranges(store.commit(ShardKey(BUCKET, 1), "motion"))[row]
+        flip(int(offset))(file_of(store, "motion"))
+    dataset = LatentDataset(
+        [tmp_path / "a", tmp_path / "b"],
+        ("motion", "clip_id"),
+        batch_size=16,
+        latents="moments",
+        checksums="full",
+        on_error="skip",
+    )
+    numbers = {name: i for i, name in enumerate(store.plan.clips["clip_id"].to_pylist())}
+    found = []
+    for batch in dataset:
+        assert [numbers[name] for name in batch["clip_id"]] == numbers_in(batch["motion"])
+        found += numbers_in(batch["motion"])
+    assert sum(dataset.skipped.values()) == 4
+    assert sorted(found) == sorted([*range(12), *(set(range(20)) - {8, 11, 12, 14})])
+
+
 def test_a_sequence_with_a_damaged_clip_is_skipped_whole(tmp_path: Path) -> None:
     store = write_store(tmp_path)
     flip(3)(file_of(store, "motion"))

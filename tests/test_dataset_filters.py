@@ -112,7 +112,7 @@ def test_a_split_divides_the_videos_and_never_a_video(tmp_path: Path) -> None:
     assert not train & held_out
     assert train | held_out == set(range(120))
     assert not {n // 3 for n in train} & {n // 3 for n in held_out}
-    assert 5 <= len(held_out) / 3 <= 20
+    assert 6 <= len(held_out) / 3 <= 16  # 12 in the mean; they are the same 40 hashes every time
 
 
 def test_no_table_of_clips_is_held_once_they_are_chosen(tmp_path: Path) -> None:
