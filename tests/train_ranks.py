@@ -1,7 +1,8 @@
 """Steps on made-up clips, alone or as one of several ranks.
 
 `python -m tests.train_ranks --compare STEPS` trains on one rank and on two of half the batch, and
-prints how far apart each value ever was; the tests do the same with fewer steps.
+prints how far apart each value ever was; the tests do the same with fewer steps. Discriminators
+make small differences large, as games do: `--alone` trains without them.
 """
 
 from __future__ import annotations
@@ -116,10 +117,11 @@ def start_ranks(arguments: Sequence[str], size: int) -> list[subprocess.Popen[st
     ]
 
 
-def train_both_ways(steps: int, out: Path) -> tuple[Values, Values]:
+def train_both_ways(steps: int, out: Path, adversarial: bool = True) -> tuple[Values, Values]:
     """Train on one rank, and at the same time on two that share the same batches."""
-    ranks = start_ranks(["tests.train_ranks", "--steps", str(steps), "--out", str(out)], 2)
-    config = tiny_config()
+    words = ["tests.train_ranks", "--steps", str(steps), "--out", str(out)]
+    ranks = start_ranks(words if adversarial else [*words, "--alone"], 2)
+    config = rank_config(adversarial)
     alone = Ranks(0, 1, torch.device("cpu"))
     values = run_steps(build_state(config, alone.device), config, alone, steps)
     outputs = [process.communicate()[0] for process in ranks]
@@ -127,18 +129,22 @@ def train_both_ways(steps: int, out: Path) -> tuple[Values, Values]:
     return values, json.loads(out.read_text())
 
 
-def train_as_a_rank(steps: int, out: Path) -> None:
+def rank_config(adversarial: bool) -> TrainConfig:
+    return tiny_config() if adversarial else tiny_config(None, AdversarialConfig(discriminators=()))
+
+
+def train_as_a_rank(steps: int, out: Path, adversarial: bool) -> None:
     with join_ranks() as ranks:
-        config = tiny_config()
+        config = rank_config(adversarial)
         state = build_state(config, ranks.device)
         values = run_steps(state, config, ranks, steps)
         if ranks.first:
             out.write_text(json.dumps(values))
 
 
-def compare(steps: int) -> None:
+def compare(steps: int, adversarial: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        alone, together = train_both_ways(steps, Path(folder) / "values.json")
+        alone, together = train_both_ways(steps, Path(folder) / "values.json", adversarial)
     for name in alone[-1]:
         pairs = [(a[name], b[name]) for a, b in zip(alone, together, strict=True) if name in a]
         apart = [abs(a - b) / max(abs(a), abs(b), 1e-12) for a, b in pairs]
@@ -150,12 +156,13 @@ def main() -> None:
     parser.add_argument("--compare", type=int, metavar="STEPS")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--alone", action="store_true", help="Without discriminators.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.compare:
-        compare(arguments.compare)
+        compare(arguments.compare, not arguments.alone)
     else:
-        train_as_a_rank(arguments.steps, arguments.out)
+        train_as_a_rank(arguments.steps, arguments.out, not arguments.alone)
 
 
 if __name__ == "__main__":
