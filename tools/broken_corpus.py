@@ -3,9 +3,9 @@
     python tools/broken_corpus.py [--videos 200] [--broken 20] [--engines local,torchrun,ray]
 
 Writes a corpus of tiny videos, of which some are broken: empty, random bytes, cut off, sound
-without pictures, a web page; and two kinds that read well until a clip is decoded, of which one
-then crashes the decoder and the other one hangs it. Every engine must end by itself, count each
-video and clip where it belongs, and make the same store, byte for byte but for timings.
+without pictures, a web page; and three kinds that read well until a clip is decoded, which then
+crash the decoder, hang it, or have it eat memory. Every engine must end by itself, count each video
+and clip where it belongs, and make the same store, byte for byte but for timings.
 
 `local` is one process, `torchrun` starts two ranks, `ray` two actors on this machine.
 """
@@ -42,7 +42,7 @@ ENGINES: dict[str, tuple[list[str], list[str]]] = {
 }
 """Engine -> what starts it, and its options."""
 OPTIONS = ["--model", "reducio-random:8", "--resolution", "32", "--shard-rows", "16"]
-OPTIONS += ["--workers", "2", "--clip-timeout-s", "10"]
+OPTIONS += ["--workers", "2", "--clip-timeout-s", "10", "--worker-memory-mb", "1024"]
 MOST_FAILED = 0.1
 """The default of --max-failed."""
 
@@ -56,6 +56,9 @@ def read_or_fail(self, source, *args, **settings):
     if "crashes" in source.url:
         os.kill(os.getpid(), signal.SIGSEGV)
     if "hangs" in source.url:
+        time.sleep(3600)
+    if "eats" in source.url:
+        hoard = b"x" * (1 << 30)
         time.sleep(3600)
     return read_clips(self, source, *args, **settings)
 
@@ -107,8 +110,9 @@ BROKEN: dict[str, Callable[[Path, int], None]] = {
     "page": page,
     "crashes": one_clip,
     "hangs": one_clip,
+    "eats": one_clip,
 }
-DECODED = ("crashes", "hangs")
+DECODED = ("crashes", "hangs", "eats")
 """Kinds that are planned, as one clip, and fail when it is decoded."""
 
 
