@@ -183,10 +183,13 @@ class FlatFile(IterableDataset[Sample]):
 
     def __init__(self, path: Path, clips: Clips) -> None:
         self.path, self.clips = path, clips
+        self.rows: NDArray[np.float16] | None = None
 
     def __iter__(self) -> Iterator[Sample]:
         clips, info = self.clips, torch.utils.data.get_worker_info()
-        rows = np.memmap(self.path, np.float16, "r", shape=(clips.count, *clips.shape))
+        if self.rows is None:  # kept, as our reader keeps its maps: mapping anew costs page faults
+            self.rows = np.memmap(self.path, np.float16, "r", shape=(clips.count, *clips.shape))
+        rows = self.rows
         order = np.random.default_rng(0).permutation(clips.count)
         step = clips.batch_size
         starts = range(0, clips.count - step + 1, step)
