@@ -21,6 +21,7 @@ from reducio_latents.cli.import_checkpoint import import_checkpoint as command
 from reducio_latents.errors import ConfigError, GeometryError, PixelError, StoreError, WeightsError
 from reducio_latents.gaussian import final_latents
 from reducio_latents.vae import ReducioVAEConfig, Tiling
+from reducio_latents.vae.norm import fusible_norm_silu
 from reducio_latents.vae.weights import random_state_dict
 
 NARROW = ReducioVAEConfig(width=8, content_width=8, decoder_width=8)
@@ -157,6 +158,32 @@ def test_tiling_is_the_published_one_unless_said_otherwise(clip: Tensor) -> None
     assert not torch.equal(published.encode(tall).mean, whole.encode(tall).mean)
 
 
+def test_compiled_norms_compute_the_same(
+    checkpoint: Path, clip: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_with, compiled = torch.compile, []
+
+    def compile_eagerly(function: Any, **options: Any) -> Any:
+        compiled.append(function)
+        return compile_with(function, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    fast = load_autoencoder("reducio", checkpoint, compile="norms")
+    slow = load_autoencoder("reducio", checkpoint)
+    assert compiled == [fusible_norm_silu]
+    assert fast.precision["compiled"] == "norms"
+    torch.testing.assert_close(fast.encode(clip).mean, slow.encode(clip).mean)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("name", "compile"), [("reducio-random:8", "some"), ("open-sora-1.2:random", "norms")]
+)
+def test_what_cannot_be_compiled_is_refused(name: str, compile: Any) -> None:
+    with pytest.raises(ConfigError, match="none"):
+        load_autoencoder(name, compile=compile)
+
+
 def test_compiled_networks_compute_the_same(
     checkpoint: Path, clip: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,10 +194,10 @@ def test_compiled_networks_compute_the_same(
         self._compiled_call_impl = torch.compile(self._call_impl, backend="eager", **options)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
-    fast = load_autoencoder("reducio", checkpoint, parts="encoder", compile=True)
+    fast = load_autoencoder("reducio", checkpoint, parts="encoder", compile="all")
     slow = load_autoencoder("reducio", checkpoint, parts="encoder")
     assert compiled == ["VideoEncoder"]
-    assert fast.precision["compiled"] is True
+    assert fast.precision["compiled"] == "all"
     torch.testing.assert_close(fast.encode(clip).mean, slow.encode(clip).mean)
 
 

@@ -164,7 +164,7 @@ def test_a_missing_video_library_is_one_error_and_no_fault_of_the_videos(tmp_pat
     missing = tmp_path / "missing"
     missing.mkdir()
     (missing / "av.py").write_text("raise ModuleNotFoundError('No module named av', name='av')")
-    command = [sys.executable, "-m", "reducio_latents", "encode-corpus", videos, store]
+    command = [sys.executable, "-m", "reducio_latents", "encode-corpus", str(videos), str(store)]
     run = subprocess.run(
         [*command, "--model", "reducio-random:8", "--resolution", "32", "--workers", "1"],
         env=os.environ | {"PYTHONPATH": str(missing)},

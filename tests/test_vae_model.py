@@ -13,6 +13,7 @@ from reducio_latents.vae import ReducioVAE, ReducioVAEConfig
 from reducio_latents.vae.blocks import SelfAttention
 from reducio_latents.vae.decoder import ContentFusion
 from reducio_latents.vae.model import PARTS, centre_frame
+from reducio_latents.vae.norm import fusible_norm_silu, norm_silu
 from reducio_latents.vae.rule_weights import rule_weight
 from reducio_latents.vae.weights import expected_shapes
 from reducio_latents.values import Posterior
@@ -155,6 +156,20 @@ def test_every_kind_of_block_compiles_without_graph_breaks(vae: ReducioVAE) -> N
     for network, inputs in cases:
         compiled = torch.compile(network, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(*inputs), network(*inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_the_norm_that_can_be_fused_gives_the_same_and_keeps_the_layout(
+    layout: torch.memory_format, dtype: torch.dtype, bound: float
+) -> None:
+    x = (3 + 5 * torch.randn(2, 24, 4, 6, 8)).to(dtype).contiguous(memory_format=layout)
+    weight, bias = torch.randn(2, 24).to(dtype)
+    found = fusible_norm_silu(x, 8, weight, bias, 1e-6)
+    expected = norm_silu(x.float(), 8, weight.float(), bias.float(), 1e-6)
+    assert found.dtype == dtype
+    assert found.stride() == x.stride()
+    assert relative(found.float(), expected) < bound
 
 
 def test_a_half_has_only_its_networks_and_says_so(vae: ReducioVAE) -> None:

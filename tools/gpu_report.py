@@ -22,6 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
+from reducio_latents.autoencoders.protocol import COMPILES
 from reducio_latents.encode.bench import (
     HEADER,
     NAIVE,
@@ -57,10 +58,10 @@ def encoder_table(bench: EncoderBench, matmul: float) -> list[Measurement]:
     return results
 
 
-def likely_speed(variant: Variant) -> tuple[bool, bool, bool]:
+def likely_speed(variant: Variant) -> tuple[bool, bool, int]:
     """Return what to sort by, so that it is the slow ones that are missing if time runs out."""
     channels_last = variant.layout == torch.channels_last_3d
-    return variant.dtype == torch.bfloat16, channels_last, variant.compiled
+    return variant.dtype == torch.bfloat16, channels_last, COMPILES.index(variant.compile)
 
 
 def fastest(results: list[Measurement]) -> Measurement | None:
@@ -69,7 +70,7 @@ def fastest(results: list[Measurement]) -> Measurement | None:
 
 
 def print_busy(bench: EncoderBench, best: Measurement, seconds: float) -> None:
-    pad_to = best.batch if best.variant.compiled else None
+    pad_to = best.batch if best.variant.compile != "none" else None
     encoder = BatchEncoder(bench.load(best.variant), pad_to=pad_to)
     rate, busy = busy_share(encoder, made_up_clips(best.batch, bench.bucket), seconds)
     share = "not measured on a CPU" if busy is None else f"{busy:.1%}"
@@ -112,7 +113,7 @@ def main() -> None:
         sys.exit("there is no GPU here. To try this script out: --device cpu --side 32.")
     deadline = time.monotonic() + 60 * arguments.minutes
     torch.backends.cudnn.benchmark = True
-    variants = [v for v in VARIANTS if not (arguments.no_compile and v.compiled)]
+    variants = [v for v in VARIANTS if v.compile == "none" or not arguments.no_compile]
     variants.sort(key=likely_speed, reverse=True)
     bench = EncoderBench(
         model=arguments.model,

@@ -11,7 +11,7 @@ from typing import cast
 
 import torch
 
-from reducio_latents.autoencoders.protocol import Autoencoder, LoadOptions, TilingChoice
+from reducio_latents.autoencoders.protocol import Autoencoder, Compile, LoadOptions, TilingChoice
 from reducio_latents.errors import ConfigError
 from reducio_latents.vae.model import Parts
 
@@ -47,7 +47,7 @@ def load_autoencoder(
     dtype: torch.dtype = torch.float32,
     tiling: TilingChoice = "auto",
     parts: Parts = "all",
-    compile: bool = False,
+    compile: Compile = "none",
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Autoencoder:
     """Return the autoencoder of that name, ready to encode and decode; `LoadOptions` says the rest.

@@ -287,7 +287,7 @@ def prepare(model: Any, config: Mapping[str, Any], options: LoadOptions) -> Diff
         for parameter in model.parameters():
             if parameter.ndim in layouts:
                 parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
-    if options.compile:
+    if options.compiles_whole(PREFIX):
         for network in (model.encoder, model.decoder):
             if network is not None:
                 network.compile(dynamic=False)

@@ -143,7 +143,7 @@ def prepare(model: nn.Module, options: LoadOptions) -> nn.Module:
     for parameter in model.parameters():
         if options.memory_format != torch.contiguous_format and parameter.ndim in layouts:
             parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
-    if options.compile:
+    if options.compiles_whole(type(model).__name__):
         for path in (*encoding, *decoding):
             if path not in dropped:
                 model.get_submodule(path).compile(dynamic=False)

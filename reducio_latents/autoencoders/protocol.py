@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from reducio_latents.errors import ConfigError
 from reducio_latents.geometry import LatentGeometry
 from reducio_latents.vae.model import Parts
 from reducio_latents.vae.tiling import Tiling
 from reducio_latents.values import Posterior
 
 TilingChoice = Tiling | Literal["auto"] | None
+Compile = Literal["none", "norms", "all"]
+COMPILES: tuple[Compile, ...] = get_args(Compile)
 
 
 class Autoencoder(Protocol):
@@ -87,8 +90,25 @@ class LoadOptions:
     """How large frames are cut; "auto" is the model's published way, None never cuts."""
     parts: Parts = "all"
     """`encoder` or `decoder` leave the other half out of memory."""
-    compile: bool = False
-    """Whether to compile the networks, once for each size of input. torch.compile stops after eight
-    sizes (torch._dynamo.config.recompile_limit) and runs the others as they are."""
+    compile: Compile = "none"
+    """What torch.compile makes programs of, once for each size of input: `all`, the networks whole;
+    `norms`, each normalisation with its activation, which takes seconds. It stops after eight sizes
+    (torch._dynamo.config.recompile_limit) and runs the others as they are; the norms of one network
+    see some seven sizes for one of the input."""
     memory_format: torch.memory_format = torch.contiguous_format
     """Layout of weights and activations; channels_last_3d also lays images out channels last."""
+
+    def __post_init__(self) -> None:
+        if self.compile not in COMPILES:
+            raise ConfigError(
+                f"compile is {self.compile!r}; choose one of {', '.join(map(repr, COMPILES))}."
+            )
+
+    def compiles_whole(self, name: str) -> bool:
+        """Whether to compile whole networks; ConfigError for norms, where they are not ours."""
+        if self.compile == "norms":
+            raise ConfigError(
+                f"{name} has no norms that could be compiled by themselves; Reducio-VAE has. "
+                'Use compile="all" or "none".'
+            )
+        return self.compile == "all"

@@ -21,6 +21,7 @@ from reducio_latents.errors import ConfigError, WeightsError
 from reducio_latents.geometry import LatentGeometry
 from reducio_latents.vae.config import ReducioVAEConfig
 from reducio_latents.vae.model import FINAL_RULE, PARTS, ReducioVAE
+from reducio_latents.vae.norm import fuse_norms
 from reducio_latents.vae.tiling import Tiling
 from reducio_latents.vae.weights import (
     StateDict,
@@ -180,7 +181,9 @@ def _load(
         check_description(weights, model.config, sha256)
     model.eval().requires_grad_(False)
     model.lay_out(options.memory_format)
-    if options.compile:
+    if options.compile == "norms":
+        fuse_norms(model)
+    if options.compile == "all":
         for network in COMPILED & PARTS[options.parts]:
             getattr(model, network).compile(dynamic=False)
     return ReducioAutoencoder(name, model, sha256, options)

@@ -108,7 +108,13 @@ from reducio_latents.config import IMAGE_CODECS
     show_default=True,
     help="Who resizes frames: decode workers, or the encoder's device; auto: the device if a GPU.",
 )
-@click.option("--compile", is_flag=True, help="Compile the encoder with torch.compile.")
+@click.option(
+    "--compile",
+    type=click.Choice(["none", "norms", "all"]),
+    default="none",
+    show_default=True,
+    help="By torch.compile: all of the encoder (minutes), or its norms with activations (seconds).",
+)
 @click.option(
     "--clip-timeout-s", type=float, default=120.0, show_default=True, help="A slower decoder hung."
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from reducio_latents.autoencoders import load_autoencoder
-from reducio_latents.autoencoders.protocol import Autoencoder
+from reducio_latents.autoencoders.protocol import Autoencoder, Compile
 from reducio_latents.encode.fast_path import FastPathError, fast_path_error, made_up_clips
 from reducio_latents.encode.gpu import BatchEncoder, Result, raise_compile_limit
 from reducio_latents.geometry import Bucket
@@ -32,7 +32,7 @@ class Variant:
     name: str
     dtype: torch.dtype
     layout: torch.memory_format = torch.contiguous_format
-    compiled: bool = False
+    compile: Compile = "none"
 
 
 NAIVE = Variant("naive: batch 1, float32, no overlap", torch.float32)
@@ -41,11 +41,12 @@ VARIANTS = (
     Variant("float32 channels_last_3d", torch.float32, torch.channels_last_3d),
     Variant("bfloat16", torch.bfloat16),
     Variant("bfloat16 channels_last_3d", torch.bfloat16, torch.channels_last_3d),
-    Variant("float32 compiled", torch.float32, compiled=True),
-    Variant("bfloat16 compiled", torch.bfloat16, compiled=True),
     Variant(
-        "bfloat16 channels_last_3d compiled", torch.bfloat16, torch.channels_last_3d, compiled=True
+        "bfloat16 channels_last_3d, norms compiled", torch.bfloat16, torch.channels_last_3d, "norms"
     ),
+    Variant("float32 compiled", torch.float32, compile="all"),
+    Variant("bfloat16 compiled", torch.bfloat16, compile="all"),
+    Variant("bfloat16 channels_last_3d compiled", torch.bfloat16, torch.channels_last_3d, "all"),
 )
 
 
@@ -91,10 +92,10 @@ class EncoderBench:
             device=self.device,
             dtype=variant.dtype,
             parts="all" if decoder else "encoder",
-            compile=variant.compiled,
+            compile=variant.compile,
             memory_format=variant.layout,
         )
-        if variant.compiled:
+        if variant.compile != "none":
             raise_compile_limit(autoencoder, [self.bucket])
         return autoencoder
 
@@ -117,7 +118,7 @@ class EncoderBench:
         for batch in self.batches:
             if time.monotonic() > self.deadline:
                 return
-            encoder = BatchEncoder(autoencoder, pad_to=batch if variant.compiled else None)
+            encoder = BatchEncoder(autoencoder, pad_to=batch if variant.compile != "none" else None)
             frames = made_up_clips(batch, self.bucket)
             work = [frames] * BATCHES
 

@@ -67,7 +67,7 @@ def is_exact(precision: Mapping[str, Any]) -> bool:
     return (
         precision.get("dtype") == "float32"
         and precision.get("memory_format", "contiguous_format") == "contiguous_format"
-        and not precision.get("compiled")
+        and precision.get("compiled", "none") == "none"
         and not precision.get("tf32")
     )
 

@@ -35,6 +35,8 @@ INPUTS = 2
 
 HALVINGS = 3
 """Batch sizes beside the first that a compiled encoder may come to see for lack of memory."""
+NORM_SIZES = 16
+"""Sizes that the norms of one network see, at most: levels, and the channels before and after."""
 
 
 def raise_compile_limit(autoencoder: Autoencoder, buckets: Sequence[Bucket]) -> None:
@@ -44,7 +46,7 @@ def raise_compile_limit(autoencoder: Autoencoder, buckets: Sequence[Bucket]) -> 
     """
     from torch._dynamo import config
 
-    wanted = (1 + HALVINGS) * len(input_sizes(autoencoder, buckets))
+    wanted = NORM_SIZES * (1 + HALVINGS) * len(input_sizes(autoencoder, buckets))
     config.recompile_limit = max(config.recompile_limit, wanted)
     config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, 8 * wanted)
 

@@ -20,6 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 BUCKET_MULTIPLE = 32
 """Sides of buckets are divisible by this, the largest spatial stride in use."""
 ENGINES = ("local", "ray")
+COMPILES = ("none", "norms", "all")
 MEASURES = ("auto", "none", "latents", "decoded")
 RESIZE_ON = ("auto", "worker", "device")
 COUNTS: dict[str, str | None] = {
@@ -81,9 +82,11 @@ class EncodeOptions:
     """Clips that are encoded together. Part of the low bits: keep it for equal bytes. `auto`: as
     many as fit in the GPU's memory."""
     device: str = "auto"
-    """`auto`: the first GPU if there is one, else the CPU."""
-    """As torch names it. A rank of several gets the GPU of its number on the machine."""
-    compile: bool = False
+    """As torch names it; `auto`: the first GPU if there is one, else the CPU. A rank of several
+    gets the GPU of its number on the machine."""
+    compile: Literal["none", "norms", "all"] = "none"
+    """What torch.compile is used on: `all`, the encoder whole, which takes minutes for each size of
+    clip; `norms`, its normalisations with their activations, seconds; `none`."""
     engine: str = "local"
     """`local`: this process, or one rank of those that torchrun or Slurm started. `ray`: actors."""
     gpus: int | Literal["all"] = 1
@@ -132,6 +135,7 @@ class EncodeOptions:
             ("dtype", self.dtype, DTYPES),
             ("tiling", self.tiling, ("auto", "none")),
             ("engine", self.engine, ENGINES),
+            ("compile", self.compile, COMPILES),
         ]:
             if value not in choices:
                 raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
