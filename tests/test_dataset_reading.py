@@ -55,6 +55,21 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages of files are Linux's")
+def test_the_kernel_is_asked_to_map_shards_in_huge_pages(tmp_path: Path) -> None:
+    path = tmp_path / "latents"
+    dataset = LatentDataset(write_store(path, EVERYTHING), batch_size=2, latents="moments")
+    dataset.batch(0, 0)
+    ours, flags = False, []
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            ours = str(path) in line
+        elif ours and line.startswith("VmFlags:"):
+            flags.append(line.split())
+    assert flags
+    assert all("hg" in each for each in flags)
+
+
 def number_of(store: Store) -> dict[str, int]:
     return {name: i for i, name in enumerate(store.plan.clips["clip_id"].to_pylist())}
 

@@ -15,6 +15,8 @@ from reducio_latents.files.protocol import Buffer
 
 PARTIAL = ".partial"
 """Folder of files that are being written. What is in there is not in the store."""
+WRITE_BYTES = 8 << 20
+"""What is written at once, where parts are small: the kernel then keeps the file in huge pages."""
 ATTEMPTS = 3
 _numbers = count()
 
@@ -115,7 +117,7 @@ def _make_folders(folder: Path) -> list[Path]:
 
 
 def _write_durably(path: Path, parts: Sequence[Buffer]) -> None:
-    with path.open("xb") as file:
+    with path.open("xb", buffering=WRITE_BYTES) as file:
         with suppress(OSError):  # a file system without locks: nothing will be swept either
             fcntl.flock(file, fcntl.LOCK_EX)
         for part in parts:
