@@ -293,11 +293,12 @@ def test_a_state_of_another_store_is_refused(path: Path, tmp_path: Path) -> None
     open_dataset(copy).load_state_dict(state)  # the same store in another place
 
 
-@pytest.mark.parametrize(
-    "state",
-    [None, [], {}, {"epoch": 0}, *({"epoch": e} for e in (-1, "one", None))]
-    + [{"batch": b} for b in (10**6, -1, [])],
-)
+DAMAGED: list[Any] = [None, [], {}, {"epoch": 0}]
+DAMAGED += [{"epoch": epoch} for epoch in (-1, "one", None)]
+DAMAGED += [{"batch": 10**6}, {"batch": -1}, {"batch": []}]
+
+
+@pytest.mark.parametrize("state", DAMAGED)
 def test_a_damaged_state_is_refused(path: Path, state: Any) -> None:
     whole = open_dataset(path).state_dict()
     bad = whole | state if isinstance(state, dict) and state not in ({}, {"epoch": 0}) else state

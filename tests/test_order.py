@@ -134,7 +134,7 @@ def test_any_batch_of_any_epoch_can_be_asked_for_at_any_time(
     made: tuple[BatchOrder, set[Place]], seed: int
 ) -> None:
     order, _ = made
-    batches = {}
+    batches: dict[tuple[int, int], list[Place]] = {}
     for epoch in range(3):
         fresh = deepcopy(order)  # knows nothing of other epochs
         batches |= {(epoch, k): batch for k, batch in enumerate(epoch_of(fresh, epoch))}

@@ -273,7 +273,7 @@ def test_what_imported_samples_cannot_give_is_said(extracted: Path) -> None:
         LatentDataset(Store(files), batch_size=1)
     for latents in ("mean", "moments"):
         with pytest.raises(ConfigError, match=f'drawn once.*latents="{latents}"'):
-            LatentDataset(Store(files), ("latents",), batch_size=1, latents=latents)  # type: ignore[arg-type]
+            LatentDataset(Store(files), ("latents",), batch_size=1, latents=latents)
 
 
 def test_the_command_imports_and_the_result_converts(extracted: Path, tmp_path: Path) -> None:
