@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,9 @@ def test_many_shards_that_cannot_be_read_are_one_short_error(
         list(dataset)
     files = dataset.sources[0].store.files
     assert isinstance(files, CachedFiles)
+    deadline = time.monotonic() + 30
+    while "cannot fetch ahead" not in caplog.text and time.monotonic() < deadline:
+        time.sleep(0.01)  # threads fetch
     files.close()
     assert caplog.text.count("cannot fetch ahead") == 1
 

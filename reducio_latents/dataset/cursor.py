@@ -4,8 +4,12 @@ A DataLoader makes new worker processes for every epoch from a dataset that neve
 they came. So what they share lies in shared memory: the epoch, and a record of each worker in the
 latest run (one pass of a loader). A worker that begins takes its epoch from another one of the same
 run, if there is one, or else works it out from the run before: the same epoch, or the next one if
-all of its workers came to the end. Each worker writes only its own record, and a run's records lie
-in another bank than those of the run before, so no lock is needed.
+all of its workers came to the end.
+
+No lock is needed. Each worker writes only its own record, and a run's records lie in another bank
+than those of the run before. Which run is the latest, and so which bank, is one word, read and
+written at once: workers that begin at the same time have all read the same word, and all write the
+same one.
 """
 
 from __future__ import annotations
@@ -20,12 +24,10 @@ from reducio_latents.dataset.hashing import derive
 from reducio_latents.errors import ConfigError
 
 MAX_WORKERS = 512
-RUN, EPOCH, START, WORKERS, DONE = range(5)
+RUN, EPOCH, START, WORKERS, DONE, NAME = range(6)
 """What a record of a worker holds. The first record of all is the base: where an iteration begins
-if there is no latest run; its last field is the bank of the latest run's records."""
-BANK = DONE
+if there is no latest run; its RUN is that of the latest run. A run's lowest bit is its bank."""
 NO_RUN = 0
-RUN_BITS = 62
 
 
 class Position(NamedTuple):
@@ -52,14 +54,14 @@ class Cursor:
     """The position of a dataset; copies of it in worker processes share the epoch."""
 
     def __init__(self) -> None:
-        self._memory = _shared(torch.zeros((1 + 2 * MAX_WORKERS, 5), dtype=torch.int64))
+        self._memory = _shared(torch.zeros((1 + 2 * MAX_WORKERS, 6), dtype=torch.int64))
         self._forget()
 
     def _forget(self) -> None:
         """Set what belongs to this process alone."""
         self._position: Position | None = None
         self._loaded: Position | None = None
-        self._runs: dict[int, int] = {}
+        self._passes: dict[int, int] = {}
         self._record: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,15 +93,15 @@ class Cursor:
             self._set_base(loaded.epoch, loaded.batch)
             self._position = loaded
             return None
-        run = self._run_key(base_seed)
-        epoch, start, bank = self._claim(run)
+        name = self._name(base_seed)
+        run, epoch, start = self._claim(name)
         first = start + info.id
         self._position = Position(epoch, start)
         if loaded is not None:
             epoch, start = loaded.epoch, loaded.batch
             first = start + info.id if loaded.worker < 0 else start
             self._position = loaded
-        self._write(bank, info.id, torch.tensor([run, epoch, start, info.num_workers, 0]))
+        self._write(info.id, torch.tensor([run, epoch, start, info.num_workers, 0, name]))
         return Span(epoch, first, info.num_workers)
 
     def gave(self, span: Span, batch: int) -> None:
@@ -130,7 +132,7 @@ class Cursor:
         in_workers = get_worker_info() is None and self._run != NO_RUN
         if self._position is not None and not in_workers:
             return self._position
-        if in_workers and not _all_done(self._latest()):
+        if in_workers and not _all_done(self._records(self._run)):
             raise ConfigError(
                 "worker processes are giving out batches, and fetch some ahead, so this copy of "
                 "the dataset cannot tell how far training is. Take the state of a LatentLoader or "
@@ -157,53 +159,56 @@ class Cursor:
 
     def _set_base(self, epoch: int, start: int) -> None:
         self._memory[1:, RUN] = NO_RUN
-        self._memory[0] = torch.tensor([NO_RUN, epoch, start, 0, 0])
+        self._memory[0] = torch.tensor([NO_RUN, epoch, start, 0, 0, 0])
 
     @property
     def _run(self) -> int:
         """The latest run of worker processes, if nothing came after it."""
         return int(self._memory[0, RUN])
 
-    def _bank(self, number: int) -> Tensor:
-        start = 1 + number * MAX_WORKERS
+    def _bank(self, run: int) -> Tensor:
+        start = 1 + (run & 1) * MAX_WORKERS
         return self._memory[start : start + MAX_WORKERS]
 
-    def _records(self, bank: int, run: int) -> Tensor:
-        records = self._bank(bank)
+    def _records(self, run: int) -> Tensor:
+        records = self._bank(run)
         return records[records[:, RUN] == run]
-
-    def _latest(self) -> Tensor:
-        return self._records(int(self._memory[0, BANK]), self._run)
 
     def _next(self) -> tuple[int, int]:
         """Return the epoch and batch where the next iteration begins."""
-        if self._run == NO_RUN:
+        return self._after(self._run)
+
+    def _after(self, run: int) -> tuple[int, int]:
+        """Return the epoch and batch where the iteration after a run begins."""
+        if run == NO_RUN:
             return int(self._memory[0, EPOCH]), int(self._memory[0, START])
-        latest = self._latest()
-        epoch = int(latest[:, EPOCH].max())
-        return (epoch + 1, 0) if _all_done(latest) else (epoch, int(latest[:, START].min()))
+        records = self._records(run)
+        epoch = int(records[:, EPOCH].max())
+        return (epoch + 1, 0) if _all_done(records) else (epoch, int(records[:, START].min()))
 
-    def _run_key(self, base_seed: int) -> int:
+    def _name(self, base_seed: int) -> int:
         """Name this pass of the loader: its workers have one seed, and all count their passes."""
-        self._runs[base_seed] = self._runs.get(base_seed, 0) + 1
-        return derive(base_seed, self._runs[base_seed]) >> (64 - RUN_BITS) | 1
+        self._passes[base_seed] = self._passes.get(base_seed, 0) + 1
+        return derive(base_seed, self._passes[base_seed]) >> 2
 
-    def _claim(self, run: int) -> tuple[int, int, int]:
-        """Return epoch, start and bank of a run, from its other workers if some came first."""
-        for bank in range(2):
-            same = self._records(bank, run)
-            # A loader that is seeded anew for every epoch names all its passes alike.
-            if len(same) and not _all_done(same):
-                return int(same[:, EPOCH].max()), int(same[:, START].min()), bank
-        bank = 1 - int(self._memory[0, BANK])
-        return (*self._next(), bank)
+    def _claim(self, name: int) -> tuple[int, int, int]:
+        """Return the run of a pass, its epoch and its start; of its other workers, if one began."""
+        latest = self._run
+        records = self._records(latest) if latest != NO_RUN else self._memory[:0]
+        # A loader that is seeded anew for every epoch names all its passes alike.
+        if len(records) and int(records[0, NAME]) == name and not _all_done(records):
+            return latest, int(records[:, EPOCH].max()), int(records[:, START].min())
+        # In the other bank; named after the run before, so that no old record has its number.
+        run = (derive(name, latest) >> 2 | 1) << 1 | (1 - (latest & 1))
+        return run, *self._after(latest)
 
-    def _write(self, bank: int, worker: int, record: Tensor) -> None:
-        mine = self._record = self._bank(bank)[worker]
+    def _write(self, worker: int, record: Tensor) -> None:
+        run = int(record[RUN])
+        mine = self._record = self._bank(run)[worker]
         mine[RUN] = NO_RUN
         mine[EPOCH:] = record[EPOCH:]
-        mine[RUN] = record[RUN]  # last: from now on the record counts
-        self._memory[0, BANK], self._memory[0, RUN] = bank, record[RUN]
+        mine[RUN] = run  # last: from now on the record counts
+        self._memory[0, RUN] = run
 
 
 def _all_done(records: Tensor) -> bool:
