@@ -19,6 +19,7 @@ from reducio_latents.autoencoders.diffusers_rules import (
     latent_steps,
 )
 from reducio_latents.autoencoders.ldm_keys import is_ldm_vae, to_diffusers_keys
+from reducio_latents.autoencoders.placing import lay_out, precision_of
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.devices import usable_device
 from reducio_latents.errors import ConfigError, GeometryError, WeightsError
@@ -100,14 +101,7 @@ class DiffusersAutoencoder:
 
     @property
     def precision(self) -> dict[str, Any]:
-        float32_on_gpu = self.device.type == "cuda" and self.dtype == torch.float32
-        return {
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.device.type,
-            "memory_format": str(self._options.memory_format).removeprefix("torch."),
-            "compiled": self._options.compile,
-            "tf32": float32_on_gpu and torch.backends.cudnn.allow_tf32,
-        }
+        return precision_of(self.device, self.dtype, self._options)
 
     def with_dtype(self, dtype: torch.dtype) -> DiffusersAutoencoder:
         """Return a copy that computes in another precision."""
@@ -282,11 +276,7 @@ def prepare(model: Any, config: Mapping[str, Any], options: LoadOptions) -> Diff
         model.encoder = None
     with quiet():
         model.to(usable_device(options.device), options.dtype)
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if options.memory_format != torch.contiguous_format:
-        for parameter in model.parameters():
-            if parameter.ndim in layouts:
-                parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
+    lay_out(model, options)
     if options.compiles_whole(PREFIX):
         for network in (model.encoder, model.decoder):
             if network is not None:

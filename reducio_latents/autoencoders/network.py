@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from reducio_latents.autoencoders.placing import lay_out, precision_of
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.devices import usable_device
 from reducio_latents.errors import ConfigError, WeightsError
@@ -101,14 +102,7 @@ class NetworkAutoencoder:
 
     @property
     def precision(self) -> dict[str, Any]:
-        float32_on_gpu = self.device.type == "cuda" and self.dtype == torch.float32
-        return {
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.device.type,
-            "memory_format": str(self._options.memory_format).removeprefix("torch."),
-            "compiled": self._options.compile,
-            "tf32": float32_on_gpu and torch.backends.cudnn.allow_tf32,
-        }
+        return precision_of(self.device, self.dtype, self._options)
 
     @torch.inference_mode()
     def encode(self, video_BCTHW: Tensor) -> Posterior:
@@ -139,10 +133,7 @@ def prepare(model: nn.Module, options: LoadOptions) -> nn.Module:
         setattr(model.get_submodule(owner), name, None)
     model.eval().requires_grad_(False)
     model.to(usable_device(options.device), options.dtype)
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
-    for parameter in model.parameters():
-        if options.memory_format != torch.contiguous_format and parameter.ndim in layouts:
-            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
+    lay_out(model, options)
     if options.compiles_whole(type(model).__name__):
         for path in (*encoding, *decoding):
             if path not in dropped:

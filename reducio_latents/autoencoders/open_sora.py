@@ -94,7 +94,7 @@ class TemporalEncoder(nn.Module):
         self.conv_in = CausalConv3d(LATENT_CHANNELS, widths[0], bias=False)
         self.block_res_blocks = nn.ModuleList(
             _blocks(config.res_blocks, before, width)
-            for before, width in zip([widths[0], *widths], widths, strict=False)
+            for before, width in pairwise([widths[0], *widths])
         )
         self.conv_blocks = nn.ModuleList(
             CausalConv3d(width, width, stride=2) if halved else nn.Identity()

@@ -15,6 +15,7 @@ from reducio_latents.autoencoders.checkpoint import (
     check_description,
     fingerprint_of,
 )
+from reducio_latents.autoencoders.placing import precision_of
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.devices import usable_device
 from reducio_latents.errors import ConfigError, WeightsError
@@ -57,7 +58,7 @@ class ReducioAutoencoder:
         self.weights_sha256 = weights_sha256
         self.tiling = PUBLISHED_TILING if options.tiling == "auto" else options.tiling
         self.device, self.dtype = model.device, model.dtype
-        self.precision = _precision(model, options)
+        self.precision = precision_of(self.device, self.dtype, options)
 
     @property
     def geometry(self) -> LatentGeometry:
@@ -187,15 +188,3 @@ def _load(
         for network in COMPILED & PARTS[options.parts]:
             getattr(model, network).compile(dynamic=False)
     return ReducioAutoencoder(name, model, sha256, options)
-
-
-def _precision(model: ReducioVAE, options: LoadOptions) -> dict[str, Any]:
-    on_gpu = model.device.type == "cuda"
-    return {
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "memory_format": str(options.memory_format).removeprefix("torch."),
-        "compiled": options.compile,
-        # PyTorch lets float32 convolutions use 10-bit mantissas unless told otherwise.
-        "tf32": on_gpu and model.dtype == torch.float32 and torch.backends.cudnn.allow_tf32,
-    }

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from reducio_latents.errors import VideoError
@@ -102,11 +100,8 @@ def _fit(task: DecodeTask, frame: Frame) -> Frame:
 
 def _send(task: DecodeTask, number: int, clip: ClipFrames, channel: Channel) -> None:
     slot, memory = channel.acquire()
-    height, width, _ = clip.frames[0].shape  # all of a clip are of one size
-    shape = (task.bucket.frames, height, width, 3)
-    pixels = np.frombuffer(memory, np.uint8, count=math.prod(shape)).reshape(shape)
-    for target, frame in zip(pixels, clip.frames, strict=True):
-        target[...] = frame
+    pixels = clip.copy_into(memory)
+    _, height, width, _ = pixels.shape
     content = None
     if task.image_codec is not None:
         centre = fit_frame(pixels[(task.bucket.frames - 1) // 2], task.bucket, task.resize)

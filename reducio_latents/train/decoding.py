@@ -68,10 +68,7 @@ def decode_clip(task: ClipTask, channel: Channel) -> None:
         channel.emit(str(err))
         return
     slot, memory = channel.acquire()
-    shape = (task.bucket.frames, task.bucket.height, task.bucket.width, 3)
-    pixels = np.frombuffer(memory, np.uint8, count=math.prod(shape)).reshape(shape)
-    for target, frame in zip(pixels, clip.frames, strict=True):
-        target[...] = frame
+    clip.copy_into(memory)
     channel.emit(None, slot)
 
 

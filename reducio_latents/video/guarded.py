@@ -21,7 +21,7 @@ from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.geometry import Bucket
 from reducio_latents.pixels import fit_frame
 from reducio_latents.processes import Channel, Event, ProcessPool
-from reducio_latents.video import ClipFrames, VideoBackend, get_backend
+from reducio_latents.video import VideoBackend, get_backend
 from reducio_latents.video.source import VideoSource, open_source
 
 Pixels = NDArray[np.uint8]
@@ -177,7 +177,9 @@ def read_request(request: ClipRequest, channel: Channel) -> None:
         for number, clip in enumerate(clips):
             if isinstance(clip, VideoError):
                 raise clip
-            _send(request.bucket, number, clip, channel)
+            slot, memory = channel.acquire()
+            clip.copy_into(memory)
+            channel.emit((number, clip.start_s), slot)
     except VideoError as err:
         channel.emit(str(err))
 
@@ -204,14 +206,6 @@ def _require_same(request: ClipRequest, channel: Channel) -> None:
         raise VideoError(f"{request.video} is no longer at {source.url}: {why}") from err
     if digest.hexdigest() != request.sha256:
         raise VideoError(f"{request.video} has changed since it was encoded (its hash differs)")
-
-
-def _send(bucket: Bucket, number: int, clip: ClipFrames, channel: Channel) -> None:
-    slot, memory = channel.acquire()
-    pixels = np.frombuffer(memory, np.uint8, count=_clip_bytes(bucket)).reshape(_clip_shape(bucket))
-    for target, frame in zip(pixels, clip.frames, strict=True):
-        target[...] = frame
-    channel.emit((number, clip.start_s), slot)
 
 
 def _clip_shape(bucket: Bucket) -> tuple[int, int, int, int]:

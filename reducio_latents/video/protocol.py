@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -49,6 +50,17 @@ class ClipFrames(NamedTuple):
     moments is the same array twice."""
     times_s: tuple[float, ...]
     """When each of `frames` appears, in seconds from the first shown frame of the video."""
+
+    def copy_into(self, memory: memoryview) -> NDArray[np.uint8]:
+        """Copy the frames, all of one size, to where `memory` begins; return them there.
+
+        They are uint8 (T, H, W, 3).
+        """
+        shape = (len(self.frames), *self.frames[0].shape)
+        pixels = np.frombuffer(memory, np.uint8, count=math.prod(shape)).reshape(shape)
+        for target, frame in zip(pixels, self.frames, strict=True):
+            target[...] = frame
+        return pixels
 
 
 class VideoBackend(Protocol):
