@@ -385,19 +385,22 @@ def test_columns_that_need_frames_or_exact_images_are_made_from_the_videos(
     assert files_of(moved) == files_of(lossy)
 
 
-def test_eight_bits_halve_the_bytes_and_write_their_error_into_the_store(
-    first: Path, whole: Path, models: dict[str, Any], tmp_path: Path
-) -> None:
-    small = copy_of(first, tmp_path / "int8")
+def in_eight_bits(store: Path, target: Path, models: dict[str, Any], zstd: str) -> Path:
+    """Copy a store and add vectors of 8 bits, those of one column compressed."""
     clip = ContentClipOptions(
         model=models["content_clip"].model, dtype="float32", quantization="int8"
     )
     text = TextOptions(model=models["text"].model, dtype="float32", values="int8")
-    add_column(
-        small,
-        ["content_clip", "text"],
-        **settings(models, content_clip=clip, text=text, zstd=("text",)),
-    )
+    copy = copy_of(store, target)
+    conditions = settings(models, content_clip=clip, text=text, zstd=(zstd,))
+    add_column(copy, ["content_clip", "text"], **conditions)
+    return copy
+
+
+def test_eight_bits_halve_the_bytes_and_write_their_error_into_the_store(
+    first: Path, whole: Path, models: dict[str, Any], tmp_path: Path
+) -> None:
+    small = in_eight_bits(first, tmp_path / "int8", models, zstd="text")
     packed, exact = open_store(small), open_store(whole)
     key = ShardKey(BUCKET, 0)
     for row in range(3):
@@ -426,16 +429,7 @@ def test_readers_give_values_whatever_way_they_are_stored(
 ) -> None:
     from reducio_latents import LatentDataset, LatentTable
 
-    small = copy_of(first, tmp_path / "int8")
-    clip = ContentClipOptions(
-        model=models["content_clip"].model, dtype="float32", quantization="int8"
-    )
-    text = TextOptions(model=models["text"].model, dtype="float32", values="int8")
-    add_column(
-        small,
-        ["content_clip", "text"],
-        **settings(models, content_clip=clip, text=text, zstd=("content_clip",)),
-    )
+    small = in_eight_bits(first, tmp_path / "int8", models, zstd="content_clip")
     columns = ["content_clip", "text"]
     tables = [LatentTable(store, columns=columns) for store in (small, whole)]
     datasets = [
