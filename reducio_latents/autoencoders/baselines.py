@@ -104,6 +104,8 @@ def load_baseline(name: str, weights: Path | None, options: LoadOptions) -> Base
     """Make `repeat-content` or `bicubic-32x`; raise ConfigError for weights, which neither has."""
     if weights is not None:
         raise ConfigError(f"{name} has no weights; leave out {weights}.")
+    if options.compile != "none":
+        raise ConfigError(f'{name} has no network to compile. Use compile="none".')
     if name == RepeatContent.name and options.parts == "encoder":
         raise ConfigError(f"{name} has no latents to store: it is a floor for `evaluate`.")
     for baseline in (RepeatContent, Bicubic):
