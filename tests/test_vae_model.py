@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reducio_latents.errors import ConfigError, GeometryError, LatentsError, PixelError
-from reducio_latents.vae import ReducioVAE, ReducioVAEConfig
+from reducio_latents.vae import ReducioVAE, ReducioVAEConfig, Tiling
 from reducio_latents.vae.blocks import SelfAttention
 from reducio_latents.vae.decoder import ContentFusion
 from reducio_latents.vae.model import PARTS, centre_frame
@@ -19,6 +21,7 @@ from reducio_latents.vae.weights import expected_shapes
 from reducio_latents.values import Posterior
 
 NARROW = ReducioVAEConfig(width=8, content_width=8, decoder_width=8)
+DIFFERENCES = replace(NARROW, target="difference")
 
 
 def make(config: ReducioVAEConfig = NARROW) -> ReducioVAE:
@@ -90,6 +93,40 @@ def test_the_content_image_is_the_centre_frame_and_matters(vae: ReducioVAE) -> N
     latents = vae.final_latents(vae.encode(clip))
     ours, other = vae.decode(latents, clip[:, :, 7]), vae.decode(latents, clip[:, :, 0])
     assert relative(ours, other) > 1e-3
+
+
+def test_an_untrained_model_of_differences_repeats_the_content_image() -> None:
+    model = make(DIFFERENCES).requires_grad_(False)
+    for parameter in model.decoder.conv_out.parameters():
+        parameter.zero_()
+    clip = video(height=64)
+    latents = model.final_latents(model.encode(clip))
+    repeated = centre_frame(clip).unsqueeze(2).expand_as(clip)
+    assert torch.equal(model.decode(latents, centre_frame(clip)), repeated)
+    tiling = Tiling(tile_px=32)
+    assert torch.equal(model.decode(latents, centre_frame(clip), tiling), repeated)
+
+
+def test_a_model_of_differences_encodes_what_moves_and_how_much() -> None:
+    model = make(DIFFERENCES).requires_grad_(False)
+    model.difference_scale.fill_(1)
+    clip = video() / 4
+    mean = model.encode(clip).mean
+    still = torch.rand(1, 3, 1, *clip.shape[-2:]) / 2
+    assert relative(model.encode(clip + still).mean, mean) < 1e-5
+    assert relative(model.encode(2 * clip).mean, mean) > 1e-2
+    louder = make(DIFFERENCES).requires_grad_(False)
+    louder.difference_scale.fill_(2)
+    assert relative(louder.encode(clip).mean, model.encode(2 * clip).mean) < 1e-5
+    image = centre_frame(clip)
+    latents = model.final_latents(model.encode(clip))
+    found = louder.decode(latents, image) - image.unsqueeze(2)
+    assert relative(2 * found, model.decode(latents, image) - image.unsqueeze(2)) < 1e-4
+
+
+def test_the_target_must_be_known() -> None:
+    with pytest.raises(ConfigError, match="choose one of video, difference"):
+        ReducioVAEConfig(target="residual")  # type: ignore[arg-type]
 
 
 def test_half_precision_is_near_and_its_results_are_float32(vae: ReducioVAE) -> None:

@@ -6,7 +6,7 @@ import pickle
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reducio_latents.errors import WeightsError
 from reducio_latents.vae import ReducioVAEConfig
+from reducio_latents.vae.config import Target
 from reducio_latents.vae.weights import (
     WeightsDigest,
     check_shapes,
@@ -145,14 +146,24 @@ widths = st.integers(1, 8).map(lambda n: 8 * n)
 
 
 @settings(max_examples=10, deadline=None)
-@given(widths, widths, widths, st.sampled_from([2, 4]), st.integers(1, 20))
-def test_sizes_are_read_off_the_shapes(a: int, b: int, c: int, stride: int, latent: int) -> None:
+@given(
+    widths,
+    widths,
+    widths,
+    st.sampled_from([2, 4]),
+    st.integers(1, 20),
+    st.sampled_from(get_args(Target)),
+)
+def test_sizes_are_read_off_the_shapes(
+    a: int, b: int, c: int, stride: int, latent: int, target: Target
+) -> None:
     config = ReducioVAEConfig(
         temporal_stride=stride,
         width=a,
         content_width=b,
         decoder_width=c,
         latent_channels=latent,
+        target=target,
     )
     shapes = expected_shapes(config)
     assert infer_config(shapes) == config

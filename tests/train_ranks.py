@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,12 @@ def train_both_ways(steps: int, out: Path, exact: bool = False) -> tuple[Values,
 
 
 def rank_config(exact: bool) -> TrainConfig:
-    return tiny_config(None, AdversarialConfig(discriminators=())) if exact else tiny_config()
+    if not exact:
+        return tiny_config()
+    config = tiny_config(
+        OptimisationConfig(precision="fp32", lr=2e-5), AdversarialConfig(discriminators=())
+    )
+    return replace(config, model=replace(TINY, target="difference"))
 
 
 def rank_state(config: TrainConfig, ranks: Ranks, exact: bool) -> TrainState:

@@ -1,14 +1,18 @@
 #!/usr/bin/env python
 """Train the small model that the package ships, measure it, and pack it up.
 
-    python tools/train_tiny.py VIDEOS --out DIR [--set train.steps=20000 ...]
+    python tools/train_tiny.py VIDEOS --out DIR [--start linear] [--set train.steps=20000 ...]
 
-VIDEOS is any corpus. Whole videos are set apart for validation, by a hash of their names. The run
-is in DIR/run and continues when the command is given again. DIR/reducio-tiny-ft4-fs32 then holds
+VIDEOS is any corpus. Whole videos are set apart for validation, by a hash of their names;
+`--set data.validation_corpus=OTHER` takes those of another corpus. With `--start linear` the run
+begins with what a linear code can do (`tools/linear_start.py`, half an hour on two cores, kept in
+DIR/start), else with random weights. The run is in DIR/run and continues when the command is given
+again. DIR/reducio-tiny-ft4-fs32 then holds
 `model.safetensors` (the average of the weights, float16), `config.json` with its fingerprint, and
 `README.md`, a card that says on what and how it was trained and how good it is. The scores on it
-are of the float16 weights as they were written. Copied to reducio_latents/autoencoders/bundled/,
-that folder is the model `reducio-tiny-ft4-fs32`, and what the quickstart uses.
+are of the float16 weights as they were written, on 256-px clips, whatever size was trained on.
+Copied to reducio_latents/autoencoders/bundled/, that folder is the model `reducio-tiny-ft4-fs32`,
+and what the quickstart uses.
 
 The exit code is 1 if the model is not at least 3 dB better than repeating the content image on the
 validation videos, or is not below 8 MB.
@@ -26,7 +30,9 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # this checkout, installed or not
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]  # this checkout, installed or not
+
+from linear_start import Descent, linear_start  # noqa: E402
 
 from reducio_latents import __version__  # noqa: E402
 from reducio_latents.autoencoders.bundled import FOLDER  # noqa: E402
@@ -35,12 +41,48 @@ from reducio_latents.files import open_files  # noqa: E402
 from reducio_latents.plan import read_plan  # noqa: E402
 from reducio_latents.train.config import TrainConfig  # noqa: E402
 from reducio_latents.train.loop import RunOptions, train  # noqa: E402
+from reducio_latents.train.order import BatchOrder  # noqa: E402
 from reducio_latents.train.settings import read_settings, to_yaml  # noqa: E402
+from reducio_latents.train.split import make_split  # noqa: E402
+from reducio_latents.train.stream import BatchStream, training_requests  # noqa: E402
+from reducio_latents.vae import ReducioVAE  # noqa: E402
 from reducio_latents.vae.weights import open_state_dict  # noqa: E402
 
 NAME = "reducio-tiny-ft4-fs32"
 MIN_GAIN_DB = 3.0
 MAX_BYTES = 8_000_000
+EVALUATED_PX, EVALUATED_CLIPS = 256, 48
+START_CLIPS, FITTED_CLIPS = 720, 64
+LINEAR = Descent(steps=5000, lr=1e-3)
+WHOLE = Descent(steps=700, lr=2e-4, warmup=100)
+
+
+def start_weights(config: TrainConfig, out: Path, shorten: int) -> Path:
+    """Make weights to start from, once, and return their folder; see `linear_start`.
+
+    shorten: divide every number of clips and steps by so much, to see that it works.
+    """
+    folder = out / "start"
+    if (folder / "config.json").exists():
+        return folder
+    table = make_split(out / "run", config.data).train
+    assert table is not None
+    clips = max(1, START_CLIPS // shorten)
+    order = BatchOrder(table.bucket_numbers, 4, config.train.seed)
+    requests = training_requests(order, range(-(-clips // 4)), config.train.seed)
+    frames = torch.cat([batch.frames_BTHWC for batch in BatchStream(table, config.data, requests)])
+    print(f"start: {len(frames)} clips")
+    torch.manual_seed(config.train.seed)
+    vae = ReducioVAE(config.model)
+    linear_start(
+        vae,
+        frames,
+        fitted=max(1, FITTED_CLIPS // shorten),
+        linear=replace(LINEAR, steps=max(1, LINEAR.steps // shorten)),
+        whole=replace(WHOLE, steps=max(1, WHOLE.steps // shorten)),
+    )
+    write_weights(vae.state_dict(), config.model, folder)
+    return folder
 
 
 def export(checkpoint: Path, config: TrainConfig, folder: Path) -> int:
@@ -99,19 +141,28 @@ def main() -> int:
     parser.add_argument("videos")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="A.B=C")
+    parser.add_argument("--start", choices=("random", "linear"), default="random")
+    parser.add_argument("--shorten-start", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     out: Path = arguments.out
     overrides = [f"data.corpus={json.dumps(arguments.videos)}", *arguments.overrides]
     config = read_settings("reducio_tiny_ft4_fs32", overrides)
-    options = RunOptions(tell=print, bar=sys.stderr.isatty())
+    start = None
+    if arguments.start == "linear":
+        start = start_weights(config, out, arguments.shorten_start)
+    options = RunOptions(tell=print, bar=sys.stderr.isatty(), pretrained=start)
     train(config, out / "run", options)
 
     folder = out / NAME
     size = export(out / "run" / "checkpoints" / "best", config, folder)
-    # A folder of its own, with the run's plan in it, so that the videos set apart are the same.
-    shutil.copytree(out / "run" / "plan", out / "evaluation" / "plan", dirs_exist_ok=True)
+    # The same videos are set apart again, for their names are the same.
+    measured = replace(
+        config,
+        data=replace(config.data, size_px=EVALUATED_PX),
+        validation=replace(config.validation, clips=EVALUATED_CLIPS),
+    )
     measure = RunOptions(tell=print, pretrained=folder, eval_only=True)
-    report = train(config, out / "evaluation", measure)
+    report = train(measured, out / "evaluation", measure)
     assert report.scores is not None
     (folder / "README.md").write_text(card(config, out, report.scores, size))
     gain = report.scores["clip_psnr_db"] - report.scores["content_psnr_db"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from reducio_latents.errors import ConfigError, GeometryError
 from reducio_latents.geometry import LatentGeometry
@@ -12,6 +13,8 @@ FRAMES = 16
 SPATIAL_STRIDE = 32
 IMAGE_CHANNELS = 3
 TEMPORAL_STRIDES = (2, 4)
+
+Target = Literal["video", "difference"]
 
 CHANNEL_MULTIPLIERS = (1, 2, 2, 4, 4, 4)
 """Channels of the six levels of video encoder and decoder, in widths."""
@@ -33,8 +36,16 @@ class ReducioVAEConfig:
     """Channels of the decoder's last level."""
     latent_channels: int = 16
     """Channels of the latents, D; the encoder gives twice as many, mean and log-variance."""
+    target: Target = "video"
+    """What is encoded and decoded. `video`: the clip, as published. `difference`: the clip less its
+    content image, which decoding adds again. An untrained model then repeats the content image, and
+    what little training it gets goes into what moves."""
 
     def __post_init__(self) -> None:
+        if self.target not in get_args(Target):
+            raise ConfigError(
+                f"target is {self.target!r}; choose one of {', '.join(get_args(Target))}."
+            )
         if self.temporal_stride not in TEMPORAL_STRIDES:
             raise ConfigError(f"temporal_stride is {self.temporal_stride}; Reducio-VAE has 2 or 4.")
         for name in ("width", "content_width", "decoder_width"):

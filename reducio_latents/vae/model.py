@@ -17,6 +17,7 @@ from reducio_latents.vae.config import FRAMES, IMAGE_CHANNELS, SPATIAL_STRIDE, R
 from reducio_latents.vae.content import ContentEncoder, ContentMaps
 from reducio_latents.vae.decoder import Decoder
 from reducio_latents.vae.encoder import VideoEncoder
+from reducio_latents.vae.norm import CHANNELS_PER_GROUP, Norm
 from reducio_latents.vae.tiling import Tiling, decode_tiled, encode_tiled
 from reducio_latents.values import Posterior
 
@@ -24,6 +25,9 @@ FINAL_RULE = {"rule": "layer_norm", "eps": 1e-5}
 LOGVAR_RANGE = (-30.0, 20.0)
 PIXEL_TOLERANCE = 1e-3
 """How far outside [-1, 1] a pixel may lie: room for rounding, not for an unclamped resize."""
+
+DIFFERENCE_SCALE = "difference_scale"
+"""Key of the buffer by which a model of differences is told from one of videos."""
 
 Parts = Literal["all", "encoder", "decoder"]
 PARTS: dict[str, frozenset[str]] = {
@@ -38,9 +42,14 @@ class ReducioVAE(nn.Module):
     """Video to latents of 1/32 of its size a side and 1/4 or 1/2 of its frames, and back.
 
     The decoder also takes the clip's centre frame, which carries what does not move.
-    State-dict keys and shapes are the published ones, without `loss.*`.
+    State-dict keys and shapes are the published ones, without `loss.*`. A model of differences
+    (`config.target`, ours) has one more, `difference_scale`, by which it multiplies them, and four
+    channels in each of its normalisation groups whatever its width, as the published width has at
+    least: groups of one channel would take away how much of a clip moves.
     Inputs are cast to the weights' dtype; posteriors, final latents and pixels are float32.
     """
+
+    difference_scale: Tensor
 
     def __init__(self, config: ReducioVAEConfig, parts: Parts = "all") -> None:
         super().__init__()
@@ -56,6 +65,11 @@ class ReducioVAE(nn.Module):
             self.encoder_2d = ContentEncoder(config)
             self.post_quant_conv = conv(3, latent, latent, 1)
             self.decoder = Decoder(config)
+        if config.target == "difference":
+            self.register_buffer(DIFFERENCE_SCALE, torch.ones(1))
+            for module in self.modules():
+                if isinstance(module, Norm):
+                    module.num_groups = module.num_channels // CHANNELS_PER_GROUP
 
     def encode(self, video_BCTHW: Tensor, tiling: Tiling | None = None) -> Posterior:
         """Return the posterior, mean and log-variance each (B, D, t, H/32, W/32), float32.
@@ -71,6 +85,8 @@ class ReducioVAE(nn.Module):
         self.config.check_clip(*video_BCTHW.shape[2:])
         check_pixels("video", video_BCTHW)
         video = video_BCTHW.to(self.dtype)
+        if self.config.target == "difference":
+            video = (video - centre_frame(video).unsqueeze(2)) * self.difference_scale
         if tiling is None:
             moments = self._moments(video)
         else:
@@ -95,8 +111,12 @@ class ReducioVAE(nn.Module):
         self._check_decode(latents_BDthw, content_BCHW)
         latents, content = latents_BDthw.to(self.dtype), content_BCHW.to(self.dtype)
         if tiling is None:
-            return self._pixels(latents, self.encoder_2d(content))
-        return decode_tiled(self.encoder_2d, self._pixels, latents, content, tiling)
+            video = self._pixels(latents, self.encoder_2d(content))
+        else:
+            video = decode_tiled(self.encoder_2d, self._pixels, latents, content, tiling)
+        if self.config.target == "difference":
+            video = video / self.difference_scale.float() + content_BCHW.float().unsqueeze(2)
+        return video
 
     def forward(self, video_BCTHW: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Posterior]:
         """Return the reconstruction and the posterior: encode, final latents, decode, whole."""

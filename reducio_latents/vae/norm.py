@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 GROUPS = 32
 EPS = 1e-6
+CHANNELS_PER_GROUP = 4
+"""Of the narrowest published level, 128 channels in 32 groups; see `ReducioVAE`."""
 
 
 def norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

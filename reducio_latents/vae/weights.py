@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reducio_latents.errors import ConfigError, WeightsError
 from reducio_latents.vae.config import ReducioVAEConfig
-from reducio_latents.vae.model import PARTS, Parts, ReducioVAE
+from reducio_latents.vae.model import DIFFERENCE_SCALE, PARTS, Parts, ReducioVAE
 from reducio_latents.vae.rule_weights import rule_weight
 from reducio_latents.vae.weight_files import open_tensor_file
 
@@ -97,7 +97,7 @@ def _averaged_keys(
 
 
 def infer_config(shapes: Shapes, where: str = "the weights") -> ReducioVAEConfig:
-    """Read widths, latent channels and temporal stride off the shapes of a state dict.
+    """Read widths, latent channels, temporal stride and target off the shapes of a state dict.
 
     Raises WeightsError where they are not those of a Reducio-VAE.
     """
@@ -110,6 +110,7 @@ def infer_config(shapes: Shapes, where: str = "the weights") -> ReducioVAEConfig
             content_width=shapes["encoder_2d.conv_in.weight"][0],
             decoder_width=shapes["decoder.norm_out.weight"][0],
             latent_channels=shapes["quant_conv.weight"][0] // 2,
+            target="difference" if DIFFERENCE_SCALE in shapes else "video",
         )
     except (KeyError, IndexError) as err:
         raise WeightsError(
@@ -154,7 +155,7 @@ def describe(config: ReducioVAEConfig) -> str:
     return (
         f"temporal stride {config.temporal_stride}, widths {config.width} (video encoder), "
         f"{config.content_width} (content encoder), {config.decoder_width} (decoder), "
-        f"{config.latent_channels} latent channels"
+        f"{config.latent_channels} latent channels, target {config.target}"
     )
 
 
@@ -215,7 +216,7 @@ def load_vae(
         tensor = state.read(key)
         check_values(key, tensor, state.where)
         digest.add(key, tensor)
-        if key.partition(".")[0] in PARTS[parts]:
+        if key == DIFFERENCE_SCALE or key.partition(".")[0] in PARTS[parts]:
             # A copy: the file may be replaced while the model is in use.
             kept[key] = tensor.to(device=device, dtype=dtype or tensor.dtype, copy=True)
     model.load_state_dict(kept, strict=True, assign=True)
