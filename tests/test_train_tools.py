@@ -52,7 +52,7 @@ def test_the_recipe_packs_what_it_trained_and_does_not_praise_it(
 
 
 def moving_clips(count: int, seed: int) -> torch.Tensor:
-    """uint8 (N, 16, 64, 64, 3): wide waves in colour that move, each its own way, by its own step."""
+    """uint8 (N, 16, 64, 64, 3): wide waves in colour, each moving in its own way."""
     random = torch.Generator().manual_seed(seed)
     time, y, x = torch.meshgrid(torch.arange(16), torch.arange(64), torch.arange(64), indexing="ij")
     clips = []

@@ -51,7 +51,7 @@ from reducio_latents.vae.weights import open_state_dict  # noqa: E402
 NAME = "reducio-tiny-ft4-fs32"
 MIN_GAIN_DB = 3.0
 MAX_BYTES = 8_000_000
-EVALUATED_PX, EVALUATED_CLIPS = 256, 48
+EVALUATED_PX, EVALUATED_CLIPS = 256, 24
 START_CLIPS, FITTED_CLIPS = 720, 64
 LINEAR = Descent(steps=5000, lr=1e-3)
 WHOLE = Descent(steps=700, lr=2e-4, warmup=100)
@@ -101,10 +101,25 @@ def card(config: TrainConfig, out: Path, scores: dict[str, float], size: int) ->
     assert plan is not None
     description = json.loads((out / NAME / "config.json").read_text())
     # Where the videos lay is nobody's business.
-    shown = replace(config, data=replace(config.data, corpus=Path(str(config.data.corpus)).name))
+    names = {
+        name: Path(path).name
+        for name in ("corpus", "validation_corpus")
+        if (path := getattr(config.data, name)) is not None
+    }
+    shown = replace(config, data=replace(config.data, **names))
     step = (out / "run" / "checkpoints" / "best").resolve().name.removeprefix("step-")
     validation = json.loads((out / "evaluation" / "evaluation.json").read_text())
     gain = scores["clip_psnr_db"] - scores["content_psnr_db"]
+    videos = f"{plan.counts().videos['planned']}"
+    if config.data.validation_corpus is None:
+        videos += ", less those of the validation,"
+    first = "random"
+    if (out / "start" / "config.json").exists():
+        first = (
+            f"a linear start from {START_CLIPS} clips (`tools/linear_start.py`), {LINEAR.steps} "
+            f"steps of the linear code and {WHOLE.steps} of the whole network between the maps of "
+            "stride 8"
+        )
     return f"""# {NAME}
 
 A Reducio-VAE of {size / 1e6:.1f} MB, for trying `reducio-latents` out: its pictures are those of a
@@ -113,9 +128,9 @@ judging the architecture.
 
 - Sizes: {config.model}
 - Fingerprint: `{description["fingerprint"]}`
-- Trained by `tools/train_tiny.py` of reducio-latents {__version__}, step {int(step)}, on
-  {plan.counts().videos["planned"]} videos less those of the validation; weights are a running
-  average ({config.train.ema_decay}), in float16.
+- Trained by `tools/train_tiny.py` of reducio-latents {__version__} on videos: {videos}. First
+  weights: {first}. Then {int(step)} steps of the trainer, with the settings below; weights are a
+  running average ({config.train.ema_decay}), in float16.
 - Validation: {validation["clips"]} clips of {config.data.size_px} px, of whole videos that were
   never trained on.
 

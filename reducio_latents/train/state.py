@@ -128,6 +128,11 @@ def _keep_no_activations(block: ResidualBlock) -> None:
 
 @torch.no_grad()
 def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
-    """Set every weight of `average` to decay * its own + (1 - decay) * the current one."""
+    """Set every weight of `average` to decay * its own + (1 - decay) * the current one.
+
+    Buffers, which nothing trains, are taken as they are.
+    """
     for slow, now in zip(average.parameters(), current.parameters(), strict=True):
         slow.lerp_(now, 1 - decay)
+    for kept, now in zip(average.buffers(), current.buffers(), strict=True):
+        kept.copy_(now)
