@@ -14,10 +14,17 @@ import torch
 from reducio_latents.errors import TrainingError
 from reducio_latents.train.config import AdversarialConfig, OptimisationConfig, TrainConfig
 from reducio_latents.train.ranks import Ranks
-from reducio_latents.train.state import DTYPES, TrainState, build_state, prepare_networks
+from reducio_latents.train.state import (
+    DTYPES,
+    TrainState,
+    build_state,
+    prepare_networks,
+    update_average,
+)
 from reducio_latents.train.step import Stepper, generator_terms, train_step
 from tests.test_train_losses import rule_discriminator, rule_vae, rule_video
 from tests.train_ranks import (
+    TINY,
     Difference,
     made_up_batch,
     run_steps,
@@ -184,6 +191,17 @@ def test_the_average_follows_the_weights_slowly() -> None:
     assert not torch.equal(now, start)
     torch.testing.assert_close(average, 0.9 * start + 0.1 * now)
     assert not torch.equal(average, now)
+
+
+def test_the_average_takes_the_buffers_of_the_weights() -> None:
+    # Weights that are started from may have others than a new model: their scale of differences.
+    model = replace(TINY, target="difference")
+    config = replace(tiny_config(quick(ema_decay=0.9), QUIET), model=model)
+    state, _ = prepared(config)
+    state.vae.difference_scale.fill_(16)
+    assert state.average is not None
+    update_average(state.average, state.vae, decay=0.9)
+    assert float(state.average.difference_scale) == 16
 
 
 def test_what_is_frozen_stays_and_the_rest_moves() -> None:

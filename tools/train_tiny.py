@@ -110,15 +110,15 @@ def card(config: TrainConfig, out: Path, scores: dict[str, float], size: int) ->
     step = (out / "run" / "checkpoints" / "best").resolve().name.removeprefix("step-")
     validation = json.loads((out / "evaluation" / "evaluation.json").read_text())
     gain = scores["clip_psnr_db"] - scores["content_psnr_db"]
-    videos = f"{plan.counts().videos['planned']}"
+    videos = f"{plan.counts().videos['planned']} videos"
     if config.data.validation_corpus is None:
-        videos += ", less those of the validation,"
+        videos += " less those of the validation"
     first = "random"
     if (out / "start" / "config.json").exists():
         first = (
-            f"a linear start from {START_CLIPS} clips (`tools/linear_start.py`), {LINEAR.steps} "
-            f"steps of the linear code and {WHOLE.steps} of the whole network between the maps of "
-            "stride 8"
+            f"a linear start from {START_CLIPS} clips\n  (`tools/linear_start.py`): {LINEAR.steps} "
+            f"steps of the linear code and {WHOLE.steps} of the whole\n  network between the maps "
+            "of stride 8"
         )
     return f"""# {NAME}
 
@@ -128,10 +128,11 @@ judging the architecture.
 
 - Sizes: {config.model}
 - Fingerprint: `{description["fingerprint"]}`
-- Trained by `tools/train_tiny.py` of reducio-latents {__version__} on videos: {videos}. First
-  weights: {first}. Then {int(step)} steps of the trainer, with the settings below; weights are a
-  running average ({config.train.ema_decay}), in float16.
-- Validation: {validation["clips"]} clips of {config.data.size_px} px, of whole videos that were
+- Trained by `tools/train_tiny.py` of reducio-latents {__version__} on {videos}.
+- First weights: {first}.
+- Then {int(step)} steps of the trainer, with the settings below; weights are a running average
+  ({config.train.ema_decay}), in float16.
+- Validation: {validation["clips"]} clips of {EVALUATED_PX} px, of whole videos that were
   never trained on.
 
 | | |
