@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -250,7 +251,7 @@ def test_any_multiple_of_eight_is_a_width(a: int, b: int, c: int, stride: int) -
         ({"latent_channels": 0}, "latent_channels must be >= 1"),
     ],
 )
-def test_a_config_cannot_exist_in_a_bad_state(settings_: dict[str, int], message: str) -> None:
+def test_a_config_cannot_exist_in_a_bad_state(settings_: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ReducioVAEConfig(**settings_)
 

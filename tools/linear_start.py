@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -116,7 +117,7 @@ class _Clips:
         self.vae, self.clips, self.batch_size = vae, clips_NTHWC, batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for clips in self.clips.split(self.batch_size):
+        for clips in self.clips.split(self.batch_size):  # type: ignore[no-untyped-call]
             video = to_unit(clips)
             image = centre_frame(video)
             yield (video - image.unsqueeze(2)) * self.vae.difference_scale, image
@@ -125,7 +126,8 @@ class _Clips:
         """Return the input of each of the encoder's first `levels` levels, without its blocks."""
         x = self.vae.encoder_3d.conv_in(differences)
         maps = [x]
-        for level in list(self.vae.encoder_3d.down)[: levels - 1]:
+        network: Any = self.vae.encoder_3d
+        for level in list(network.down)[: levels - 1]:
             x = level.downsample(_shortcut(level.block, x))
             maps.append(x)
         return maps
@@ -186,7 +188,7 @@ def _tokens(x: Tensor) -> Tensor:
 
 def _fit_encoder(vae: ReducioVAE, clips: _Clips, tell: Tell) -> None:
     """Make every down-sampling the principal components of the cells that it joins."""
-    encoder = vae.encoder_3d
+    encoder: Any = vae.encoder_3d
     # Luminance and two of colour: a rotation, nearly, so that small channels beside them stay so.
     colours = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
     _pass_on(encoder.conv_in)
@@ -223,7 +225,9 @@ def _fit_encoder(vae: ReducioVAE, clips: _Clips, tell: Tell) -> None:
 
 def _fit_latents(vae: ReducioVAE, clips: _Clips) -> None:
     """Make the first components the latents' means, and the decoder begin with the latents."""
-    encoder, latents = vae.encoder_3d, vae.config.latent_channels
+    encoder: Any = vae.encoder_3d
+    quant: Any = vae.quant_conv
+    latents = vae.config.latent_channels
     total = weight = torch.zeros(())
     for x, _ in clips:
         top = _shortcut(encoder.down[-1].block, clips.encoded(x)[-1])
@@ -247,9 +251,9 @@ def _fit_latents(vae: ReducioVAE, clips: _Clips) -> None:
     out.weight[:latents] = 0
     out.weight[:latents, :, 1, 1, 1] = slopes.T
     out.bias[:latents] = constants
-    _pass_on(vae.quant_conv)
-    vae.quant_conv.weight[latents:] *= SMALL
-    vae.quant_conv.bias[latents:] = START_LOGVAR
+    _pass_on(quant)
+    quant.weight[latents:] *= SMALL
+    quant.bias[latents:] = START_LOGVAR
     _pass_on(vae.post_quant_conv)
     _pass_on(vae.decoder.conv_in)
 
@@ -263,7 +267,8 @@ def _nearly_linear(norm: nn.Module, gain: float) -> None:
 
 def _linear_latents(vae: ReducioVAE, top: Tensor) -> Tensor:
     """What the decoder has before its first level, of the encoder's last input, all linear."""
-    encoder, decoder = vae.encoder_3d, vae.decoder
+    encoder: Any = vae.encoder_3d
+    decoder: Any = vae.decoder
     top = _shortcut(encoder.down[-1].block, top)
     moments = vae.quant_conv(encoder.conv_out(encoder.norm_out(top)))
     latents = vae.final_latents(_posterior(moments))
@@ -284,9 +289,10 @@ def _fit_upsamplings(
     starts: of each batch of clips, what goes into the first of these levels; at `COARSE`, what
     comes out of its blocks, less its time.
     """
+    decoder: Any = vae.decoder
     for level in levels:
-        conv = vae.decoder.up[level].upsample.conv
-        _pass_on(vae.decoder.up[level - 1].block_1[0].nin_shortcut)
+        conv = decoder.up[level].upsample.conv
+        _pass_on(decoder.up[level - 1].block_1[0].nin_shortcut)
         fit = Regression()
         for (x, _), start in zip(clips, starts, strict=True):
             target = _resized(clips.encoded(x, level)[-1], conv.out_channels)
@@ -297,7 +303,7 @@ def _fit_upsamplings(
 
 def _fit_pixels(vae: ReducioVAE, clips: _Clips, starts: list[Tensor], tell: Tell) -> None:
     """Fit the decoder's last convolution to the differences themselves."""
-    decoder = vae.decoder
+    decoder: Any = vae.decoder
     bias = decoder.up[0].block_1[0].nin_shortcut.bias
     bias.copy_(1.2 * SCALE * _signs(len(bias)))
     _nearly_linear(decoder.norm_out, gain=2.0)
@@ -311,8 +317,9 @@ def _fit_pixels(vae: ReducioVAE, clips: _Clips, starts: list[Tensor], tell: Tell
 def _before(vae: ReducioVAE, x: Tensor, first: int, level: int) -> Tensor:
     """Take x through the decoder's levels without their blocks, up to a level's up-sampling
     convolution; level 0: up to `norm_out`."""
+    decoder: Any = vae.decoder
     for i in range(first, -1, -1):
-        up = vae.decoder.up[i]
+        up = decoder.up[i]
         if i < COARSE or first > COARSE:
             x = _shortcut(up.block_1, x)
         for fusion in up.fuse:
@@ -389,7 +396,8 @@ def _coarse(
     vae: ReducioVAE, x: Tensor, image: Tensor, noise: Tensor | None, *, whole_network: bool
 ) -> tuple[Tensor, Posterior]:
     """Take a map of stride 8 through the latents and back to stride 8."""
-    encoder, decoder = vae.encoder_3d, vae.decoder
+    encoder: Any = vae.encoder_3d
+    decoder: Any = vae.decoder
     for level in list(encoder.down)[COARSE:]:
         x = level.downsample(level.block(x) if whole_network else _shortcut(level.block, x))
     x = encoder.mid(x) if whole_network else x

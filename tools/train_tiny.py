@@ -101,12 +101,11 @@ def card(config: TrainConfig, out: Path, scores: dict[str, float], size: int) ->
     assert plan is not None
     description = json.loads((out / NAME / "config.json").read_text())
     # Where the videos lay is nobody's business.
-    names = {
-        name: Path(path).name
-        for name in ("corpus", "validation_corpus")
-        if (path := getattr(config.data, name)) is not None
-    }
-    shown = replace(config, data=replace(config.data, **names))
+    corpus, other = (
+        None if path is None else Path(path).name
+        for path in (config.data.corpus, config.data.validation_corpus)
+    )
+    shown = replace(config, data=replace(config.data, corpus=corpus, validation_corpus=other))
     step = (out / "run" / "checkpoints" / "best").resolve().name.removeprefix("step-")
     validation = json.loads((out / "evaluation" / "evaluation.json").read_text())
     gain = scores["clip_psnr_db"] - scores["content_psnr_db"]

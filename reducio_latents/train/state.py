@@ -134,5 +134,5 @@ def update_average(average: nn.Module, current: nn.Module, decay: float) -> None
     """
     for slow, now in zip(average.parameters(), current.parameters(), strict=True):
         slow.lerp_(now, 1 - decay)
-    for kept, now in zip(average.buffers(), current.buffers(), strict=True):
-        kept.copy_(now)
+    for kept, buffer in zip(average.buffers(), current.buffers(), strict=True):
+        kept.copy_(buffer)
