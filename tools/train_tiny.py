@@ -68,8 +68,9 @@ def start_weights(config: TrainConfig, out: Path, shorten: int) -> Path:
     table = make_split(out / "run", config.data).train
     assert table is not None
     clips = max(1, START_CLIPS // shorten)
-    order = BatchOrder(table.bucket_numbers, 4, config.train.seed)
-    requests = training_requests(order, range(-(-clips // 4)), config.train.seed)
+    size = config.train.batch_size
+    order = BatchOrder(table.bucket_numbers, size, config.train.seed)
+    requests = training_requests(order, range(-(-clips // size)), config.train.seed)
     frames = torch.cat([batch.frames_BTHWC for batch in BatchStream(table, config.data, requests)])
     print(f"start: {len(frames)} clips")
     torch.manual_seed(config.train.seed)
