@@ -228,6 +228,21 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000001"]
 
 
+def test_a_gpu_that_is_too_small_is_answered_with_what_to_do(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB."
+        )
+
+    monkeypatch.setattr(loop, "train_step", full)
+    with pytest.raises(
+        TrainingError, match=r"allocate 2\.00 GiB\. Set train\.checkpointing=true.* from the start"
+    ):
+        run(config_file, tmp_path)
+
+
 def test_a_folder_of_another_model_is_refused(config_file: Path, finished: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.width is 16, was 8"):
         run(config_file, finished, "model.width=16")

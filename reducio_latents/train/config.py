@@ -164,7 +164,8 @@ class OptimisationConfig:
     fewer: the decay is at most (1 + step) / (10 + step)."""
     freeze: tuple[Literal["video_encoder", "content_encoder", "decoder"], ...] = ()
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Of the networks; weights and losses are float32. fp16 scales the loss."""
+    """Of the networks; weights and losses are float32. fp16 scales the loss. A GPU's convolutions
+    in fp32 still round what they multiply to 10 bits (TF32), as elsewhere in torch."""
     checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     compile: bool = False

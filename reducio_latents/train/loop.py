@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 SHOWN = ("total", "nll", "kl", "disc")
 """Terms beside the bar."""
+SMALLER = "Set train.checkpointing=true, or, in a new run, a smaller train.batch_size."
+"""What to do where a step does not fit in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +91,9 @@ def train(config: TrainConfig, out: Path, options: RunOptions | None = None) -> 
     with join_ranks() as ranks:
         run = _prepare(config, out, options, ranks)
         if options.eval_only:
-            return _evaluate(run)
-        with _naming_the_last_checkpoint(out):
+            with _within_memory("Use a smaller validation.batch_size, or validation.tiling."):
+                return _evaluate(run)
+        with _naming_the_last_checkpoint(out), _within_memory(SMALLER):
             return _train(run)
 
 
@@ -314,6 +317,16 @@ def _save(run: Run) -> None:
 def _words(found: Validation) -> str:
     scores = ", ".join(f"{name} {value:.4g}" for name, value in found.scores.items())
     return f"validation on {found.clips} clips: {scores}"
+
+
+@contextmanager
+def _within_memory(advice: str) -> Iterator[None]:
+    """Turn a GPU's having too little memory into TrainingError, with what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as err:
+        short = ". ".join(str(err).split(". ")[:2]).rstrip(".")  # what follows is about allocators
+        raise TrainingError(f"{short}. {advice}") from err
 
 
 @contextmanager

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from reducio_latents.errors import ConfigError
+
 PREPARE_TIMEOUT = timedelta(days=2)
 """How long ranks wait while the first one lists and probes the corpus."""
 
@@ -41,8 +43,7 @@ class Ranks:
 
     def meet(self) -> None:
         """Wait here for all the others."""
-        if self.size > 1:
-            dist.barrier()
+        self.any(False)
 
     def any(self, flag: bool) -> bool:
         """Return, on every rank, whether any rank raised its flag."""
@@ -83,17 +84,37 @@ def lost_a_rank(err: RuntimeError) -> bool:
 
 @contextmanager
 def join_ranks() -> Iterator[Ranks]:
-    """Join the other processes that torchrun started, if it did; leave them at the end."""
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    has_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
-    if has_gpu:
-        torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Join the other processes that torchrun started, if it did; leave them at the end.
+
+    Raises ConfigError where there are more of them than GPUs, or where they do not find each other.
+    """
+    device, size = _own_device(), int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
         yield Ranks(0, 1, device)
         return
-    dist.init_process_group("nccl" if has_gpu else "gloo")
+    try:
+        dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
+    except (ValueError, RuntimeError) as err:  # a variable that is not set is a ValueError
+        raise ConfigError(
+            f"WORLD_SIZE is {size}, but the processes of this run do not find each other: "
+            f"{str(err).splitlines()[0]} Start them with torchrun, or unset WORLD_SIZE."
+        ) from err
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()
+
+
+def _own_device() -> torch.device:
+    """Return this process's GPU, made the current one; the CPU on a machine without any."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local_rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise ConfigError(
+            f"this is process {local_rank + 1} of the run on this machine, where torch sees {gpus} "
+            f"GPUs. Start one for each: torchrun --nproc_per_node={gpus}."
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
