@@ -52,6 +52,16 @@ def import_library(name: str) -> Any:
     return library
 
 
+def import_class(library: str, name: str) -> Any:
+    """Import a class of diffusers or transformers; raise ConfigError as `import_library` does.
+
+    Their modules make tensors of their own when they are imported, at the first use of a name:
+    tensors for every later model, also where the first one is being built on the device `meta`.
+    """
+    with torch.device("cpu"):
+        return getattr(import_library(library), name)
+
+
 def find_model(name: str, part: str = "") -> Path:
     """Return where the model called `name` lies: a folder with its config, or a file.
 

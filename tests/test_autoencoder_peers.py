@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -238,3 +240,20 @@ def test_attention_is_the_softmax_of_scaled_cosines() -> None:
     weights = (8 * cosine).masked_fill(~allowed, -torch.inf).softmax(-1)
     expected = attention.to_out((weights @ heads[2]).permute(0, 2, 1, 3).reshape(3, 5, 32))
     torch.testing.assert_close(attention(x), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_built_without_memory_spoils_none_that_is_loaded_later() -> None:
+    program = """
+import torch
+from reducio_latents.autoencoders.open_sora import OpenSoraConfig, OpenSoraVAE
+
+with torch.device("meta"):  # as loading a file does; diffusers is imported in here
+    OpenSoraVAE(OpenSoraConfig())
+from diffusers.models.autoencoders import autoencoder_kl_cosmos
+
+print({str(tensor.device) for tensor in autoencoder_kl_cosmos._WAVELETS.values()})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "{'cpu'}"

@@ -29,7 +29,7 @@ from reducio_latents.pretrained import (
     describe_config,
     digest_of,
     find_model,
-    import_library,
+    import_class,
     load_strictly,
     quiet,
     read_config,
@@ -237,7 +237,7 @@ def load_diffusers(name: str, weights: Path | None, options: LoadOptions) -> Dif
     if architecture not in ARCHITECTURES or expected not in ("", architecture):
         known = expected or f"one of {', '.join(ARCHITECTURES)}"
         raise ConfigError(f"{folder} holds {architecture}, not {known}. Give another folder.")
-    model_class = getattr(import_library("diffusers"), architecture)
+    model_class = import_class("diffusers", architecture)
     if place.is_file():
         model = _from_file(model_class, config, place)
     else:

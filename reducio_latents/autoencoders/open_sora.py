@@ -19,7 +19,7 @@ from reducio_latents.autoencoders.network import NetworkAutoencoder, build
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.errors import GeometryError
 from reducio_latents.geometry import LatentGeometry
-from reducio_latents.pretrained import import_library
+from reducio_latents.pretrained import import_class
 
 LATENT_CHANNELS = 4
 TIME_HALVED = (False, True, True)
@@ -197,7 +197,7 @@ class OpenSoraVAE(nn.Module):
 
 def _image_vae(config: OpenSoraConfig) -> nn.Module:
     levels = len(config.image_widths)
-    model: nn.Module = import_library("diffusers").AutoencoderKL(
+    model: nn.Module = import_class("diffusers", "AutoencoderKL")(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=config.image_widths,

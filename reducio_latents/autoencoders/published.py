@@ -21,7 +21,7 @@ from reducio_latents.autoencoders.diffusers import (
 from reducio_latents.autoencoders.network import HINT, random_seed
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.errors import WeightsError
-from reducio_latents.pretrained import describe_config, import_library
+from reducio_latents.pretrained import describe_config, import_class
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def load_published(name: str, weights: Path | None, options: LoadOptions) -> Dif
 
 def _untrained(key: str, seed: int, options: LoadOptions) -> DiffusersAutoencoder:
     wanted = PUBLISHED[key]
-    model_class = getattr(import_library("diffusers"), wanted.architecture)
+    model_class = import_class("diffusers", wanted.architecture)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(**wanted.sizes)

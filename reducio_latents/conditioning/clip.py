@@ -19,7 +19,7 @@ from reducio_latents.errors import ConfigError
 from reducio_latents.pretrained import (
     digest_of,
     find_model,
-    import_library,
+    import_class,
     load_strictly,
     read_config,
 )
@@ -202,7 +202,7 @@ def _load(folder: Path) -> tuple[Any, Family]:
     name = family.class_name
     if "CLIPVisionModelWithProjection" in (config.get("architectures") or []):
         name = "CLIPVisionModelWithProjection"
-    model_class = getattr(import_library("transformers"), name)
+    model_class = import_class("transformers", name)
     model = load_strictly(
         model_class.from_pretrained, folder, allowed=_BESIDE_VISION, dtype=torch.float32
     )
