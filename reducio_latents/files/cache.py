@@ -189,8 +189,10 @@ class CachedFiles:
             try:
                 self.local_path(path)
             except (OSError, ValueError) as err:
-                logger.log(logging.DEBUG if self._warned else logging.WARNING, AHEAD, err)
-                self._warned = True
+                with self._lock:  # several threads fail at once, and one of them warns
+                    level = logging.DEBUG if self._warned else logging.WARNING
+                    self._warned = True
+                logger.log(level, AHEAD, err)
 
     def _fetch(self, path: str, blob: Path) -> None:
         size = self.origin.size(path)
