@@ -158,7 +158,8 @@ def test_ten_times_as_many_commits_take_ten_times_as_long_and_not_more() -> None
     for count in (2_000, 20_000):
         index = index_of(count)
         files.write(PATH, index.to_json())
-        took[count] = seconds(lambda: read_index(files))
+        # The fastest of some: the collector of a process full of other tests takes its time too.
+        took[count] = min(seconds(lambda: read_index(files)) for _ in range(5))
         assert read_index(files) == index
     assert took[20_000] < 40 * took[2_000]
     assert took[20_000] < 2.0
