@@ -234,6 +234,7 @@ def _fit_latents(vae: ReducioVAE, clips: _Clips) -> None:
         total = total + (top.square().mean((2, 3, 4)) * _weights(x)[:, None]).sum(0)
         weight = weight + _weights(x).sum()
     spread = (total / weight).sqrt()
+    spread = spread.clamp(min=1e-3 * float(spread.max()))  # few clips have fewer components
     spread[latents:] = spread[latents - 1]
     signs = _signs(len(spread))
     last = encoder.down[-2].downsample.conv
@@ -454,13 +455,14 @@ def _descend(
     random = torch.Generator().manual_seed(0)
     order: list[int] = []
     explained: list[float] = []
+    size = min(how.batch_size, len(maps))
     for step in range(how.steps):
         cosine = (1 + math.cos(math.pi * step / how.steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = how.lr * min(1, (step + 1) / how.warmup) * max(0.02, cosine)
-        if len(order) < how.batch_size:
+        if len(order) < size:
             order = torch.randperm(len(maps), generator=random).tolist()
-        chosen = [order.pop() for _ in range(how.batch_size)]
+        chosen = [order.pop() for _ in range(size)]
         x = maps[chosen].float()
         image = to_unit(images[chosen].unsqueeze(1)).squeeze(2)
         latent = vae.config.geometry.latent_shape(x.shape[2], 8 * x.shape[3], 8 * x.shape[4])
