@@ -195,6 +195,18 @@ def test_a_rank_that_dies_ends_the_run_and_fewer_ranks_continue_its_order(
     assert epochs == pytest.approx([n * 2 / 6 for n in range(1, step + 1)])  # 2 of 6 clips a step
 
 
+def test_ranks_whose_first_one_fails_say_so_in_words(tmp_path: Path) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(SETTINGS)
+    (tmp_path / "0.mp4").write_text("no video")
+    ranks = start_ranks(command(config, tmp_path / "out"), 2)
+    first, second = (rank.communicate(timeout=180)[0] for rank in ranks)
+    assert [rank.returncode for rank in ranks] == [1, 1]
+    assert "leaves no clip for the training split" in first
+    assert "another process of this run is gone" in second
+    assert "Traceback" not in first + second
+
+
 def test_the_same_weights_are_measured_alike_by_eval_only(
     config_file: Path, finished: Path, tmp_path: Path
 ) -> None:

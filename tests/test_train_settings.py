@@ -102,6 +102,8 @@ def test_settings_survive_being_written_and_read(tmp_path: Path) -> None:
         ("train.lr.x=1", "lr is a value, not a section"),
         ("train.steps=0", "train.steps must be >= 1, got 0"),
         ("train.seed=-1", "train.seed must be in"),
+        ("train.lr=.inf", "train.lr is inf; use a finite number"),
+        ("loss.logvar=.nan", "loss.logvar is nan; use a finite number"),
         ("train.ema_decay=1.0", "train.ema_decay must be between 0 and 1"),
         ("train.freeze=[decoder]", "gradients at its last layer"),
         ("train.freeze=[video_encoder, content_encoder, decoder]", "there is nothing to train"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from reducio_latents.config import RESIZE_MODES, ClipSpec
 from reducio_latents.errors import ConfigError
@@ -54,7 +56,7 @@ class DataConfig:
     timeout_s: float = 120.0
     """A decoder that is silent for so long is replaced, and its clip counted as failed."""
     max_failed: float = 0.1
-    """Stop when more than this share of the clips seen could not be read."""
+    """Stop when more than this share of the split's clips could not be read."""
 
     def __post_init__(self) -> None:
         require(
@@ -272,9 +274,21 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
+        for name, value in _numbers(asdict(self)):
+            require(math.isfinite(value), f"{name} is {value}; use a finite number.")
         require(
             not (self.adversarial.adaptive and self.adversarial.discriminators)
             or "decoder" not in self.train.freeze,
             "train.freeze has the decoder, but adversarial.adaptive weighs by gradients at its "
             "last layer. Set adversarial.adaptive=false, or train the decoder.",
         )
+
+
+def _numbers(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number of nested settings with its name, as `train.lr`."""
+    for key, value in raw.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{key}.")
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, int | float):
+                yield prefix + key, item

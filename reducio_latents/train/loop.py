@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from reducio_latents.errors import ConfigError, TrainingError
+from reducio_latents.errors import ConfigError, LatentsError, TrainingError
 from reducio_latents.files import LocalFiles
 from reducio_latents.metrics.lpips import LPIPS, load_lpips
 from reducio_latents.metrics.weights import MetricUnavailableError
@@ -89,12 +89,11 @@ def train(config: TrainConfig, out: Path, options: RunOptions | None = None) -> 
     """
     options = options or RunOptions()
     with join_ranks() as ranks:
-        run = _prepare(config, out, options, ranks)
         if options.eval_only:
-            with _within_memory("Use a smaller validation.batch_size, or validation.tiling."):
-                return _evaluate(run)
-        with _naming_the_last_checkpoint(out), _within_memory(SMALLER):
-            return _train(run)
+            with _explained("Use a smaller validation.batch_size, or validation.tiling."):
+                return _evaluate(_prepare(config, out, options, ranks))
+        with _naming_the_last_checkpoint(out), _explained(SMALLER):
+            return _train(_prepare(config, out, options, ranks))
 
 
 @dataclass(kw_only=True)
@@ -223,15 +222,14 @@ def _train(run: Run) -> TrainReport:
     stepper = Stepper(config, prepare_networks(state, config.train, ranks), perceptual, ranks)
     stream, per_epoch = _open_stream(run, run.split.train)
     clips = config.train.batch_size * config.train.accumulate * ranks.size
-    bar = open_bar(f"step {state.step}", "clip", shown=run.options.bar and ranks.first)
-    move_bar(bar, state.step * clips, config.train.steps * clips)
     clock = Clock(clips)
     with (
         closing(iter(stream)) as batches,
         closing(records) if records else nullcontext(),
-        bar,
+        open_bar("step", "clip", shown=run.options.bar and ranks.first) as bar,
         stop_signal() as stop,
     ):
+        move_bar(bar, state.step * clips, config.train.steps * clips)
         while state.step < config.train.steps:
             with clock.waiting():
                 taken = list(islice(batches, config.train.accumulate))
@@ -320,13 +318,20 @@ def _words(found: Validation) -> str:
 
 
 @contextmanager
-def _within_memory(advice: str) -> Iterator[None]:
-    """Turn a GPU's having too little memory into TrainingError, with what to do."""
+def _explained(smaller: str) -> Iterator[None]:
+    """Turn what torch says of a full GPU, and of a rank that went away, into TrainingError."""
     try:
         yield
     except torch.OutOfMemoryError as err:
         short = ". ".join(str(err).split(". ")[:2]).rstrip(".")  # what follows is about allocators
-        raise TrainingError(f"{short}. {advice}") from err
+        raise TrainingError(f"{short}. {smaller}") from err
+    except RuntimeError as err:
+        if isinstance(err, LatentsError) or not lost_a_rank(err):
+            raise
+        why = str(err).splitlines()[0]
+        raise TrainingError(
+            f"another process of this run is gone ({why}); see what it said."
+        ) from err
 
 
 @contextmanager
@@ -334,12 +339,7 @@ def _naming_the_last_checkpoint(out: Path) -> Iterator[None]:
     """Say, when a run ends early, from where the same command continues."""
     try:
         yield
-    except RuntimeError as err:
+    except TrainingError as err:
         found = checkpoints(out / CHECKPOINTS)
-        place = f"The same command continues from {found[-1] if found else 'the start'}."
-        if isinstance(err, TrainingError):
-            raise TrainingError(f"{err} {place}") from err
-        if lost_a_rank(err):
-            why = str(err).splitlines()[0]
-            raise TrainingError(f"another process of this run is gone ({why}). {place}") from err
-        raise
+        place = found[-1] if found else "the start"
+        raise TrainingError(f"{err} The same command continues from {place}.") from err

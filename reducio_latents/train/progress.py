@@ -18,10 +18,14 @@ ECHO_S = 2.0
 """A signal that comes again so soon is the same one: torchrun passes on what ranks got as well."""
 
 
-def open_bar(desc: str, unit: str, *, shown: bool) -> tqdm[Never]:
-    """Open a bar that does not know its length yet: `move_bar` tells it."""
+@contextmanager
+def open_bar(desc: str, unit: str, *, shown: bool) -> Iterator[tqdm[Never]]:
+    """Open a bar that does not know its length yet: `move_bar` tells it.
+
+    One that never moved shows nothing.
+    """
     every_s = 0.1 if sys.stderr.isatty() else LOG_EVERY_S
-    return tqdm(
+    bar: tqdm[Never] = tqdm(
         total=0,
         desc=desc,
         unit=f" {unit}",
@@ -31,6 +35,12 @@ def open_bar(desc: str, unit: str, *, shown: bool) -> tqdm[Never]:
         delay=1e-9,  # not before something has moved
         disable=not shown,
     )
+    try:
+        yield bar
+    finally:
+        if not bar.n:
+            bar.delay = float("inf")  # or its end would be shown
+        bar.close()
 
 
 def move_bar(bar: tqdm[Never], done: int, total: int) -> None:

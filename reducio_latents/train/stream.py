@@ -214,13 +214,19 @@ class BatchStream:
         pending, place = self._running[task]
         clip = pending.clips[place]
         assert clip is not None
+        name = self._table.name(clip)
+        # Backends say of which file and clip they speak, which the name does already.
+        source = self._table.source(clip)
+        for known in (f"{source}: ", f"{source.url}: ", f"clip at {name.start_s:.3f} s: "):
+            why = why.removeprefix(known)
+        why = why.rstrip(".")
         self.failed[clip] = why
-        log.warning("skipped %s: %s", self._table.name(clip), why)
+        log.warning("skipped %s: %s", name, why)
         if len(self.failed) > self._data.max_failed * len(self._table):
             raise TrainingError(
                 f"{len(self.failed)} of {len(self._table)} clips could not be read, more than "
-                f"data.max_failed={self._data.max_failed}. The last one: "
-                f"{self._table.name(clip)}: {why}."
+                f"data.max_failed={self._data.max_failed}. The last one, {name}: {why}. A larger "
+                "data.max_failed does without them."
             )
         if pending.request.training:
             self._submit(pool, pending, place, clip)
