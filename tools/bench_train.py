@@ -3,12 +3,13 @@
 
     python tools/bench_train.py [--width 128 --size 256 --batch 4 --rounds 5] [--corpus VIDEOS]
 
-Every round does steps of each variant in turn, so that a machine that slows down slows all of them;
-what is printed is the median and the spread of the ratio to the first variant. Memory is the peak
-that the GPU allocator saw; without a GPU, the bytes that a forward pass keeps for the backward one.
-On a GPU FLOPs are counted, and compared with a large matrix product in the same precision. With
---corpus a short run of the last variant on real videos follows, for the share of the time that
-steps wait for clips.
+On a CPU every round does a step of each variant in turn, so that a machine that slows down slows
+all of them; on a GPU, whose memory is for one, they come one after another. What is printed is the
+median and the spread of the ratio to the first variant. Memory is the peak that the GPU allocator
+saw; without a GPU, the bytes that a forward pass keeps for the backward one. On a GPU FLOPs are
+counted, those of recomputed activations too, and compared with a large matrix product in the same
+precision. With --corpus a short run of the last variant on real videos follows, for the share of
+the time that steps wait for clips.
 """
 
 from __future__ import annotations
@@ -49,8 +50,23 @@ VARIANTS: dict[str, dict[str, object]] = {
     "bf16": {"precision": "bf16"},
     "bf16 channels_last": {"precision": "bf16", "channels_last": True},
     "bf16 checkpointing": {"precision": "bf16", "checkpointing": True},
+    "bf16 channels_last checkpointing": {
+        "precision": "bf16",
+        "channels_last": True,
+        "checkpointing": True,
+    },
     "bf16 compile": {"precision": "bf16", "compile": True},
 }
+
+
+@dataclass
+class Numbers:
+    """What was measured of a variant."""
+
+    times_s: list[float] = field(default_factory=list)
+    bytes: int = 0
+    flops: int = 0
+    """Of a step; 0 where they are not counted."""
 
 
 @dataclass
@@ -60,9 +76,7 @@ class Variant:
     config: TrainConfig
     device: torch.device
     batch: Batch
-    times_s: list[float] = field(default_factory=list)
-    bytes: int = 0
-    flops: int = 0
+    numbers: Numbers = field(default_factory=Numbers)
 
     def __post_init__(self) -> None:
         self.ranks = Ranks(0, 1, self.device)
@@ -76,14 +90,14 @@ class Variant:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             train_step(self.state, [self.batch], self.run)
-            self.bytes = torch.cuda.max_memory_allocated()
+            self.numbers.bytes = torch.cuda.max_memory_allocated()
         else:
-            self.bytes = self._kept_bytes()
+            self.numbers.bytes = self._kept_bytes()
         # The counter does not see into compiled graphs, and CPUs have no rate worth comparing with.
         if self.device.type == "cuda" and not self.config.train.compile:
             with FlopCounterMode(display=False) as counter:
                 train_step(self.state, [self.batch], self.run)
-            self.flops = counter.get_total_flops()
+            self.numbers.flops = counter.get_total_flops()
 
     def _kept_bytes(self) -> int:
         kept: dict[int, int] = {}
@@ -102,7 +116,7 @@ class Variant:
         start_s = time.perf_counter()
         train_step(self.state, [self.batch], self.run)
         self._wait()
-        self.times_s.append(time.perf_counter() - start_s)
+        self.numbers.times_s.append(time.perf_counter() - start_s)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -121,6 +135,31 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
         torch.cuda.synchronize()
         best = max(best, 2 * n**3 / (time.perf_counter() - start_s))
     return best
+
+
+def measure(configs: dict[str, TrainConfig], batch: Batch, rounds: int) -> dict[str, Numbers]:
+    """Step each of some variants in turn, `rounds` times; they are in memory together."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    variants = {name: Variant(config, device, batch) for name, config in configs.items()}
+    for variant in variants.values():
+        variant.warm_up()
+    for _ in range(rounds):
+        for variant in variants.values():
+            variant.step()
+    return {name: variant.numbers for name, variant in variants.items()}
+
+
+def table_row(name: str, found: Numbers, first: Numbers, clips: int, dtype: torch.dtype) -> str:
+    """Return a line of the table: a variant that steps `clips` at a time, against the first one."""
+    ratios = [a / b for a, b in zip(first.times_s, found.times_s, strict=True)]
+    time_s = statistics.median(found.times_s)
+    share = "-"
+    if found.flops:
+        share = f"{found.flops / time_s / matmul_flops_per_s(torch.device('cuda'), dtype):.0%}"
+    memory = f"{found.bytes / 2**20:8.0f} MiB {found.bytes / first.bytes:5.2f}"
+    return f"{name:34} {clips / time_s:8.3f}  {spread(ratios):>20}  {memory}  {share:>6}"
 
 
 def spread(values: list[float]) -> str:
@@ -160,7 +199,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=DataConfig().workers)
     arguments = parser.parse_args()
 
-    device = torch.device("cuda" if has_gpu else "cpu")
     sizes = dict.fromkeys(("width", "content_width", "decoder_width"), arguments.width)
     base = TrainConfig(
         model=ReducioVAEConfig(**sizes),
@@ -172,34 +210,32 @@ def main() -> None:
     frames = torch.randint(0, 256, (count, 16, side, side, 3), dtype=torch.uint8)
     batch = Batch(frames, tuple(range(count)), (ClipName("random", 0.0),) * count)
 
-    variants = {}
-    for name in arguments.variants.split(","):
-        settings = OptimisationConfig(**VARIANTS[name], batch_size=count)  # type: ignore[arg-type]
-        variants[name] = Variant(replace(base, train=settings), device, batch)
-        variants[name].warm_up()
-    for _ in range(arguments.rounds):
-        for variant in variants.values():
-            variant.step()
-
-    first = next(iter(variants.values()))
+    names = arguments.variants.split(",")
     what = "peak" if has_gpu else "kept for backward"
     name_of = torch.cuda.get_device_name() if has_gpu else f"CPU, {torch.get_num_threads()} threads"
     print(
         f"{name_of}; width {arguments.width}, {count} x 16x{side}x{side}; torch {torch.__version__}"
     )
-    print(f"{'variant':20} {'clips/s':>8}  {'speed, ratio':>20}  {what}, ratio  of matmul rate")
-    for name, variant in variants.items():
-        ratios = [a / b for a, b in zip(first.times_s, variant.times_s, strict=True)]
-        time_s = statistics.median(variant.times_s)
-        share = "-"
-        if variant.flops:
-            peak = matmul_flops_per_s(device, DTYPES[variant.config.train.precision])
-            share = f"{variant.flops / time_s / peak:.0%}"
-        memory = f"{variant.bytes / 2**20:8.0f} MiB {variant.bytes / first.bytes:5.2f}"
-        print(f"{name:20} {count / time_s:8.3f}  {spread(ratios):>20}  {memory}  {share:>6}")
+    head = f"{'variant':34} {'clips/s':>8}  {'speed, ratio':>20}  {what}, ratio"
+    print(f"{head}  of matmul rate", flush=True)
+    configs = {
+        # VARIANTS holds keywords of several types.
+        name: replace(base, train=OptimisationConfig(**VARIANTS[name], batch_size=count))  # type: ignore[arg-type]
+        for name in names
+    }
+    first: Numbers | None = None
+    for group in [[name] for name in names] if has_gpu else [names]:
+        try:
+            found = measure({name: configs[name] for name in group}, batch, arguments.rounds)
+        except torch.OutOfMemoryError:
+            print(f"{group[0]:34} does not fit in memory", flush=True)
+            continue
+        for name, numbers in found.items():
+            first = first or numbers
+            dtype = DTYPES[configs[name].train.precision]
+            print(table_row(name, numbers, first, count, dtype), flush=True)
     if arguments.corpus:
-        last = list(variants.values())[-1]
-        print(waiting_share(last.config, arguments.corpus, arguments.workers))
+        print(waiting_share(configs[names[-1]], arguments.corpus, arguments.workers))
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ MIN_GAIN_DB = 3.0
 MAX_BYTES = 8_000_000
 EVALUATED_PX, EVALUATED_CLIPS = 256, 24
 START_CLIPS, FITTED_CLIPS = 720, 64
-LINEAR = Descent(steps=5000, lr=1e-3)
-WHOLE = Descent(steps=700, lr=2e-4, warmup=100)
+LINEAR = Descent(steps=2000, lr=1e-3)
+WHOLE = Descent(steps=200, lr=2e-4, warmup=100)
 
 
 def start_weights(config: TrainConfig, out: Path, shorten: int) -> Path:
