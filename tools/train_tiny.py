@@ -4,10 +4,13 @@
     python tools/train_tiny.py VIDEOS --out DIR [--start linear] [--set train.steps=20000 ...]
 
 VIDEOS is any corpus. Whole videos are set apart for validation, by a hash of their names;
-`--set data.validation_corpus=OTHER` takes those of another corpus. With `--start linear` the run
-begins with what a linear code can do (`tools/linear_start.py`, half an hour on two cores, kept in
-DIR/start), else with random weights. The run is in DIR/run and continues when the command is given
-again. DIR/reducio-tiny-ft4-fs32 then holds
+`--set data.validation_corpus=OTHER` takes those of another corpus, as one should where the same
+footage comes under several names. With `--start linear` the run begins with what a linear code can
+do (`tools/linear_start.py`, a quarter of an hour on two cores, kept in DIR/start), else with random
+weights. The run is in DIR/run and continues when the command is given again. It wants a GPU; what
+to set without one is said in the preset, `reducio_tiny_ft4_fs32`.
+
+DIR/reducio-tiny-ft4-fs32 then holds
 `model.safetensors` (the average of the weights, float16), `config.json` with its fingerprint, and
 `README.md`, a card that says on what and how it was trained and how good it is. The scores on it
 are of the float16 weights as they were written, on 256-px clips, whatever size was trained on.
@@ -39,8 +42,9 @@ from reducio_latents.autoencoders.bundled import FOLDER  # noqa: E402
 from reducio_latents.autoencoders.checkpoint import write_weights  # noqa: E402
 from reducio_latents.files import open_files  # noqa: E402
 from reducio_latents.plan import read_plan  # noqa: E402
+from reducio_latents.train.checkpoint import checkpoints  # noqa: E402
 from reducio_latents.train.config import TrainConfig  # noqa: E402
-from reducio_latents.train.loop import RunOptions, train  # noqa: E402
+from reducio_latents.train.loop import CHECKPOINTS, RunOptions, train  # noqa: E402
 from reducio_latents.train.order import BatchOrder  # noqa: E402
 from reducio_latents.train.settings import read_settings, to_yaml  # noqa: E402
 from reducio_latents.train.split import make_split  # noqa: E402
@@ -52,9 +56,12 @@ NAME = "reducio-tiny-ft4-fs32"
 MIN_GAIN_DB = 3.0
 MAX_BYTES = 8_000_000
 EVALUATED_PX, EVALUATED_CLIPS = 256, 24
-START_CLIPS, FITTED_CLIPS = 720, 64
-LINEAR = Descent(steps=2000, lr=1e-3)
-WHOLE = Descent(steps=200, lr=2e-4, warmup=100)
+START_CLIPS, FITTED_CLIPS = 240, 64
+START_PX, START_AREA = 128, (0.2, 0.5)
+"""Smaller parts of frames than are trained on later, at about the same scale: a linear code is the
+same at any size, and this costs less."""
+LINEAR = Descent(steps=1500, lr=1e-3)
+WHOLE = Descent(steps=100, lr=2e-4, warmup=50)
 
 
 def start_weights(config: TrainConfig, out: Path, shorten: int) -> Path:
@@ -65,13 +72,14 @@ def start_weights(config: TrainConfig, out: Path, shorten: int) -> Path:
     folder = out / "start"
     if (folder / "config.json").exists():
         return folder
-    table = make_split(out / "run", config.data).train
+    data = replace(config.data, size_px=START_PX, crop_area=START_AREA)
+    table = make_split(out / "start.plan", data).train
     assert table is not None
     clips = max(1, START_CLIPS // shorten)
     size = config.train.batch_size
     order = BatchOrder(table.bucket_numbers, size, config.train.seed)
     requests = training_requests(order, range(-(-clips // size)), config.train.seed)
-    frames = torch.cat([batch.frames_BTHWC for batch in BatchStream(table, config.data, requests)])
+    frames = torch.cat([batch.frames_BTHWC for batch in BatchStream(table, data, requests)])
     print(f"start: {len(frames)} clips")
     torch.manual_seed(config.train.seed)
     vae = ReducioVAE(config.model)
@@ -107,7 +115,7 @@ def card(config: TrainConfig, out: Path, scores: dict[str, float], size: int) ->
         for path in (config.data.corpus, config.data.validation_corpus)
     )
     shown = replace(config, data=replace(config.data, corpus=corpus, validation_corpus=other))
-    step = (out / "run" / "checkpoints" / "best").resolve().name.removeprefix("step-")
+    step = checkpoints(out / "run" / CHECKPOINTS)[-1].name.removeprefix("step-")
     validation = json.loads((out / "evaluation" / "evaluation.json").read_text())
     gain = scores["clip_psnr_db"] - scores["content_psnr_db"]
     videos = f"{plan.counts().videos['planned']} videos"
@@ -170,7 +178,8 @@ def main() -> int:
     train(config, out / "run", options)
 
     folder = out / NAME
-    size = export(out / "run" / "checkpoints" / "best", config, folder)
+    # Not the one that validated best: the videos it is scored on shall choose nothing.
+    size = export(checkpoints(out / "run" / CHECKPOINTS)[-1], config, folder)
     # The same videos are set apart again, for their names are the same.
     measured = replace(
         config,
