@@ -52,15 +52,19 @@ def save_checkpoint(root: Path, state: TrainState, config: TrainConfig) -> Path:
         _write(state.vae, partial / MODEL)
         if state.average is not None:
             _write(state.average, partial / AVERAGE)
-        torch.save(_training_state(state), partial / TRAINING)
+        with (partial / TRAINING).open("wb") as file:
+            torch.save(_training_state(state), file)
         (partial / SETTINGS).write_text(to_yaml(config))
         _sync(partial)
         partial.rename(folder)
         _sync_one(root)
-    except (OSError, RuntimeError, LatentsError) as err:  # torch.save raises RuntimeError
+    except (OSError, RuntimeError, LatentsError) as err:
         shutil.rmtree(partial, ignore_errors=True)
+        # Over what the system said of a file, torch.save raises a RuntimeError of its own.
+        covered = isinstance(err, RuntimeError) and isinstance(err.__context__, OSError)
+        why = err.__context__ if covered else err
         raise TrainingError(
-            f"cannot save {folder}: {str(err).rstrip('.')}. Older checkpoints are as they were."
+            f"cannot save {folder}: {str(why).rstrip('.')}. Older checkpoints are as they were."
         ) from err
     return folder
 

@@ -32,7 +32,7 @@ from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.order import BatchOrder, batch_numbers
 from reducio_latents.train.pretrained import take_pretrained
 from reducio_latents.train.progress import Clock, move_bar, open_bar, stop_signal
-from reducio_latents.train.ranks import Ranks, join_ranks, lost_a_rank
+from reducio_latents.train.ranks import Ranks, join_ranks, lost_a_rank, short_reason
 from reducio_latents.train.records import Records, write_pictures
 from reducio_latents.train.settings import SETTINGS, changed_settings, to_yaml
 from reducio_latents.train.split import ClipTable, Split, check_data, forget_split, make_split
@@ -328,9 +328,8 @@ def _explained(smaller: str) -> Iterator[None]:
     except RuntimeError as err:
         if isinstance(err, LatentsError) or not lost_a_rank(err):
             raise
-        why = str(err).splitlines()[0]
         raise TrainingError(
-            f"another process of this run is gone ({why}); see what it said."
+            f"another process of this run is gone ({short_reason(err)}); see what it said."
         ) from err
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,12 @@ def lost_a_rank(err: RuntimeError) -> bool:
     return isinstance(err, dist.DistError) or "gloo" in str(err)  # gloo has no class of its own
 
 
+def short_reason(err: Exception) -> str:
+    """Return what a communication library says, without its source line and its advice."""
+    line = (str(err).splitlines() or [type(err).__name__])[0]
+    return re.sub(r"^\[\S+:\d+\] ", "", line).split(". ")[0].rstrip(".")
+
+
 @contextmanager
 def join_ranks() -> Iterator[Ranks]:
     """Join the other processes that torchrun started, if it did; leave them at the end.
@@ -97,7 +104,7 @@ def join_ranks() -> Iterator[Ranks]:
     except (ValueError, RuntimeError) as err:  # a variable that is not set is a ValueError
         raise ConfigError(
             f"WORLD_SIZE is {size}, but the processes of this run do not find each other: "
-            f"{str(err).splitlines()[0]} Start them with torchrun, or unset WORLD_SIZE."
+            f"{short_reason(err)}. Start them with torchrun, or unset WORLD_SIZE."
         ) from err
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
