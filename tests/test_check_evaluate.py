@@ -29,7 +29,13 @@ from reducio_latents.check.sample import SampleSpec, read_sample
 from reducio_latents.check.table import as_csv, as_json, markdown, write_tables
 from reducio_latents.cli import main
 from reducio_latents.config import ClipSpec
-from reducio_latents.errors import ConfigError, CorpusError, GeometryError, WeightsError
+from reducio_latents.errors import (
+    ConfigError,
+    CorpusError,
+    GeometryError,
+    StoreError,
+    WeightsError,
+)
 from reducio_latents.geometry import LatentGeometry
 from reducio_latents.metrics.i3d import I3D
 from reducio_latents.metrics.protocol import PROTOCOLS
@@ -125,7 +131,8 @@ def test_a_video_that_hangs_costs_its_own_clip_and_not_the_evaluation(
     )
     assert found.methods[0].datasets["demo"].clips == 1
     assert found.datasets["demo"] == {"0.mp4": "0.mp4: the decoder hung: no answer for 0.5 s"}
-    assert "1 videos of demo gave no clip, such as 0.mp4" in markdown(found)
+    told = "1 video of demo gave no clip, such as 0.mp4: the decoder hung: no answer for 0.5 s."
+    assert told in markdown(found)
 
 
 def test_the_sample_is_the_same_however_many_processes_read_it(corpus: Path) -> None:
@@ -140,6 +147,11 @@ def test_the_sample_is_the_same_however_many_processes_read_it(corpus: Path) -> 
 def test_a_corpus_without_a_single_clip_is_refused(tmp_path: Path) -> None:
     write_video(tmp_path / "short.mp4", moving(1, frames=5))
     with pytest.raises(CorpusError, match=r"gives no clip to evaluate: short.mp4: it is shorter"):
+        read_sample(tmp_path, SampleSpec(resolution=64))
+    (tmp_path / "a.mp4").write_text("no video")
+    with pytest.raises(
+        CorpusError, match=r"to evaluate \(2 videos tried\): /.*/a.mp4: it is a text"
+    ):
         read_sample(tmp_path, SampleSpec(resolution=64))
 
 
@@ -226,6 +238,15 @@ def test_unusable_models_are_told_before_any_video_is_read(tmp_path: Path) -> No
         evaluate(nowhere, options("bicubic-32x", metrics=("pnsr",)))
     with pytest.raises(ConfigError, match="no model is named"):
         options()
+    with pytest.raises(ConfigError, match="--model bicubic-32x is given twice"):
+        options("bicubic-32x", "repeat-content", "bicubic-32x")
+    with pytest.raises(ConfigError, match="no metric is named; choose of psnr"):
+        options("bicubic-32x", metrics=())
+    with pytest.raises(ConfigError, match="pictures must be >= 0"):
+        options("bicubic-32x", pictures=-1)
+    (tmp_path / "file").write_text("taken")
+    with pytest.raises(StoreError, match="cannot write to"):
+        evaluate(nowhere, options("bicubic-32x"), tmp_path / "file" / "out")
 
 
 def test_a_metric_without_weights_is_named_with_its_remedy_and_has_no_number(
@@ -233,7 +254,16 @@ def test_a_metric_without_weights_is_named_with_its_remedy_and_has_no_number(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     everything = ("psnr", "lpips-alex", "lpips-vgg", "fvd")
-    found = evaluate({"demo": corpus}, options("bicubic-32x", metrics=everything))
+    told: list[str] = []
+    chosen = options("bicubic-32x", metrics=everything)
+    with pytest.raises(CorpusError):  # before any video is read
+        evaluate({"demo": tmp_path / "nowhere"}, chosen, on_missing=told.append)
+    assert [line.partition(" is unavailable")[0] for line in told] == [
+        "LPIPS (alex)",
+        "LPIPS (vgg)",
+        "FVD",
+    ]
+    found = evaluate({"demo": corpus}, chosen)
     text = markdown(found)
     assert set(found.unavailable) == {"lpips-alex", "lpips-vgg", "fvd"}
     assert text.count("n/a") == 3
@@ -274,7 +304,9 @@ def test_rfvd_has_a_column_a_corpus_is_zero_where_nothing_changes_and_tells_its_
     assert "rFVD is biased upwards with 400 clips or fewer" in text
     assert "| rFVD (a) | rFVD (b) |" in text
     assert "rFVD by i3d_pretrained_400.pt" in text
-    assert "speed are of a." in text
+    assert "In the first table all but rFVD is of a." in text
+    other = found.methods[1].datasets["b"].scores["psnr"]
+    assert f"| repeat-content | {other:.2f} |" in text.partition("On b:")[2]
     rows = csv.DictReader(as_csv(found).splitlines())
     assert [row["corpus"] for row in rows] == ["a", "b", "a", "b"]
 
@@ -297,6 +329,8 @@ def test_names_of_corpora_and_models_are_read_as_written() -> None:
         "pexels": "/data/pexels/",
         "ucf": "ucf.csv",
     }
+    globs = ["/data/pexels/*.mp4", "ucf/**/*.avi", "*.mp4"]
+    assert list(dict(corpus_names(globs))) == ["pexels", "ucf", "corpus"]
     with pytest.raises(ConfigError, match="two corpora are called 'x'"):
         dict(corpus_names(["a/x", "b/x"]))
     assert ModelChoice.parse("diffusers:a/b") == ModelChoice("diffusers:a/b")

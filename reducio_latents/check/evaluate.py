@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -49,6 +50,9 @@ class ModelChoice:
             raise ConfigError(f"--model is {text!r}; write NAME or NAME=WEIGHTS.")
         return cls(name, weights or None)
 
+    def __str__(self) -> str:
+        return self.name if self.weights is None else f"{self.name}={self.weights}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
@@ -70,6 +74,13 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         if not self.models:
             raise ConfigError("no model is named; give --model NAME, once for each.")
+        for number, choice in enumerate(self.models):
+            if choice in self.models[:number]:
+                raise ConfigError(f"--model {choice} is given twice; once is enough.")
+        if not self.metrics:
+            raise ConfigError(f"no metric is named; choose of {', '.join(METRICS)}.")
+        if self.pictures < 0:
+            raise ConfigError(f"pictures must be >= 0, got {self.pictures}.")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size must be >= 1, got {self.batch_size}.")
 
@@ -127,12 +138,14 @@ def evaluate(
     options: EvaluateOptions,
     out: Path | None = None,
     *,
+    on_missing: Callable[[str], None] = lambda _: None,
     on_sample: Callable[[str, int, int], None] = lambda *_: None,
     on_clip: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Evaluation:
     """Reconstruct the clips of `corpora` (name -> corpus) by every model, and measure.
 
     With `out`, pictures and videos go there: originals beside what each model made of them.
+    `on_missing` is told at once of each metric that lacks its weights, with the remedy;
     `on_sample` is told (corpus, videos read, videos wanted), `on_clip` (model, clips done, all).
     Raises ConfigError, WeightsError or GeometryError for a model that cannot be used, before any
     clip is read.
@@ -145,7 +158,11 @@ def evaluate(
         lpips_weights=dict(options.lpips_weights),  # type: ignore[arg-type]
         fvd_weights=options.fvd_weights,
     )
+    for remedy in suite.unavailable.values():
+        on_missing(remedy)
     rules = [_try_out(choice, options, device) for choice in options.models]
+    if out is not None:
+        make_folder(out)
     with ExitStack() as stack:
         samples = []
         for name, corpus in corpora.items():
@@ -167,7 +184,7 @@ def evaluate(
                 biased = biased or tally.fvd_is_biased
             methods.append(_describe(choice, model, rule, datasets))
         if out is not None:
-            _write_pictures(out, shown, options.sample.clip.rate_fps)
+            _write_pictures(out, samples, shown)
         return Evaluation(
             methods=methods,
             datasets={sample.name: sample.failed for sample in samples},
@@ -257,26 +274,34 @@ def _describe(
     )
 
 
-def _write_pictures(out: Path, shown: _Shown, rate_fps: float) -> None:
+def _write_pictures(out: Path, samples: Sequence[Sample], shown: _Shown) -> None:
     folder = out / "pictures"
     make_folder(folder)
-    for corpus, clips in shown.items():
-        if not clips:
+    for sample in samples:
+        panels_of_clips = shown[sample.name]
+        if not panels_of_clips:
             continue
-        stem = file_name(corpus)
-        rows = [SheetRow(f"{corpus}, clip {n}", panels) for n, panels in enumerate(clips)]
-        save_picture(contact_sheet(rows), folder / f"{stem}.png")
-        for number, panels in enumerate(clips):
+        stem, rate_fps = file_name(sample.name), sample.spec.clip.rate_fps
+        rows = []
+        for number, panels in enumerate(panels_of_clips):
+            clip = sample.clips[number]
+            title = f"{sample.name}-{number:03d}   {clip.video} at {clip.start_s:g} s"
+            rows.append(SheetRow(title, panels))
             write_mp4(folder / f"{stem}-{number:03d}.mp4", side_by_side(panels), rate_fps)
+        save_picture(contact_sheet(rows), folder / f"{stem}.png")
 
 
 def corpus_names(corpora: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (name, corpus), a `NAME=CORPUS` by its own name and others by their last part."""
+    """Yield (name, corpus), a `NAME=CORPUS` by its own name and others by their last part.
+
+    A glob is called what the last folder before its wildcards is.
+    """
     taken: set[str] = set()
     for text in corpora:
         name, equals, place = text.partition("=")
         if not equals or "/" in name:
-            name, place = Path(text.rstrip("/")).stem or "corpus", text
+            plain = takewhile(lambda part: not set(part) & set("*?["), text.split("/"))
+            name, place = Path("/".join(plain).rstrip("/")).stem or "corpus", text
         if name in taken:
             raise ConfigError(f"two corpora are called {name!r}; name them: NAME=CORPUS.")
         taken.add(name)

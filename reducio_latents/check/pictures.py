@@ -112,11 +112,24 @@ def _sheet_block(row: SheetRow) -> Image.Image:
 
 
 def _labels(labels: Sequence[str], width: int, total_width: int) -> Frames:
+    """Return the strip above panels of `width`, uint8 (LABEL_PX, total_width, 3)."""
     strip = Image.new("RGB", (total_width, LABEL_PX), PAPER)
-    draw = ImageDraw.Draw(strip)
     for number, label in enumerate(labels):
-        draw.text((number * (width + GAP_PX) + GAP_PX, 5), label, fill=INK, font=_font())
+        # Each on a piece of its own, so that a long one does not run into its neighbour.
+        piece = Image.new("RGB", (width, LABEL_PX), PAPER)
+        text = _cut_to(label, width - 2 * GAP_PX)
+        ImageDraw.Draw(piece).text((GAP_PX, 5), text, fill=INK, font=_font())
+        strip.paste(piece, (number * (width + GAP_PX), 0))
     return np.asarray(strip)
+
+
+def _cut_to(text: str, width_px: float) -> str:
+    """Return `text`, or as much of it and an ellipsis as is `width_px` wide."""
+    if _font().getlength(text) <= width_px:
+        return text
+    while text and _font().getlength(f"{text}\N{HORIZONTAL ELLIPSIS}") > width_px:
+        text = text[:-1]
+    return f"{text}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _font(size: float = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -144,13 +144,21 @@ def read_sample(
         with GuardedReader(spec.bucket, workers=spec.workers, timeout_s=spec.timeout_s) as reader:
             _Reading(sample, reader, order, wanted, progress).run()
         if not len(sample):
-            first = next(iter(sample.failed.items()), ("", "every one is too short"))
-            reason = first[1].rstrip(".")
-            raise CorpusError(f"{corpus} gives no clip to evaluate: {first[0]}: {reason}.")
+            video, why = next(iter(sample.failed.items()))
+            others = f" ({len(sample.failed)} videos tried)" if len(sample.failed) > 1 else ""
+            raise CorpusError(
+                f"{corpus} gives no clip to evaluate{others}: {about_video(video, why)}."
+            )
     except BaseException:
         sample.close()
         raise
     return sample
+
+
+def about_video(video: str, why: str) -> str:
+    """Return why a video gave no clip, with its name once: some reasons begin with its path."""
+    reason = why.rstrip(".")
+    return reason if video in reason.partition(": ")[0] else f"{video}: {reason}"
 
 
 class _Reading:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from reducio_latents.check.decode import make_folder
 from reducio_latents.check.evaluate import DatasetScores, Evaluation, MethodResult
+from reducio_latents.check.sample import about_video
 from reducio_latents.errors import StoreError
 from reducio_latents.metrics.i3d import CLASSES
 
@@ -43,7 +44,8 @@ def write_tables(evaluation: Evaluation, out: Path) -> list[Path]:
 def markdown(evaluation: Evaluation) -> str:
     """Return the paper's table, and below it what its numbers mean and which are missing.
 
-    PSNR, SSIM, LPIPS and speed are of the first corpus; rFVD has a column for each.
+    As in the paper, PSNR, SSIM, LPIPS and speed are of the first corpus, and rFVD has a column
+    for each; the other corpora have a shorter table each, of what else was measured on them.
     """
     first, names = next(iter(evaluation.datasets)), list(evaluation.datasets)
     metrics = [name for name in TITLES if _asked(evaluation, name)]
@@ -58,16 +60,28 @@ def markdown(evaluation: Evaluation) -> str:
         row += [_number(scores, metric, TITLES[metric][1]) for metric in metrics]
         if with_fvd:
             row += [_number(method.datasets[name], "fvd", "{:.2f}") for name in names]
-        row += [
-            f"{scores.clips_per_s:,.0f}"
-            if scores.clips_per_s >= 100
-            else f"{scores.clips_per_s:.3g}",
-            f"{scores.bytes_per_s / 1024:.1f}",
-            f"{method.parameters / 1e6:.2f}",
-            method.frames,
-        ]
+        row += [*_speed_and_size(scores), f"{method.parameters / 1e6:.2f}", method.frames]
         lines.append(_line(row))
+    for name in names[1:] if metrics else []:
+        lines += ["", f"On {name}:", "", *_of_corpus(evaluation, name, metrics)]
     return "\n".join([*lines, "", *(f"- {note}" for note in _notes(evaluation)), ""])
+
+
+def _of_corpus(evaluation: Evaluation, corpus: str, metrics: list[str]) -> Iterator[str]:
+    yield _line(["Method", *(TITLES[metric][0] for metric in metrics), "clips/s", "KiB/s of video"])
+    yield _line(["---", *["---:"] * (len(metrics) + 2)])
+    for method in evaluation.methods:
+        scores = method.datasets[corpus]
+        numbers = [_number(scores, metric, TITLES[metric][1]) for metric in metrics]
+        yield _line([_title(method), *numbers, *_speed_and_size(scores)])
+
+
+def _speed_and_size(scores: DatasetScores) -> list[str]:
+    speed = scores.clips_per_s
+    return [
+        f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}",
+        f"{scores.bytes_per_s / 1024:.1f}",
+    ]
 
 
 def as_csv(evaluation: Evaluation) -> str:
@@ -111,7 +125,7 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
     clips = ", ".join(f"{count} of {name}" for name, count in counts.items())
     yield f"Clips: {clips}, at {evaluation.resolution} px. Speed on {evaluation.machine}."
     if len(counts) > 1:
-        yield f"PSNR, SSIM, LPIPS, flicker and speed are of {next(iter(counts))}."
+        yield f"In the first table all but rFVD is of {next(iter(counts))}."
     yield f"Protocol {protocol.name}: {protocol.note}."
     if any(method.untrained for method in evaluation.methods):
         yield "Random weights: untrained, for the way through only; its numbers judge nothing."
@@ -124,12 +138,12 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
             f"rFVD is biased upwards with {CLASSES} clips or fewer, as many as I3D has features: "
             "compare it only with numbers from as many clips."
         )
-    for metric, remedy in evaluation.unavailable.items():
-        yield f"{metric} is missing. {remedy}"
+    yield from evaluation.unavailable.values()
     for corpus, failed in evaluation.datasets.items():
         if failed:
             video, reason = next(iter(failed.items()))
-            yield f"{len(failed)} videos of {corpus} gave no clip, such as {video}: {reason}"
+            number = f"{len(failed):,} video" + ("" if len(failed) == 1 else "s")
+            yield f"{number} of {corpus} gave no clip, such as {about_video(video, reason)}."
 
 
 def _asked(evaluation: Evaluation, metric: str) -> bool:

@@ -141,8 +141,13 @@ def evaluate(
                 bar.set_description(what)
             bar.update(done - bar.n)
 
+        def tell(remedy: str) -> None:
+            tqdm.write(remedy, file=sys.stderr)
+
         named = dict(flow.corpus_names(corpora))
-        found = flow.evaluate(named, options, out, on_sample=advance, on_clip=advance)
+        found = flow.evaluate(
+            named, options, out, on_missing=tell, on_sample=advance, on_clip=advance
+        )
     click.echo(markdown(found))
     write_tables(found, out)
     click.echo(f"Table and pictures are in {out}.")
