@@ -93,7 +93,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_is_well_formed(page: Path) ->
     assert tags.open == []
     for _, attributes in tags.tags:
         for name in ("src", "href"):
-            assert str(attributes.get(name) or "data:").startswith("data:")
+            assert str(attributes.get(name) or "data:").startswith(("data:", "#clip-"))
     assert "default-src 'none'" in page.read_text(encoding="utf-8")
     assert sum(tag == "video" for tag, _ in tags.tags) == 5
 
@@ -163,7 +163,51 @@ def test_many_failures_are_counted_and_cut(report: Report) -> None:
     many = replace(report, failed=[report.failed[0]] * 500)
     text = render(many)
     assert "and 300 more: see errors.parquet" in text
-    assert "<td>500</td><td>it was bad</td>" in text
+    assert "<td>500 clips</td><td>it was bad</td>" in text
+    text = render(replace(report, failed=[replace(report.failed[0], clip_id="")]))
+    assert "<td>1 video</td><td>it was bad</td>" in text
+
+
+def test_a_warning_leads_to_its_clips_and_lines_say_how_far_they_go(report: Report) -> None:
+    text = render(report)
+    frozen = next(clip for clip in report.clips if clip.clip.video == "still.mp4")
+    clip_id = frozen.clip.clip_id
+    assert f'<a href="#clip-{clip_id}">{clip_id}</a>' in text
+    assert f'<article class="card" id="clip-{clip_id}"' in text
+    few = render(replace(report, clips=[c for c in report.clips if c is not frozen]))
+    assert "#clip-" not in few
+    assert frozen.scores is not None
+    values = frozen.scores.frame_psnr_db
+    assert f"PSNR by frame, {min(values):.1f} to {max(values):.1f}" in text
+
+
+def test_clips_whose_original_changed_are_counted_and_their_other_number_is_not_large(
+    tmp_path: Path,
+) -> None:
+    root, corpus = make_store(tmp_path, {"a.mp4": moving(1), "b.mp4": moving(2)})
+    with (corpus / "a.mp4").open("ab") as file:
+        file.write(b"x")
+    found = build_report(root, DecodeOptions())
+    assert found.notes == (
+        "1 of 2 clips have no original to compare with, such as: a.mp4 has changed since it was "
+        "encoded (its hash differs).",
+    )
+    assert render(found).count("<div class=first>") == 1
+
+
+def test_the_noise_of_an_untrained_model_is_not_searched_for_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, corpus = make_store(tmp_path, {"a.mp4": moving(1)[:1].repeat(16, axis=0)})
+    kinds = {warning.kind for warning in build_report(root, DecodeOptions()).warnings}
+    assert "frozen clips" in kinds
+    corpus.rename(tmp_path / "moved")
+    kinds = {warning.kind for warning in build_report(root, DecodeOptions()).warnings}
+    assert "frozen clips" in kinds
+    monkeypatch.setattr("reducio_latents.check.report.is_untrained", lambda _: True)
+    found = build_report(root, DecodeOptions())
+    assert "frozen clips" not in {warning.kind for warning in found.warnings}
+    assert "were looked for among 0 of those shown" in found.notes[1]
 
 
 def test_a_place_that_cannot_be_written_is_one_error(report: Report, tmp_path: Path) -> None:
@@ -178,8 +222,22 @@ def test_the_command_writes_the_page(made: tuple[Path, Path], tmp_path: Path) ->
     out = tmp_path / "deep" / "page.html"
     ran = CliRunner().invoke(main, ["check", str(made[0]), "--num", "2", "--report", str(out)])
     assert ran.exit_code == 0, ran.output
-    assert f"2 clips are in {out}" in ran.output
+    assert f"Wrote {out} with 2 clips." in ran.output
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_decoded(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("reducio_latents.check.report.build_report", decode)
+    (tmp_path / "file").write_text("taken")
+    out = tmp_path / "file" / "report.html"
+    ran = CliRunner().invoke(main, ["check", str(made[0]), "--report", str(out)])
+    assert ran.exit_code == 1
+    assert ran.output.startswith(f"Error: cannot write to {tmp_path / 'file'}")
 
 
 def test_charts_stay_inside_their_frame_and_survive_odd_values() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -166,10 +168,13 @@ def file_name(clip_id: str) -> str:
 
 
 def make_folder(folder: Path) -> None:
+    """Make a folder to write to; call it before work that would be lost without one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise StoreError(f"cannot write to {folder}: {err.strerror}.") from err
+    if not os.access(folder, os.W_OK):
+        raise StoreError(f"cannot write to {folder}: {os.strerror(errno.EACCES)}.")
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

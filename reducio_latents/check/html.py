@@ -6,11 +6,12 @@ import base64
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import quote
 
 from reducio_latents import __version__
 from reducio_latents.check.charts import bar_chart, histogram, line_chart, spark_bars, spark_line
@@ -26,6 +27,7 @@ POLICY = (
 FAILED_SHOWN = 200
 WARNED_SHOWN = 12
 BUCKETS_NAMED = 3
+PSNR = "dB PSNR"
 SORTS = {
     "psnr:up": "worst PSNR first",
     "psnr:down": "best PSNR first",
@@ -114,8 +116,9 @@ def _warnings(report: Report) -> str:
     if not report.warnings:
         return "<h2>Health</h2><p>No warnings.</p>"
     items = []
+    cards = {clip.clip.clip_id for clip in report.clips}
     for warning in report.warnings:
-        shown = ", ".join(map(escape, warning.clips[:WARNED_SHOWN]))
+        shown = ", ".join(_clip_name(clip_id, cards) for clip_id in warning.clips[:WARNED_SHOWN])
         more = len(warning.clips) - WARNED_SHOWN
         kind = escape(warning.kind.capitalize())
         items.append(
@@ -124,6 +127,12 @@ def _warnings(report: Report) -> str:
             "</div>"
         )
     return f'<h2>Health</h2><div class="warnings">{"".join(items)}</div>'
+
+
+def _clip_name(clip_id: str, cards: Set[str]) -> str:
+    """Return a clip's id, as a link to its card where it is among `cards`."""
+    name = escape(clip_id)
+    return f'<a href="#clip-{quote(clip_id)}">{name}</a>' if clip_id in cards else name
 
 
 def _clips(report: Report) -> str:
@@ -159,7 +168,7 @@ def _card(item: ReportClip) -> str:
     caption = "\n".join(clip.captions)
     source = base64.b64encode(item.video).decode()
     return (
-        f'<article class="card" {attributes}>'
+        f'<article class="card" id="clip-{escape(clip.clip_id)}" {attributes}>'
         f'<video muted loop playsinline preload="auto" title="Click to pause or play" '
         f'src="data:video/mp4;base64,{source}"></video>'
         f'<div class="labels">{labels}</div><div class="body">'
@@ -177,7 +186,7 @@ def _card(item: ReportClip) -> str:
 def _numbers(item: ReportClip) -> str:
     rows = []
     if item.scores is not None:
-        rows.append(("dB PSNR", f"{item.scores.psnr_db:.2f}"))
+        rows.append((PSNR, f"{item.scores.psnr_db:.2f}"))
         if item.scores.frame_ssim:
             rows.append(("SSIM", f"{item.scores.ssim:.3f}"))
         rows.append(("flicker", f"{item.scores.flicker:.2f}"))
@@ -185,20 +194,26 @@ def _numbers(item: ReportClip) -> str:
     if item.recorded_db is not None:
         rows.append(("dB recorded", f"{item.recorded_db:.2f}"))
     return "".join(
-        f"<div{' class=first' if not number else ''}><dt>{name}</dt><dd>{value}</dd></div>"
-        for number, (name, value) in enumerate(rows)
+        f"<div{' class=first' if name == PSNR else ''}><dt>{name}</dt><dd>{value}</dd></div>"
+        for name, value in rows
     )
 
 
 def _sparks(item: ReportClip) -> str:
     charts = []
     if item.scores is not None:
-        charts.append(("PSNR by frame", _spark(item.scores.frame_psnr_db, "dB")))
-        charts.append(("SSIM by frame", _spark(item.scores.frame_ssim, "SSIM")))
+        psnr, ssim = item.scores.frame_psnr_db, item.scores.frame_ssim
+        charts.append((f"PSNR by frame, {_range(psnr, '.1f')}", _spark(psnr, "dB")))
+        charts.append((f"SSIM by frame, {_range(ssim, '.2f')}", _spark(ssim, "SSIM")))
     limit = f"{HISTOGRAM_LIMIT:g}"
     histogram = spark_bars(item.histogram, f"final latents from -{limit} to {limit}")
     charts.append((f"latents, &plusmn;{limit}", histogram))
     return "".join(f"<figure>{chart}{name}</figure>" for name, chart in charts if chart)
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    """Return from where to where a line goes, which has no axis."""
+    return f"{min(values):{form}} to {max(values):{form}}" if values else ""
 
 
 def _spark(values: Sequence[float], unit: str) -> str:
@@ -298,9 +313,15 @@ def _statistics(report: Report) -> str:
 def _failures(report: Report) -> str:
     if not report.failed:
         return "<h2>Failures</h2><p>None.</p>"
-    reasons = Counter(failed.reason for failed in report.failed)
+    reasons = Counter(
+        ("clip" if failed.clip_id else "video", failed.reason) for failed in report.failed
+    )
     summary = _table(
-        ["clips", "reason"], [[f"{n:,}", reason] for reason, n in reasons.most_common(20)]
+        ["failed", "reason"],
+        [
+            [f"{n:,} {what}" + ("" if n == 1 else "s"), reason]
+            for (what, reason), n in reasons.most_common(20)
+        ],
     )
     rows = [[f.video, f.clip_id, f.reason] for f in report.failed[:FAILED_SHOWN]]
     more = len(report.failed) - FAILED_SHOWN

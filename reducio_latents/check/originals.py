@@ -42,7 +42,10 @@ class Originals:
         except (LatentsError, OSError) as err:
             if corpus is not None:
                 raise
-            self.problem = f"the corpus is not reachable ({err})"
+            reason = str(err).removesuffix(" Check the path.").rstrip(".")
+            self.problem = (
+                f"the corpus is not reachable ({reason}); if it has moved, say by --corpus where to"
+            )
         sizes = map(Bucket.parse, store.meta.buckets)
         largest = max(sizes, key=lambda size: size.frames * size.height * size.width)
         self._reader = GuardedReader(largest, timeout_s=timeout_s)

@@ -134,6 +134,7 @@ def build_report(
     opened = open_store(store)
     clips = select_clips(opened, options.selection)
     model = options.load(opened)
+    untrained = is_untrained(model)
     recorded = recorded_quality(opened)
     known = {clip.clip_id: clip.psnr_db for clip in recorded}
     shown: list[ReportClip] = []
@@ -143,16 +144,23 @@ def build_report(
         for decoded in decode_clips(opened, model, clips, originals, sample_seed=seed):
             measured = _measure(decoded, protocol, opened.meta.clip.rate_fps)
             shown.append(replace(measured, recorded_db=known.get(decoded.clip.clip_id)))
-            frames = decoded.original_THWC
-            seen.append((decoded.clip, decoded.decoded_THWC if frames is None else frames))
+            if decoded.original_THWC is not None:
+                seen.append((decoded.clip, decoded.original_THWC))
+            elif not untrained:  # whose noise would say nothing about the clip
+                seen.append((decoded.clip, decoded.decoded_THWC))
             on_clip(len(shown), len(clips))
     scan = scan_store(opened, thresholds)
     notes = []
     if originals.problem is not None:
         notes.append(f"No originals to compare with: {originals.problem}.")
-    if len(shown) < scan.clips:
+    elif lost := [clip.problem for clip in shown if clip.problem is not None]:
         notes.append(
-            f"Frozen and cut-through clips were looked for among the {len(shown)} clips shown, "
+            f"{len(lost)} of {len(shown)} clips have no original to compare with, such as: "
+            f"{lost[0]}."
+        )
+    if len(seen) < scan.clips:
+        notes.append(
+            f"Frozen and cut-through clips were looked for among {len(seen)} of those shown, "
             f"all other faults among all {scan.clips} clips of the store."
         )
     return Report(
@@ -165,7 +173,7 @@ def build_report(
         channel_std=tuple(scan.channel_std.tolist()),
         channel_kl=tuple(scan.channel_kl.tolist()),
         failed=list(_failures(opened)),
-        untrained=is_untrained(model),
+        untrained=untrained,
         recorded=recorded,
         notes=tuple(notes),
     )

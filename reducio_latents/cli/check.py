@@ -43,12 +43,13 @@ def check(store: str, report: Path, protocol: str, **settings: Any) -> None:
     """
     from tqdm import tqdm
 
-    from reducio_latents.check.decode import DecodeOptions
+    from reducio_latents.check.decode import DecodeOptions, make_folder
     from reducio_latents.check.html import write_report
     from reducio_latents.check.report import build_report
     from reducio_latents.metrics.protocol import protocol_named
 
     options = DecodeOptions(**take_selection(settings))
+    make_folder(report.parent)  # now, as decoding may take an hour
     with tqdm(desc="decode", unit="clip", file=sys.stderr, delay=0.5) as bar:
 
         def advance(done: int, total: int) -> None:
@@ -59,10 +60,12 @@ def check(store: str, report: Path, protocol: str, **settings: Any) -> None:
     write_report(found, report)
     scored = [scores.psnr_db for _, scores in found.scored]
     if scored:
-        click.echo(f"mean PSNR {sum(scored) / len(scored):.2f} dB (protocol: {protocol})")
+        mean = sum(scored) / len(scored)
+        of = show.counted(len(scored), "clip")
+        click.echo(f"mean PSNR {mean:.2f} dB of {of} (protocol: {protocol})")
     if found.untrained:
         click.echo(f"{found.model} has random weights: its pictures are noise")
     show.warnings(found.warnings, CLIPS_SHOWN)
     for note in found.notes:
         click.echo(note)
-    click.echo(f"{len(found.clips)} clips are in {report}")
+    click.echo(f"Wrote {report} with {show.counted(len(found.clips), 'clip')}.")

@@ -15,6 +15,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def counted(number: int, what: str) -> str:
+    """1 -> 1 clip; 24 -> 24 clips."""
+    return f"{count(number)} {what}" + ("" if number == 1 else "s")
+
+
 def size(number: float) -> str:
     """Bytes with a binary unit: 1536 -> 1.5 KiB."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
