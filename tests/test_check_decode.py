@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -26,6 +27,7 @@ from reducio_latents.check.pictures import (
     side_by_side,
 )
 from reducio_latents.cli import main
+from reducio_latents.cli.check_options import take_selection
 from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.pixels import to_unit
 from reducio_latents.store import Store, open_store
@@ -188,7 +190,7 @@ def test_a_corpus_that_moved_is_found_again_where_it_is_said_to_be(tmp_path: Pat
     root, corpus = make_store(tmp_path, {"a.mp4": moving(1)})
     corpus.rename(tmp_path / "elsewhere")
     [lost] = decode_store(root, tmp_path / "out", choose(num=1))
-    assert "the corpus is not reachable" in str(lost.problem)
+    assert "no such file or folder); if it has moved, say by --corpus where to" in str(lost.problem)
     options = DecodeOptions(corpus=str(tmp_path / "elsewhere"))
     [found] = decode_store(root, tmp_path / "out", options)
     assert found.psnr_db is not None
@@ -225,8 +227,18 @@ def test_clips_that_are_not_there_are_refused_by_name(store: Store, tmp_path: Pa
         select_clips(store, Selection(buckets=("16x32x32",)))
     with pytest.raises(ConfigError, match="ask for at least 1"):
         Selection(num=0)
+    with pytest.raises(ConfigError, match="--ids is ', ', which names no clip"):
+        take_selection({"ids": ", ", "num": 8, "seed": 0, "worst": False, "buckets": ()})
     with pytest.raises(StoreError, match=r"no recorded PSNR.*--check-every"):
         select_clips(store, Selection(worst=True))
+
+
+def test_a_clip_of_another_bucket_than_asked_for_is_called_so(store: Store) -> None:
+    store.meta = replace(store.meta, buckets=("16x32x32", "16x64x64"))
+    known = clip_of(store, "c.mp4")
+    assert select_clips(store, Selection(ids=(known,), buckets=("16x64x64",)))
+    with pytest.raises(StoreError, match=f"clip {known} is of bucket 16x64x64, not of 16x32x32"):
+        select_clips(store, Selection(ids=(known,), buckets=("16x32x32",)))
 
 
 def test_the_worst_clips_are_those_of_the_lowest_recorded_psnr(tmp_path: Path) -> None:
@@ -275,6 +287,16 @@ def test_the_command_prints_a_line_a_clip_and_the_mean(
     assert len(gone.output.strip().splitlines()) == 1
 
 
+def test_a_reason_that_holds_for_all_clips_is_printed_once(tmp_path: Path) -> None:
+    root, corpus = make_store(tmp_path, {"a.mp4": moving(1), "b.mp4": moving(2)})
+    corpus.rename(tmp_path / "elsewhere")
+    ran = CliRunner().invoke(main, ["decode", str(root), "--out", str(tmp_path / "out")])
+    assert ran.exit_code == 0, ran.output
+    assert ran.output.count("the corpus is not reachable") == 1
+    assert ran.output.count("s  no original") == 2
+    assert "no original to compare with: 2 of 2 clips" in ran.output
+
+
 def test_a_place_that_cannot_be_written_is_one_error(
     made: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -292,6 +314,15 @@ def test_panels_stand_side_by_side_on_even_sides() -> None:
     assert both.shape == (3, 32, 70, 3)
     assert (both[:, :31, :33] == red).all()
     assert (both[:, :31, 33 + GAP_PX : 66 + GAP_PX] == 0).all()
+
+
+def test_a_label_longer_than_its_panel_does_not_run_into_the_next() -> None:
+    dark = np.zeros((1, 32, 64, 3), np.uint8)
+    both = side_by_side([Panel("reducio-tiny-ft4-fs32", dark), Panel("b", dark)])
+    alone = side_by_side([Panel("", dark), Panel("b", dark)])
+    right = slice(64 + GAP_PX, None)
+    np.testing.assert_array_equal(both[:, :LABEL_PX, right], alone[:, :LABEL_PX, right])
+    assert both[:, :LABEL_PX, :64].max() > 200
 
 
 def test_clips_of_several_sizes_follow_one_another_whole() -> None:

@@ -79,7 +79,7 @@ def select_clips(store: Store, selection: Selection) -> list[StoredClip]:
     store.require_columns([MOTION])
     shards = _stored_shards(store, selection.buckets)
     if selection.ids:
-        return _by_id(store, shards, selection.ids)
+        return _by_id(store, shards, selection.ids, selection.buckets)
     total = sum(rows - len(empty) for rows, empty in shards.values())
     if total == 0:
         what = f" in {', '.join(selection.buckets)}" if selection.buckets else ""
@@ -126,7 +126,9 @@ def _at_positions(store: Store, shards: _Shards, positions: list[int]) -> Iterat
         before += len(here)
 
 
-def _by_id(store: Store, shards: _Shards, ids: Sequence[str]) -> list[StoredClip]:
+def _by_id(
+    store: Store, shards: _Shards, ids: Sequence[str], buckets: Sequence[str]
+) -> list[StoredClip]:
     table = store.plan.clips
     found = table.filter(pc.is_in(table["clip_id"], value_set=_strings(ids)))
     clips = {clip.clip_id: clip for clip in _rows(found.to_pylist())}
@@ -135,15 +137,21 @@ def _by_id(store: Store, shards: _Shards, ids: Sequence[str]) -> list[StoredClip
             close = get_close_matches(clip_id, table["clip_id"].slice(0, 10_000).to_pylist(), n=1)
             hint = f" Did you mean {close[0]}?" if close else " `decode --num` shows some."
             raise StoreError(f"{store.files.url} has no clip {clip_id!r}.{hint}")
-        _require_stored(store, shards, clips[clip_id])
+        _require_stored(store, shards, clips[clip_id], buckets)
     return [clips[clip_id] for clip_id in ids]
 
 
-def _require_stored(store: Store, shards: _Shards, clip: StoredClip) -> None:
+def _require_stored(
+    store: Store, shards: _Shards, clip: StoredClip, buckets: Sequence[str]
+) -> None:
+    if buckets and clip.key.bucket not in buckets:
+        raise StoreError(
+            f"clip {clip.clip_id} is of bucket {clip.key.bucket}, not of {', '.join(buckets)}. "
+            "Leave --bucket out."
+        )
     if clip.key not in shards:
         raise StoreError(
-            f"clip {clip.clip_id} is planned but not encoded yet, or of another bucket "
-            f"({clip.key.bucket}). Run the encode command again."
+            f"clip {clip.clip_id} is planned but not encoded yet. Run the encode command again."
         )
     if clip.row in shards[clip.key][1]:
         failed = {f.row: f.reason for f in store.commit(clip.key, MOTION).failed}
@@ -183,7 +191,9 @@ def recorded_quality(store: Store) -> list[RecordedClip]:
     except FileNotFoundError:
         return []
     try:
-        rows = pq.read_table(io.BytesIO(data)).to_pylist()
+        # Not by read_table: a thread of its scanner that still holds the bytes when Python ends
+        # aborts the process.
+        rows = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).to_pylist()
         return [
             RecordedClip(
                 clip_id=str(row["clip_id"]),

@@ -66,11 +66,15 @@ def check_options(num: int) -> Callable[[Decorated], Decorated]:
 def take_selection(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with those that choose clips gathered under `selection`."""
     from reducio_latents.check.clips import Selection
+    from reducio_latents.errors import ConfigError
 
     rest = dict(settings)
-    ids = rest.pop("ids") or ""
+    listed = rest.pop("ids")
+    ids = tuple(name.strip() for name in (listed or "").split(",") if name.strip())
+    if listed is not None and not ids:
+        raise ConfigError(f"--ids is {listed!r}, which names no clip; write --ids ID,ID.")
     selection = Selection(
-        ids=tuple(name.strip() for name in ids.split(",") if name.strip()),
+        ids=ids,
         num=rest.pop("num"),
         seed=rest.pop("seed"),
         worst=rest.pop("worst"),

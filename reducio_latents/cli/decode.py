@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from reducio_latents.cli import show
 from reducio_latents.cli.check_options import check_options, take_selection
 
 if TYPE_CHECKING:
@@ -39,21 +41,27 @@ def decode(store: str, out: Path, **settings: Any) -> None:
     from reducio_latents.check.decode import JOINED, SHEET, DecodeOptions, decode_store, mean_psnr
 
     options = DecodeOptions(**take_selection(settings))
-    results = decode_store(store, out, options, on_clip=_say)
+    results = decode_store(store, out, options, on_clip=partial(_say, set()))
     mean = mean_psnr(results)
     compared = sum(result.psnr_db is not None for result in results)
     if not math.isnan(mean):
-        click.echo(f"mean PSNR {mean:.2f} dB of {compared} clips (protocol: standard)")
+        of = show.counted(compared, "clip")
+        click.echo(f"mean PSNR {mean:.2f} dB of {of} (protocol: standard)")
     if compared < len(results):
-        click.echo(f"{len(results) - compared} of {len(results)} clips had no original to compare")
+        left = f"{len(results) - compared} of {show.counted(len(results), 'clip')}"
+        click.echo(f"no original to compare with: {left}")
     joined = f"{JOINED}.{options.format}"
-    click.echo(f"{len(results)} videos, {joined} of all and {SHEET} are in {out}")
+    videos = show.counted(len(results), "video")
+    click.echo(f"Wrote {videos}, {joined} of all, and {SHEET} into {out}.")
 
 
-def _say(result: DecodeResult) -> None:
+def _say(told: set[str | None], result: DecodeResult) -> None:
+    """Print a clip's line; a reason that is among `told` was read already, and is left out."""
     clip = result.clip
     where = f"{clip.clip_id}  {clip.video} at {clip.start_s:g} s"
     if result.psnr_db is not None:
         click.echo(f"{where}  PSNR {result.psnr_db:.2f} dB")
     else:
-        click.echo(f"{where}  no original: {result.problem}")
+        why = "" if result.problem in told else f": {result.problem}"
+        told.add(result.problem)
+        click.echo(f"{where}  no original{why}")
