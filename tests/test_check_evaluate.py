@@ -196,6 +196,14 @@ def test_the_table_has_a_row_a_model_and_the_numbers_of_the_metrics(
     assert names == {"demo.png", *(f"demo-{n:03d}.mp4" for n in range(4))}
 
 
+def test_a_metric_named_twice_is_counted_once(corpus: Path) -> None:
+    once, twice = (
+        evaluate({"demo": corpus}, options("bicubic-32x", metrics=metrics)).methods[0]
+        for metrics in [("psnr",), ("psnr", "psnr")]
+    )
+    assert once.datasets["demo"].scores == twice.datasets["demo"].scores
+
+
 def test_batches_change_no_number(corpus: Path) -> None:
     one = evaluate({"demo": corpus}, options("bicubic-32x"))
     three = evaluate({"demo": corpus}, options("bicubic-32x", batch_size=3))

@@ -193,8 +193,9 @@ def test_i3d_loads_strictly_and_says_when_it_cannot_be_had(
     torch.testing.assert_close(loaded.features(clips), StateDictI3D(i3d).features(clips))
     short = {key: value for key, value in i3d.state_dict().items() if "Mixed_4b" not in key}
     torch.save(short, tmp_path / "short.pt")
-    with pytest.raises(WeightsError, match=r"does not fit.*Mixed_4b"):
+    with pytest.raises(WeightsError, match=r"does not fit.*Mixed_4b") as refused:
         load_i3d(tmp_path / "short.pt")
+    assert str(refused.value).count("Mixed_4b") == 1
 
 
 @pytest.mark.parametrize("size", [7, 8, 9, 14, 15])

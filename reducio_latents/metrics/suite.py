@@ -67,7 +67,7 @@ def load_suite(
     ready, missing = [], {}
     networks: dict[str, LPIPS] = {}
     i3d: FVDNetwork | None = None
-    for name in names:
+    for name in dict.fromkeys(names):  # once each: a Tally adds up by name
         try:
             if name in LPIPS_NETS:
                 net = LPIPS_NETS[name]

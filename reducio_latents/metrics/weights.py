@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,8 +61,10 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) 
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as err:
-        lines = [line.strip() for line in str(err).splitlines()[1:3]]
-        raise WeightsError(f"{where} does not fit: {' '.join(lines)}") from err
+        # Torch names every key, hundreds for another network: the first of each kind is enough.
+        lines = [line.strip().rstrip(". ") for line in str(err).splitlines()[1:3]]
+        faults = [re.sub('", .*', '" and others', line) for line in lines]
+        raise WeightsError(f"{where} does not fit: {'; '.join(faults)}.") from err
 
 
 def is_torchscript(path: Path) -> bool:
