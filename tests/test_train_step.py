@@ -13,7 +13,6 @@ import torch
 
 from reducio_latents.errors import TrainingError
 from reducio_latents.train.config import AdversarialConfig, OptimisationConfig, TrainConfig
-from reducio_latents.train.ranks import Ranks
 from reducio_latents.train.state import (
     DTYPES,
     TrainState,
@@ -24,16 +23,18 @@ from reducio_latents.train.state import (
 from reducio_latents.train.step import Stepper, generator_terms, train_step
 from tests.test_train_losses import rule_discriminator, rule_vae, rule_video
 from tests.train_ranks import (
+    ALONE,
     TINY,
+    Apart,
     Difference,
+    Trial,
+    compare,
     made_up_batch,
     run_steps,
     tiny_config,
-    train_both_ways,
     weights,
 )
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
 QUIET = AdversarialConfig(discriminators=())
 HEARD = AdversarialConfig(start_step=0)
 
@@ -123,10 +124,22 @@ def test_accumulated_batches_count_as_one_large_one() -> None:
 
 
 def test_two_ranks_train_as_one_with_twice_the_batch(tmp_path: Path) -> None:
-    alone, together = train_both_ways(2, tmp_path / "values.json")
-    assert "disc" in alone[-1]  # the last step is adversarial: batch norms and weight agree too
-    for one, two in zip(alone, together, strict=True):
-        assert_close(two, one)
+    together, _ = compare(Trial(steps=4), tmp_path)
+    assert_apart(together, values=3e-5, weights=3e-3)
+
+
+def test_every_step_of_two_ranks_is_that_of_one_with_the_published_loss(tmp_path: Path) -> None:
+    trial = Trial(steps=3, clips=2, kinks=True, resynchronised=True)
+    together, _ = compare(trial, tmp_path)
+    assert_apart(together, values=1e-2, weights=5e-2)
+
+
+def assert_apart(apart: Apart, values: float, weights: float) -> None:
+    """Check that nothing is further apart; Adam makes of rounding in small gradients more."""
+    assert apart.keys() >= {"disc", "adversarial_weight", "average", "batch statistics"}
+    for name, course in apart.items():
+        bound = weights if name in ("VAE", "average", "discriminators") else values
+        assert max(course) < bound, name
 
 
 def test_checkpointed_activations_give_the_same_bits() -> None:
