@@ -1,4 +1,4 @@
-"""Latents and clips that are wrong though their checksums hold are found and named."""
+"""What is wrong with latents and clips is found and named, by thresholds that are stated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from reducio_latents.check.clips import StoredClip
+from reducio_latents.check.clips import StoredClip, all_clips
 from reducio_latents.check.health import (
     FP16_MAX,
     LatentScan,
@@ -20,6 +20,7 @@ from reducio_latents.check.health import (
 )
 from reducio_latents.check.stats import StatsOptions, store_stats
 from reducio_latents.cli import main
+from reducio_latents.errors import StoreError
 from reducio_latents.store import open_store
 from reducio_latents.store.commit import ShardKey
 from tests.spot_check import Frames, make_store, moving
@@ -160,9 +161,35 @@ def test_stats_look_at_some_originals_and_say_how_many(tmp_path: Path) -> None:
     assert some.looked == 2
     assert some.notes == ("Frozen and cut-through clips were looked for in 2 of 5 clips.",)
     (corpus / "1.mp4").unlink()
-    assert "1 originals could not be read" in store_stats(root).notes[0]
+    assert "1 original could not be read" in store_stats(root).notes[0]
     corpus.rename(tmp_path / "moved")
     assert "corpus is not reachable" in store_stats(root).notes[0]
+
+
+def test_a_damaged_row_is_named_and_counts_in_no_statistics(tmp_path: Path) -> None:
+    root, _ = make_store(tmp_path, {"a.mp4": moving(1), "b.mp4": moving(2)})
+    store = open_store(root)
+    alone = {}
+    for clip in all_clips(store):
+        row = store.read_row(clip.key, clip.row, "motion")
+        assert isinstance(row, np.ndarray)
+        alone[clip.clip_id] = scan_of({clip.clip_id: row}).channel_kl
+    file = root / "16x64x64/motion/c/0/0/0/0/0"
+    data = bytearray(file.read_bytes())
+    data[5] ^= 255
+    file.write_bytes(data)
+    stats = store_stats(root)
+    [damaged] = [w for w in stats.warnings if w.kind == "damaged clips"]
+    assert len(damaged.clips) == 1
+    assert stats.scan.clips == 2
+    [other] = set(alone) - set(damaged.clips)
+    np.testing.assert_array_equal(stats.scan.channel_kl, alone[other])
+
+
+def test_a_store_without_a_clip_is_refused(tmp_path: Path) -> None:
+    root, _ = make_store(tmp_path, {"a.mp4": moving(1)}, broken=("a.mp4",))
+    with pytest.raises(StoreError, match="holds no encoded clip"):
+        store_stats(root)
 
 
 def test_a_black_clip_is_named_once_though_two_looks_see_it(tmp_path: Path) -> None:

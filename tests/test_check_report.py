@@ -178,7 +178,7 @@ def test_a_warning_leads_to_its_clips_and_lines_say_how_far_they_go(report: Repo
     assert "#clip-" not in few
     assert frozen.scores is not None
     values = frozen.scores.frame_psnr_db
-    assert f"PSNR by frame, {min(values):.1f} to {max(values):.1f}" in text
+    assert f"PSNR by frame, {min(values):.2f} to {max(values):.2f}" in text
 
 
 def test_clips_whose_original_changed_are_counted_and_their_other_number_is_not_large(

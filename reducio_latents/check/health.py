@@ -14,6 +14,7 @@ from reducio_latents.errors import StoreError
 from reducio_latents.images import decode_image
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.writer import row_checksum
 
 Frames = NDArray[np.uint8]
 
@@ -68,6 +69,8 @@ class LatentScan:
     not_finite: list[str] = field(default_factory=list)
     collapsed: list[str] = field(default_factory=list)
     black: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """Clips whose bytes do not match their checksums; they count in nothing else."""
     digests: dict[bytes, list[str]] = field(default_factory=dict)
 
     def add_moments(self, clip_id: str, moments: NDArray[np.generic], payload: bytes) -> None:
@@ -94,6 +97,12 @@ class LatentScan:
         self.total += mean.sum(1)
         self.squares += (mean**2).sum(1)
         self.kl += kl.sum(1)
+
+    def add_damaged(self, clip_id: str, column: str) -> None:
+        """Take in a clip whose bytes in a column cannot be trusted."""
+        self.clips += column == MOTION
+        if clip_id not in self.damaged:
+            self.damaged.append(clip_id)
 
     def add_image(self, clip_id: str, image_HWC: Frames) -> None:
         luma = image_HWC.astype(np.float32) @ LUMA
@@ -136,6 +145,11 @@ class LatentScan:
     def _clip_warnings(self) -> Iterator[HealthWarning]:
         limits = self.thresholds
         for kind, text, clips in [
+            (
+                "damaged clips",
+                "bytes do not match their checksums; run `verify` to see all the damage",
+                self.damaged,
+            ),
             ("not finite", "latents hold NaN or infinity", self.not_finite),
             (
                 "saturated float16",
@@ -175,18 +189,27 @@ def scan_store(
     for key in shards:
         clip_ids = store.plan.shard_clips(key.bucket, key.shard)["clip_id"].to_pylist()
         for row, payload in _payloads(store, key, MOTION):
+            if payload is None:
+                scan.add_damaged(clip_ids[row], MOTION)
+                continue
             value = store.decode_row(payload, key.bucket, MOTION)
             assert isinstance(value, np.ndarray)
             scan.add_moments(clip_ids[row], value, payload)
         if key in images:
             for row, payload in _payloads(store, key, CONTENT_IMAGE):
-                scan.add_image(clip_ids[row], _image(store, key, payload))
+                if payload is None:
+                    scan.add_damaged(clip_ids[row], CONTENT_IMAGE)
+                else:
+                    scan.add_image(clip_ids[row], _image(store, key, payload))
         progress(scan.clips, total)
     return scan
 
 
-def _payloads(store: Store, key: ShardKey, column: str) -> Iterator[tuple[int, bytes]]:
-    """Yield (row, bytes) of every row of a shard that is not empty; the file is read once."""
+def _payloads(store: Store, key: ShardKey, column: str) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (row, bytes) of every row of a shard that is not empty; the file is read once.
+
+    None stands for bytes that do not match their checksum.
+    """
     commit = store.commit(key, column)
     try:
         data = store.files.read(commit.file)
@@ -196,7 +219,8 @@ def _payloads(store: Store, key: ShardKey, column: str) -> Iterator[tuple[int, b
         ) from err
     for row, (offset, length) in enumerate(store.ranges(commit).tolist()):
         if offset >= 0:
-            yield row, data[offset : offset + length]
+            payload = data[offset : offset + length]
+            yield row, payload if row_checksum(payload) == commit.row_crc32c[row] else None
 
 
 def _image(store: Store, key: ShardKey, payload: bytes) -> Frames:

@@ -203,8 +203,8 @@ def _sparks(item: ReportClip) -> str:
     charts = []
     if item.scores is not None:
         psnr, ssim = item.scores.frame_psnr_db, item.scores.frame_ssim
-        charts.append((f"PSNR by frame, {_range(psnr, '.1f')}", _spark(psnr, "dB")))
-        charts.append((f"SSIM by frame, {_range(ssim, '.2f')}", _spark(ssim, "SSIM")))
+        charts.append((f"PSNR by frame, {_range(psnr, '.2f')}", _spark(psnr, "dB")))
+        charts.append((f"SSIM by frame, {_range(ssim, '.3f')}", _spark(ssim, "SSIM")))
     limit = f"{HISTOGRAM_LIMIT:g}"
     histogram = spark_bars(item.histogram, f"final latents from -{limit} to {limit}")
     charts.append((f"latents, &plusmn;{limit}", histogram))

@@ -17,7 +17,7 @@ from reducio_latents.check.health import (
     scan_store,
 )
 from reducio_latents.check.originals import Originals
-from reducio_latents.errors import VideoError
+from reducio_latents.errors import StoreError, VideoError
 from reducio_latents.store import Store, open_store
 
 
@@ -58,14 +58,18 @@ def store_stats(
     """Read all latents and content images of a store, and the originals of some clips.
 
     `progress` is told (clips done, clips in all). Raises StoreError for a store that cannot be
-    read; originals that cannot be are a note.
+    read or holds no clip; originals that cannot be read are a note.
     """
     options = options or StatsOptions()
     store = open_store(path)
     scan = scan_store(store, options.thresholds, progress)
+    if not scan.clips:
+        raise StoreError(
+            f"{store.files.url} holds no encoded clip. See `status` for what it holds."
+        )
     notes: list[str] = []
     seen: list[tuple[StoredClip, Frames]] = []
-    if options.look and scan.clips:
+    if options.look:
         with Originals(
             store,
             options.corpus,
@@ -97,4 +101,5 @@ def _read(
             missed[clip.clip_id] = str(err)
     if missed:
         clip_id, why = next(iter(missed.items()))
-        notes.append(f"{len(missed)} originals could not be read, such as of {clip_id}: {why}.")
+        number = f"{len(missed)} original" + ("" if len(missed) == 1 else "s")
+        notes.append(f"{number} could not be read, such as of {clip_id}: {why}.")

@@ -59,7 +59,7 @@ def stats(store: str, all_clips: bool, as_json: bool, **settings: Any) -> None:
         click.echo(json.dumps(_as_dict(found), indent=2, ensure_ascii=False))
         return
     _print_channels(found)
-    click.echo(f"{show.count(found.scan.clips)} clips")
+    click.echo(show.counted(found.scan.clips, "clip"))
     show.warnings(found.warnings, None if all_clips else CLIPS_SHOWN)
     if not found.warnings:
         click.echo("no warnings")
