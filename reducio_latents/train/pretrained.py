@@ -16,6 +16,7 @@ from reducio_latents.vae.weight_files import open_tensor_file
 from reducio_latents.vae.weights import check_values, open_state_dict
 
 PUBLISHED_DISCRIMINATOR = "loss.discriminator."
+NETWORKS = ("encoder_3d.", "encoder_2d.", "decoder.")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def take_pretrained(state: TrainState, path: Path) -> Taken:
 
     `path` is what `encode-corpus --weights` takes, or a folder of this trainer's: `step-N`, or
     its `model` or `ema`. Discriminators are taken along where the file has them. Raises
-    WeightsError for a file that is none, and for one of which nothing fits.
+    WeightsError for a file that is none, and for one of which no network fits in part.
     """
     own = (path / MODEL).is_dir()
     source = open_state_dict(path / MODEL if own else path)
@@ -52,10 +53,11 @@ def take_pretrained(state: TrainState, path: Path) -> Taken:
     for key, tensor in found.items():
         check_values(key, tensor, source.where)
     taken = _copy_fitting(state.vae, found)
-    if not taken:
+    # A few have the same shape in models of all sizes, such as quant_conv's: they make no start.
+    if not any(key.startswith(NETWORKS) and found[key].ndim > 1 for key in taken):
         raise WeightsError(
-            f"{path} has {len(found)} tensors, and none fits this model. Check model.* in the "
-            "config: import-checkpoint says of what sizes a file is."
+            f"{path} has {len(found)} tensors, and no weight of its networks fits this model. "
+            "Check model.* in the config: import-checkpoint says of what sizes a file is."
         )
     discriminators = _own_discriminators(path) if own else _published_discriminator(path)
     wanted = {**state.vae.state_dict(), **_prefixed(state.discriminators.state_dict())}
