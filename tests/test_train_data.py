@@ -107,6 +107,8 @@ def test_a_backend_that_there_is_not_is_refused_before_anything_is_listed(tmp_pa
 def test_a_run_without_a_corpus_says_how_to_name_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--set data\.corpus=FOLDER"):
         make_split(tmp_path, DataConfig())
+    with pytest.raises(ConfigError, match=r"--set data\.validation_corpus=FOLDER"):
+        make_split(tmp_path, DataConfig(), training=False)
 
 
 def test_validation_pixels_are_the_ones_that_encoding_sees(split: Split, data: DataConfig) -> None:

@@ -154,6 +154,7 @@ def test_a_run_killed_at_any_moment_continues_bit_for_bit(
     process.communicate()
     (out / "checkpoints" / ".step-00000099.partial").mkdir()  # as if it was killed while saving
     run(config_file, out)
+    assert not [*(out / "checkpoints").glob(".*")]
     assert_same(state_of(out, 4), state_of(finished, 4))
     timings = ("clips_per_s", "waiting_share")
     assert rows(log, *timings) == rows(finished / "train.csv", *timings)

@@ -70,7 +70,10 @@ def save_checkpoint(root: Path, state: TrainState, config: TrainConfig) -> Path:
 
 
 def prune(root: Path, best: Best | None, keep_last: int) -> None:
-    """Point `best` at the best checkpoint, and delete all but it and the newest `keep_last`."""
+    """Point `best` at the best checkpoint, and delete all but it and the newest `keep_last`.
+
+    What a run that was killed left of others goes as well.
+    """
     found = checkpoints(root)
     kept = set(found[-keep_last:])
     best_folder = None if best is None else root / f"{STEP}{best.step:08d}"
@@ -82,18 +85,22 @@ def prune(root: Path, best: Best | None, keep_last: int) -> None:
         link.replace(root / BEST)
     for path in found:
         if path not in kept:
-            doomed = path.with_name(f".{path.name}.deleted")
-            path.rename(doomed)  # so that a half-deleted one is never taken for whole
-            shutil.rmtree(doomed)
+            # Under another name first, so that a half-deleted one is never taken for whole.
+            path.rename(path.with_name(f".{path.name}.deleted"))
+    for path in root.glob(f".{STEP}*"):
+        shutil.rmtree(path)
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
     """Bring `state` to where the checkpoint left it; WeightsError for one that is damaged."""
     saved = read_training(folder / TRAINING)
-    _load_weights(state.vae, folder / MODEL)
-    if state.average is not None:
-        averaged = folder / AVERAGE
-        _load_weights(state.average, averaged if averaged.exists() else folder / MODEL)
+    try:
+        _load_weights(state.vae, folder / MODEL)
+        if state.average is not None:
+            averaged = folder / AVERAGE
+            _load_weights(state.average, averaged if averaged.exists() else folder / MODEL)
+    except WeightsError as err:
+        raise WeightsError(f"{err} {_without(folder)}") from err
     state.discriminators.load_state_dict(saved["discriminators"])
     state.vae_optimizer.load_state_dict(saved["vae_optimizer"])
     if state.discriminator_optimizer is not None:
@@ -127,8 +134,8 @@ def read_training(path: Path) -> Mapping[str, Any]:
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # whatever a parser of damaged bytes raises says the same of the file
         raise WeightsError(
-            f"{path} is damaged ({(str(err).splitlines() or [type(err).__name__])[0]}). Remove the "
-            f"folder {path.parent} to continue from the checkpoint before it."
+            f"{path} is damaged ({(str(err).splitlines() or [type(err).__name__])[0]}). "
+            f"{_without(path.parent)}"
         ) from err
     if saved.get("format") != FORMAT:
         raise WeightsError(
@@ -136,6 +143,10 @@ def read_training(path: Path) -> Mapping[str, Any]:
             "the version that wrote it, or start anew with --pretrained."
         )
     return saved
+
+
+def _without(folder: Path) -> str:
+    return f"Remove the folder {folder} to continue from the checkpoint before it."
 
 
 def _load_weights(vae: ReducioVAE, folder: Path) -> None:

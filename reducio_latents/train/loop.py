@@ -226,7 +226,7 @@ def _train(run: Run) -> TrainReport:
     with (
         closing(iter(stream)) as batches,
         closing(records) if records else nullcontext(),
-        open_bar("step", "clip", shown=run.options.bar and ranks.first) as bar,
+        open_bar(f"step {state.step}", "clip", shown=run.options.bar and ranks.first) as bar,
         stop_signal() as stop,
     ):
         move_bar(bar, state.step * clips, config.train.steps * clips)

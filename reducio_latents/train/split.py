@@ -93,7 +93,8 @@ class Split:
 def check_data(data: DataConfig, *, training: bool = True) -> None:
     """Raise ConfigError for settings with which no clip could be read."""
     if data.corpus is None and (training or data.validation_corpus is None):
-        raise ConfigError("data.corpus names no videos. Give --set data.corpus=FOLDER.")
+        key = "corpus" if training else "validation_corpus"
+        raise ConfigError(f"data.{key} names no videos. Give --set data.{key}=FOLDER.")
     get_backend(data.video_backend)
 
 
