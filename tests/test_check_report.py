@@ -195,6 +195,23 @@ def test_clips_whose_original_changed_are_counted_and_their_other_number_is_not_
     assert render(found).count("<div class=first>") == 1
 
 
+def test_the_search_for_faults_can_be_of_the_clips_shown_alone(
+    made: tuple[Path, Path], tmp_path: Path
+) -> None:
+    options = DecodeOptions(selection=Selection(num=2))
+    told: list[tuple[int, int]] = []
+    everything = build_report(made[0], options, on_scan=lambda *counts: told.append(counts))
+    assert told[-1] == (5, 5)
+    few = build_report(made[0], options, scan_all=False)
+    assert few.notes == ("Faults were looked for among the clips shown alone.",)
+    assert few.channel_kl != everything.channel_kl
+    same = build_report(made[0], DecodeOptions(selection=Selection(num=24)), scan_all=False)
+    assert same.channel_kl == pytest.approx(everything.channel_kl)
+    arguments = ["check", str(made[0]), "--num", "1", "--scan", "shown"]
+    ran = CliRunner().invoke(main, [*arguments, "--report", str(tmp_path / "r.html")])
+    assert "among the clips shown alone" in ran.output
+
+
 def test_the_noise_of_an_untrained_model_is_not_searched_for_faults(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

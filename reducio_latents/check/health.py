@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.check.clips import CONTENT_IMAGE, MOTION, StoredClip
+from reducio_latents.check.decoding import read_content_image
 from reducio_latents.errors import StoreError
 from reducio_latents.images import decode_image
 from reducio_latents.store import Store
@@ -202,6 +203,21 @@ def scan_store(
                 else:
                     scan.add_image(clip_ids[row], _image(store, key, payload))
         progress(scan.clips, total)
+    return scan
+
+
+def scan_clips(
+    store: Store, clips: Sequence[StoredClip], thresholds: Thresholds | None = None
+) -> LatentScan:
+    """Look at these clips alone; raise StoreError for one whose bytes are damaged."""
+    scan = LatentScan(thresholds or Thresholds())
+    for clip in clips:
+        row = store.read_row(clip.key, clip.row, MOTION)
+        assert isinstance(row, np.ndarray)
+        scan.add_moments(clip.clip_id, row, row.tobytes())
+        image = read_content_image(store, clip)
+        if image is not None:
+            scan.add_image(clip.clip_id, image)
     return scan
 
 

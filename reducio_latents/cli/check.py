@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,14 @@ CLIPS_SHOWN = 5
     show_default=True,
     help="How PSNR and SSIM are measured; `paper` as the published repository does.",
 )
-def check(store: str, report: Path, protocol: str, **settings: Any) -> None:
+@click.option(
+    "--scan",
+    type=click.Choice(["all", "shown"]),
+    default="all",
+    show_default=True,
+    help="Look for faults among all clips of the store, which reads it whole, or those shown.",
+)
+def check(store: str, report: Path, protocol: str, scan: str, **settings: Any) -> None:
     """Decode clips of STORE and write one HTML page about them, which opens anywhere.
 
     The page plays original, decoded and difference side by side, with scores, curves, statistics,
@@ -50,13 +58,15 @@ def check(store: str, report: Path, protocol: str, **settings: Any) -> None:
 
     options = DecodeOptions(**take_selection(settings))
     make_folder(report.parent)  # now, as decoding may take an hour
-    with tqdm(desc="decode", unit="clip", file=sys.stderr, delay=0.5) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        found = build_report(store, options, protocol=protocol_named(protocol), on_clip=advance)
+    with tqdm(unit="clip", file=sys.stderr, delay=0.5) as bar:
+        found = build_report(
+            store,
+            options,
+            protocol=protocol_named(protocol),
+            scan_all=scan == "all",
+            on_clip=partial(show.advance, bar, "decode"),
+            on_scan=partial(show.advance, bar, "scan"),
+        )
     write_report(found, report)
     scored = [scores.psnr_db for _, scores in found.scored]
     if scored:

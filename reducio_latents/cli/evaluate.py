@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+
+from reducio_latents.cli import show
 
 METRIC_NAMES = "psnr,ssim,lpips-alex,lpips-vgg,fvd,flicker"
 
@@ -134,19 +137,15 @@ def evaluate(
         **settings,
     )
     with tqdm(unit="clip", file=sys.stderr, delay=0.5) as bar:
-
-        def advance(what: str, done: int, total: int) -> None:
-            if bar.desc != f"{what}: ":
-                bar.reset(total)
-                bar.set_description(what)
-            bar.update(done - bar.n)
-
-        def tell(remedy: str) -> None:
-            tqdm.write(remedy, file=sys.stderr)
-
+        told = partial(show.advance, bar)
         named = dict(flow.corpus_names(corpora))
         found = flow.evaluate(
-            named, options, out, on_missing=tell, on_sample=advance, on_clip=advance
+            named,
+            options,
+            out,
+            on_missing=partial(tqdm.write, file=sys.stderr),
+            on_sample=told,
+            on_clip=told,
         )
     click.echo(markdown(found))
     write_tables(found, out)

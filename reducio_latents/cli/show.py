@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -52,6 +52,14 @@ def warnings(found: Iterable[HealthWarning], clips: int | None) -> None:
         more = len(warning.clips) - len(shown)
         click.echo(f"warning: {warning.kind}: {warning.text}")
         click.echo(f"  clips: {', '.join(shown)}" + (f" and {more} more" if more else ""))
+
+
+def advance(bar: Any, what: str, done: int, total: int) -> None:
+    """Move a bar of tqdm to `done` of `total`; it begins anew where `what` is another thing."""
+    if bar.desc != f"{what}: ":
+        bar.reset(total)
+        bar.set_description(what)
+    bar.update(done - bar.n)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
