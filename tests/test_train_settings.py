@@ -99,6 +99,8 @@ def test_settings_survive_being_written_and_read(tmp_path: Path) -> None:
         ("train.lr=fast", "lr must be float, got 'fast'"),
         ("train.steps=1.5", "steps must be int, got 1.5"),
         ("train.lr", "write section.key=value"),
+        ("data.corpus=*.mp4", """quotes of its own: --set 'data.corpus="*.mp4"'."""),
+        ("data.corpus=my videos #1", "what follows # is a comment in YAML. Put the value"),
         ("train.lr.x=1", "lr is a value, not a section"),
         ("train.steps=0", "train.steps must be >= 1, got 0"),
         ("train.seed=-1", "train.seed must be in"),
@@ -134,6 +136,7 @@ def test_a_setting_that_cannot_be_is_refused_by_name(override: str, message: str
         ("train: {lr: 1e-5, lr: 2e-5}", "'lr' is given twice"),
         ("- 1", "must hold sections"),
         ("train: [", "is not YAML"),
+        ("train:\n  lr: a: b", "is not YAML: line 2: mapping values are not allowed here."),
         ("train: !!python/object/apply:os.getcwd []", "is not YAML"),
     ],
 )

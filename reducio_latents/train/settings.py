@@ -58,8 +58,8 @@ def to_yaml(config: TrainConfig) -> str:
     return text
 
 
-def parse_yaml(text: str, *, where: str) -> dict[str, Any]:
-    """Read a YAML mapping; refuse a key that is given twice.
+def parse_yaml(text: str, *, where: str, hint: str = "") -> dict[str, Any]:
+    """Read a YAML mapping; refuse a key that is given twice. `hint` ends what is said of no YAML.
 
     1e-5 is a number and `off` a word, as in YAML 1.2.
     """
@@ -91,7 +91,10 @@ def parse_yaml(text: str, *, where: str) -> dict[str, Any]:
     try:
         raw = yaml.load(text, Loader)
     except yaml.YAMLError as err:
-        raise ConfigError(f"{where} is not YAML: {' '.join(str(err).split())}.") from err
+        mark, problem = getattr(err, "problem_mark", None), getattr(err, "problem", None)
+        line = f"line {mark.line + 1}: " if mark and "\n" in text else ""
+        why = problem or " ".join(str(err).split())
+        raise ConfigError(f"{where} is not YAML: {line}{why}.{hint}") from err
     if not isinstance(raw, dict):
         raise ConfigError(f"{where} must hold sections, as `train:`, got {type(raw).__name__}.")
     return raw
@@ -127,7 +130,11 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {override}: {section} is a value, not a section.")
         place = inner
-    place[key] = parse_yaml(f"value: {text}", where=f"--set {override}")["value"]
+    hint = f""" Put the value in quotes of its own: --set '{path}="{text}"'."""
+    value = parse_yaml(f"value: {text}", where=f"--set {override}", hint=hint)["value"]
+    if isinstance(value, str) and re.fullmatch(re.escape(value) + r"\s+#.*", text.strip()):
+        raise ConfigError(f"--set {override}: what follows # is a comment in YAML.{hint}")
+    place[key] = value
 
 
 def _plain(value: Any) -> Any:
