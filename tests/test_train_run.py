@@ -243,6 +243,17 @@ def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000001"]
 
 
+def test_a_checkpoint_that_leads_to_no_number_is_told_from_the_one_before(
+    config_file: Path, tmp_path: Path
+) -> None:
+    run(config_file, tmp_path, "train.steps=2", "adversarial.discriminators=[]")
+    with pytest.raises(TrainingError, match=r"step 4: total.* not finite; nothing") as caught:
+        run(config_file, tmp_path, "train.lr=1e30", "adversarial.discriminators=[]")
+    saved = tmp_path / "checkpoints"
+    assert f"continues from {saved}/step-00000003" in str(caught.value)
+    assert f"remove that folder to continue from {saved}/step-00000002" in str(caught.value)
+
+
 def test_a_gpu_that_is_too_small_is_answered_with_what_to_do(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ from reducio_latents.train.records import Records, write_pictures
 from reducio_latents.train.settings import SETTINGS, changed_settings, to_yaml
 from reducio_latents.train.split import ClipTable, Split, check_data, forget_split, make_split
 from reducio_latents.train.state import Best, TrainState, build_state, prepare_networks
-from reducio_latents.train.step import Stepper, train_step
+from reducio_latents.train.step import NotFiniteError, Stepper, train_step
 from reducio_latents.train.stream import BatchStream, training_requests
 from reducio_latents.train.validate import Pair, Validation, reconstruct, to_pairs, validate
 
@@ -341,4 +341,7 @@ def _naming_the_last_checkpoint(out: Path) -> Iterator[None]:
     except TrainingError as err:
         found = checkpoints(out / CHECKPOINTS)
         place = found[-1] if found else "the start"
-        raise TrainingError(f"{err} The same command continues from {place}.") from err
+        place = f"The same command continues from {place}."
+        if isinstance(err, NotFiniteError) and len(found) > 1:
+            place += f" If it ends so again, remove that folder to continue from {found[-2]}."
+        raise TrainingError(f"{err} {place}") from err

@@ -29,6 +29,10 @@ SCALED = ("grad_norm", "disc_grad_norm", "adversarial_weight", "total")
 """Values that are made of scaled gradients, where the loss is scaled."""
 
 
+class NotFiniteError(TrainingError):
+    """A term or a gradient of a step is infinite or not a number."""
+
+
 @dataclass(frozen=True)
 class Stepper:
     """Everything that a step needs and that no step changes, but for the state it is given."""
@@ -42,7 +46,8 @@ class Stepper:
 def train_step(state: TrainState, batches: Sequence[Batch], run: Stepper) -> dict[str, float]:
     """Update the networks once; return the means over batches and ranks of every term.
 
-    Raises TrainingError, before anything is changed, where a term or gradient is not finite.
+    Raises NotFiniteError, before weights or optimisers change, where a term or gradient is not
+    finite.
     """
     config = run.config
     listening = losses.started(state.step, config.adversarial.start_step)
@@ -66,7 +71,7 @@ def train_step(state: TrainState, batches: Sequence[Batch], run: Stepper) -> dic
         norm = nn.utils.clip_grad_norm_(state.discriminators.parameters(), float("inf"))
         terms["disc_grad_norm"] = norm
     values = _read(terms, run.ranks)
-    _require_finite(values, state, batches)
+    _require_finite(values, state, batches, run.ranks)
 
     state.scaler.step(state.vae_optimizer)
     if adversarial and state.discriminator_optimizer is not None:
@@ -202,13 +207,16 @@ def _read(terms: Terms, ranks: Ranks) -> dict[str, float]:
     return dict(zip(terms, means.tolist(), strict=True))
 
 
-def _require_finite(values: dict[str, float], state: TrainState, batches: Sequence[Batch]) -> None:
+def _require_finite(
+    values: dict[str, float], state: TrainState, batches: Sequence[Batch], ranks: Ranks
+) -> None:
     # A scaled gradient that overflows is the scaler's business: it skips the update.
     scaled = SCALED if state.scaler.is_enabled() else ()
     wrong = [k for k, value in values.items() if not math.isfinite(value) and k not in scaled]
     if wrong:
         clips = "; ".join(str(clip) for batch in batches for clip in batch.clips)
-        raise TrainingError(
-            f"step {state.step + 1}: {', '.join(wrong)} not finite on some rank; nothing of this "
-            f"step was kept. Clips of this rank's batch: {clips}. Lower train.lr, or look at them."
+        some, whose = (" on some rank", "this rank's") if ranks.size > 1 else ("", "its")
+        raise NotFiniteError(
+            f"step {state.step + 1}: {', '.join(wrong)} not finite{some}; nothing of this step was "
+            f"kept. Clips of {whose} batch: {clips}. Lower train.lr, or look at them."
         )
