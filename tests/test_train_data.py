@@ -75,6 +75,9 @@ def test_a_video_of_the_training_corpus_is_not_validated_on_under_another_name(
     split = make_split(tmp_path / "run", replace(data, validation_corpus=str(other)))
     assert videos_of(split.validation) == {"new.mp4"}
     assert len(videos_of(split.train)) == 3
+    (other / "new.mp4").unlink()
+    with pytest.raises(ConfigError, match="and 1 are in the training corpus too"):
+        make_split(tmp_path / "again", replace(data, validation_corpus=str(other)))
 
 
 def test_a_split_without_clips_is_refused_with_the_reason_and_more_videos_help(

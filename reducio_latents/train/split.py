@@ -124,8 +124,10 @@ def make_split(
     if data.validation_corpus is not None:
         other = _plan(out / VALIDATION, data.validation_corpus, data, on_probe, fresh)
         # A video that is trained on, under whatever name, proves nothing.
-        apart = [video for video, sha256 in _usable(other).items() if sha256 not in hashes]
-        validation = _table("validation", other, data.validation_corpus, apart)
+        usable = _usable(other)
+        apart = [video for video, sha256 in usable.items() if sha256 not in hashes]
+        trained = len(usable) - len(apart)
+        validation = _table("validation", other, data.validation_corpus, apart, trained)
         unusable |= _unusable(other)
     for folder, part in fresh:
         write_part(open_files(folder), 0, part)
@@ -138,16 +140,22 @@ def forget_split(out: Path) -> None:
         shutil.rmtree(folder / PLAN, ignore_errors=True)
 
 
-def _table(split: str, plan: Plan, corpus: str, videos: Sequence[str]) -> ClipTable:
-    """Return the clips of `videos`; raise ConfigError if there are none."""
+def _table(
+    split: str, plan: Plan, corpus: str, videos: Sequence[str], trained: int = 0
+) -> ClipTable:
+    """Return the clips of `videos`; raise ConfigError if there are none.
+
+    `trained` is how many others were left out because they are trained on.
+    """
     if videos:
         return ClipTable(plan, corpus_root(corpus), videos)
     reasons = [f"{video}: {why}" for video, why in _unusable(plan).items()]
     hint = f" The first one that was left out: {reasons[0]}." if reasons else ""
+    also = f", and {trained} are in the training corpus too" if trained else ""
     raise ConfigError(
         f"{corpus} leaves no clip for the {split} split: {plan.videos.num_rows} videos were "
-        f"listed, {len(reasons)} of them are unreadable or too short.{hint} Give more videos, or "
-        "another data.validation_share."
+        f"listed, {len(reasons)} of them are unreadable or too short{also}.{hint} Give more videos, "
+        "or another data.validation_share."
     )
 
 
