@@ -154,6 +154,11 @@ def test_an_unknown_preset_is_answered_with_the_nearest() -> None:
         read_settings("elsewhere/reducio_ft4_fs32.yaml")
 
 
+def test_the_help_names_the_presets() -> None:
+    shown = CliRunner().invoke(command, ["--help"]).output.replace(",", " ").split()
+    assert set(presets()) <= {word.rstrip(".") for word in shown}
+
+
 def test_numbers_may_be_written_as_people_write_them() -> None:
     raw = parse_yaml("{a: 1e-5, b: 2E3, c: -1.5e+2, d: 1, e: e5}", where="test")
     assert raw == {"a": 1e-5, "b": 2e3, "c": -150.0, "d": 1, "e": "e5"}

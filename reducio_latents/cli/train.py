@@ -49,7 +49,8 @@ def train(
     eval_only: bool,
     dry_run: bool,
 ) -> None:
-    """Train Reducio-VAE as CONFIG says: a YAML file, or the name of one of the package's.
+    """Train Reducio-VAE as CONFIG says: a YAML file, or the name of one of the package's, which
+    are reducio_ft4_fs32, reducio_ft2_fs32, reducio_ft4_fs32_1024 and reducio_tiny_ft4_fs32.
 
     To resume, run the same command again. Several GPUs: under torchrun.
 

@@ -119,7 +119,8 @@ class AdversarialConfig:
     adaptive: bool = True
     """Multiply the weight by the ratio of gradients at the decoder's last layer."""
     start_step: int = 10_001
-    """The first step in which the discriminators are trained and the generator listens to them."""
+    """The first step in which the discriminators are trained and the generator listens to them;
+    steps count from 0, as in schedules."""
     sync: bool = True
     """Batch statistics and gradient norms are those of all ranks, so a run does not depend on
     their number. False: each rank has its own, as the published models were trained."""

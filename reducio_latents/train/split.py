@@ -154,8 +154,8 @@ def _table(
     also = f", and {trained} are in the training corpus too" if trained else ""
     raise ConfigError(
         f"{corpus} leaves no clip for the {split} split: {plan.videos.num_rows} videos were "
-        f"listed, {len(reasons)} of them are unreadable or too short{also}.{hint} Give more videos, "
-        "or another data.validation_share."
+        f"listed, {len(reasons)} of them are unreadable or too short{also}.{hint} Give more "
+        "videos, or another data.validation_share."
     )
 
 
