@@ -15,7 +15,7 @@ PACKAGE = Path(reducio_latents.__file__).parent
 LAYERS = [
     ["errors"],
     ["geometry", "clips", "schema"],  # plain Python
-    ["config", "resample"],
+    ["config", "resample", "parquet"],
     ["values", "files", "processes", "images", "pixels", "devices"],
     ["gaussian", "metrics"],  # tensors in, tensors out
     ["video", "vae"],
@@ -92,3 +92,16 @@ def test_torchvision_is_absent() -> None:
     # Its registry build does not work with the CPU build of torch, and a broken one breaks others.
     with pytest.raises(ImportError):
         __import__("torchvision")
+
+
+def test_parquet_is_read_in_one_place() -> None:
+    # Whole tables by pyarrow's own function abort short commands at their end; see `parquet`.
+    callers = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("read_table", "dataset")
+        and ast.unparse(node.value) in ("pq", "pyarrow.parquet", "pa", "pyarrow")
+    }
+    assert not callers

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.geometry import Bucket
+from reducio_latents.parquet import read_parquet
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 
@@ -191,9 +190,7 @@ def recorded_quality(store: Store) -> list[RecordedClip]:
     except FileNotFoundError:
         return []
     try:
-        # Not by read_table: a thread of its scanner that still holds the bytes when Python ends
-        # aborts the process.
-        rows = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).to_pylist()
+        rows = read_parquet(data).to_pylist()
         return [
             RecordedClip(
                 clip_id=str(row["clip_id"]),

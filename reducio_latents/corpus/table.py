@@ -187,10 +187,11 @@ def _text_lines(file: BinaryIO, where: str) -> Iterator[str]:
 
 def _read_parquet(file: BinaryIO, where: str) -> _Table:
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from reducio_latents.parquet import read_parquet
 
     try:
-        table = pq.read_table(file)
+        table = read_parquet(file)
     except (pa.ArrowException, OSError) as err:
         raise CorpusError(f"{where} is not a readable Parquet file: {err}. Check it.") from err
     columns = {}

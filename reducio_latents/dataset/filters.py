@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.parquet import read_parquet
 from reducio_latents.store import Store
 
 Flags = NDArray[np.bool_]
@@ -97,7 +97,7 @@ def _read_ids(clip_ids: Sequence[str] | str | Path) -> pa.Array:
     try:
         if not isinstance(clip_ids, str | Path):
             return pa.array([str(name) for name in clip_ids], pa.string())
-        table = pq.read_table(clip_ids, columns=["clip_id"], partitioning=None)
+        table = read_parquet(clip_ids, ["clip_id"])
         return table["clip_id"].combine_chunks().cast(pa.string())
     except (OSError, KeyError, pa.ArrowException) as err:
         why = str(err).partition("\n")[0]
@@ -135,9 +135,7 @@ def _places(clips: pa.Table) -> NDArray[np.int64]:
 def _is_good(store: Store, clips: pa.Table, min_psnr: float) -> Flags:
     where = f"{store.files.url}/{QUALITY}"
     try:
-        quality = pq.read_table(
-            pa.BufferReader(store.files.read(QUALITY)), columns=["clip_id", "psnr"]
-        )
+        quality = read_parquet(store.files.read(QUALITY), ["clip_id", "psnr"])
     except FileNotFoundError as err:
         raise StoreError(
             f"min_psnr needs {where}, which does not exist. Encode with --check-every 1, or leave "

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from reducio_latents.config import from_mapping
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
+from reducio_latents.parquet import read_parquet
 from reducio_latents.plan.spec import PlanSpec
 from reducio_latents.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 
@@ -186,7 +187,7 @@ def _read_table(files: Files, kind: str, number: int, schema: pa.Schema) -> pa.T
     path = part_path(kind, number)
     data = _read_checked(files, path, number)
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = read_parquet(data)
         same = table.select(schema.names).schema.equals(schema)
     except (OSError, KeyError, pa.ArrowException) as err:
         raise StoreError(f"{files.url}/{path} is no part of a plan ({err}). {DAMAGED}.") from err
