@@ -110,10 +110,11 @@ from reducio_latents.config import IMAGE_CODECS
 )
 @click.option(
     "--compile",
-    type=click.Choice(["none", "norms", "all"]),
-    default="none",
+    type=click.Choice(["auto", "none", "norms", "all"]),
+    default="auto",
     show_default=True,
-    help="By torch.compile: all of the encoder (minutes), or its norms with activations (seconds).",
+    help="By torch.compile: all of the encoder (minutes), or its norms with activations (seconds); "
+    "auto: the norms on a GPU in half precision.",
 )
 @click.option(
     "--clip-timeout-s", type=float, default=120.0, show_default=True, help="A slower decoder hung."
