@@ -99,3 +99,8 @@ def test_a_checkpoint_of_another_size_is_refused_by_its_sizes(tmp_path: Path) ->
     folder = save_checkpoint(tmp_path, fresh(1, wider), tiny_config())
     with pytest.raises(WeightsError, match=r"width is 16, not 8.*Remove the folder"):
         load_checkpoint(folder, fresh(1))
+
+
+def test_weights_may_be_read_by_whoever_may_read_their_description(tmp_path: Path) -> None:
+    write_weights(ReducioVAE(TINY).state_dict(), TINY, tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1

@@ -45,9 +45,9 @@ def test_the_recipe_packs_what_it_trained_and_does_not_praise_it(
     folder = out / "reducio-tiny-ft4-fs32"
     vae = load_autoencoder("reducio", folder)
     card = (folder / "README.md").read_text()
-    scores = json.loads((out / "evaluation" / "evaluation.json").read_text())
+    scores = json.loads((out / "evaluation-256" / "evaluation.json").read_text())
     assert vae.fingerprint in card
-    assert f"{scores['psnr_db']:.2f} dB" in card
+    assert f"| {scores['psnr_db']:.2f} |" in card
     assert str(tmp_path) not in card
 
 

@@ -463,13 +463,15 @@ def _descend(
         if len(order) < size:
             order = torch.randperm(len(maps), generator=random).tolist()
         chosen = [order.pop() for _ in range(size)]
-        x = maps[chosen].float()
+        # Without a gradient of its input, GroupNorm of the layout channels_last crashes going
+        # backward (torch 2.13, CPU).
+        x = maps[chosen].float().requires_grad_()
         image = to_unit(images[chosen].unsqueeze(1)).squeeze(2)
         latent = vae.config.geometry.latent_shape(x.shape[2], 8 * x.shape[3], 8 * x.shape[4])
         noise = torch.randn((len(chosen), *latent), generator=random)
         with torch.autocast("cpu", torch.bfloat16):
             y, posterior = _coarse(vae, x, image, noise, whole_network=whole_network)
-        x = _resized(x, y.shape[1])
+        x = _resized(x.detach(), y.shape[1])
         error = (x - y).square().flatten(1).mean(1)
         energy = x.square().flatten(1).mean(1)
         # A tenth: what is not in the map anyway. The constant: what does not move.

@@ -10,12 +10,11 @@ do (`tools/linear_start.py`, a quarter of an hour on two cores, kept in DIR/star
 weights. The run is in DIR/run and continues when the command is given again. It wants a GPU; what
 to set without one is said in the preset, `reducio_tiny_ft4_fs32`.
 
-DIR/reducio-tiny-ft4-fs32 then holds
-`model.safetensors` (the average of the weights, float16), `config.json` with its fingerprint, and
-`README.md`, a card that says on what and how it was trained and how good it is. The scores on it
-are of the float16 weights as they were written, on 256-px clips, whatever size was trained on.
-Copied to reducio_latents/autoencoders/bundled/, that folder is the model `reducio-tiny-ft4-fs32`,
-and what the quickstart uses.
+DIR/reducio-tiny-ft4-fs32 then holds `model.safetensors` (the average of the weights, float16),
+`config.json` with its fingerprint, and `README.md`, a card that says on what and how it was trained
+and how good it is. The scores on it are of the float16 weights as they were written, on clips of
+several sizes, whatever size was trained on. Copied to reducio_latents/autoencoders/bundled/, that
+folder is the model `reducio-tiny-ft4-fs32`, and what the quickstart uses.
 
 The exit code is 1 if the model is not at least 3 dB better than repeating the content image on the
 validation videos, or is not below 8 MB.
@@ -52,10 +51,14 @@ from reducio_latents.train.stream import BatchStream, training_requests  # noqa:
 from reducio_latents.vae import ReducioVAE  # noqa: E402
 from reducio_latents.vae.weights import open_state_dict  # noqa: E402
 
+Scores = dict[str, float]
+"""Of a validation; see `validate.Validation`."""
+
 NAME = "reducio-tiny-ft4-fs32"
 MIN_GAIN_DB = 3.0
 MAX_BYTES = 8_000_000
-EVALUATED_PX, EVALUATED_CLIPS = 256, 24
+EVALUATED_PX, EVALUATED_CLIPS = (256, 128, 64), 24
+"""The first size is the one that counts."""
 START_CLIPS, FITTED_CLIPS = 240, 64
 START_PX, START_AREA = 128, (0.2, 0.5)
 """Smaller parts of frames than are trained on later, at about the same scale: a linear code is the
@@ -104,8 +107,31 @@ def export(checkpoint: Path, config: TrainConfig, folder: Path) -> int:
     return (folder / "model.safetensors").stat().st_size
 
 
-def card(config: TrainConfig, out: Path, scores: dict[str, float], size: int) -> str:
-    """Return the model's card."""
+def scores_table(scores: dict[int, Scores]) -> str:
+    """Return the scores as a Markdown table, one column for each size of clips."""
+    rows = {
+        "PSNR, mean over frames, dB": [f"{s['psnr_db']:.2f}" for s in scores.values()],
+        "SSIM": [f"{s['ssim']:.3f}" for s in scores.values()],
+        "PSNR of whole clips, dB": [f"{s['clip_psnr_db']:.2f}" for s in scores.values()],
+        "the same, repeating the content image": [
+            f"{s['content_psnr_db']:.2f}" for s in scores.values()
+        ],
+        "gain, dB": [f"{gain_db(s):.2f}" for s in scores.values()],
+    }
+    head = [
+        f"| clips of | {' | '.join(f'{px} px' for px in scores)} |",
+        "|---|" + "--:|" * len(scores),
+    ]
+    return "\n".join([*head, *(f"| {name} | {' | '.join(row)} |" for name, row in rows.items())])
+
+
+def gain_db(scores: Scores) -> float:
+    """Return what the latents are worth, in dB."""
+    return scores["clip_psnr_db"] - scores["content_psnr_db"]
+
+
+def card(config: TrainConfig, out: Path, scores: dict[int, Scores], size: int) -> str:
+    """Return the model's card; `scores` by the side of the clips."""
     plan = read_plan(open_files(out / "run"))
     assert plan is not None
     description = json.loads((out / NAME / "config.json").read_text())
@@ -116,8 +142,7 @@ def card(config: TrainConfig, out: Path, scores: dict[str, float], size: int) ->
     )
     shown = replace(config, data=replace(config.data, corpus=corpus, validation_corpus=other))
     step = checkpoints(out / "run" / CHECKPOINTS)[-1].name.removeprefix("step-")
-    validation = json.loads((out / "evaluation" / "evaluation.json").read_text())
-    gain = scores["clip_psnr_db"] - scores["content_psnr_db"]
+    validation = json.loads((out / f"evaluation-{EVALUATED_PX[0]}" / "evaluation.json").read_text())
     videos = f"{plan.counts().videos['planned']} videos"
     if config.data.validation_corpus is None:
         videos += " less those of the validation"
@@ -140,16 +165,10 @@ judging the architecture.
 - First weights: {first}.
 - Then {int(step)} steps of the trainer, with the settings below; weights are a running average
   ({config.train.ema_decay}), in float16.
-- Validation: {validation["clips"]} clips of {EVALUATED_PX} px, of whole videos that were
-  never trained on.
+- Validation: {validation["clips"]} clips of whole videos that were never trained on. What is
+  gained over repeating the content image is what the latents are worth.
 
-| | |
-|---|--:|
-| PSNR, mean over frames | {scores["psnr_db"]:.2f} dB |
-| SSIM | {scores["ssim"]:.3f} |
-| PSNR of whole clips | {scores["clip_psnr_db"]:.2f} dB |
-| the same, repeating the content image | {scores["content_psnr_db"]:.2f} dB |
-| gain over repeating the content image | {gain:.2f} dB |
+{scores_table(scores)}
 
 ## Settings
 ```yaml
@@ -181,16 +200,19 @@ def main() -> int:
     # Not the one that validated best: the videos it is scored on shall choose nothing.
     size = export(checkpoints(out / "run" / CHECKPOINTS)[-1], config, folder)
     # The same videos are set apart again, for their names are the same.
-    measured = replace(
-        config,
-        data=replace(config.data, size_px=EVALUATED_PX),
-        validation=replace(config.validation, clips=EVALUATED_CLIPS),
-    )
-    measure = RunOptions(tell=print, pretrained=folder, eval_only=True)
-    report = train(measured, out / "evaluation", measure)
-    assert report.scores is not None
-    (folder / "README.md").write_text(card(config, out, report.scores, size))
-    gain = report.scores["clip_psnr_db"] - report.scores["content_psnr_db"]
+    scores = {}
+    for px in EVALUATED_PX:
+        measured = replace(
+            config,
+            data=replace(config.data, size_px=px),
+            validation=replace(config.validation, clips=EVALUATED_CLIPS),
+        )
+        measure = RunOptions(tell=print, pretrained=folder, eval_only=True)
+        report = train(measured, out / f"evaluation-{px}", measure)
+        assert report.scores is not None
+        scores[px] = report.scores
+    (folder / "README.md").write_text(card(config, out, scores, size))
+    gain = gain_db(scores[EVALUATED_PX[0]])
     good = gain >= MIN_GAIN_DB and size < MAX_BYTES
     print(f"{folder}: {size / 1e6:.2f} MB, {gain:+.2f} dB over repeating the content image")
     if good:
