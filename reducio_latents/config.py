@@ -144,9 +144,25 @@ def _checked(hint: Any, accepted: Any, read: _Reader) -> _Reader:
     def reader(value: Any) -> Any:
         if isinstance(value, accepted):
             return read(value)
-        raise _MisfitError(hint.__name__ if isinstance(hint, type) else str(hint), value)
+        raise _MisfitError(_words(hint), value)
 
     return reader
+
+
+def _words(hint: Any) -> str:
+    """Return what a type is called in a file of settings."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if is_dataclass(hint):
+        return f"a mapping, its keys {', '.join(field.name for field in fields(hint)[:3])}, ..."
+    if origin is dict:
+        return "a mapping"
+    if origin is list or args[1:] == (Ellipsis,):
+        return f"a list, each of it {_words(args[0])}"
+    if origin is tuple:
+        return f"a list of {' and '.join(map(_words, args))}"
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, args))}"
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _union_reader(args: tuple[Any, ...]) -> _Reader:
@@ -175,7 +191,7 @@ def _tuple_reader(hint: Any, args: tuple[Any, ...]) -> _Reader:
     def reader(value: Any) -> Any:
         if isinstance(value, list | tuple) and len(value) == len(items):
             return tuple(read(v) for read, v in zip(items, value, strict=True))
-        raise _MisfitError(str(hint), value)
+        raise _MisfitError(_words(hint), value)
 
     return reader
 
@@ -197,9 +213,6 @@ def _dict_reader(hint: Any, args: tuple[Any, ...]) -> _Reader:
 
 def _scalar_reader(hint: Any, args: tuple[Any, ...]) -> _Reader:
     literal = typing.get_origin(hint) is typing.Literal
-    wanted = f"one of {', '.join(map(str, args))}" if literal else str(hint)
-    if isinstance(hint, type):
-        wanted = hint.__name__
 
     def reader(value: Any) -> Any:
         if type(value) is hint:
@@ -212,7 +225,7 @@ def _scalar_reader(hint: Any, args: tuple[Any, ...]) -> _Reader:
         else:
             fits = isinstance(hint, type) and isinstance(value, hint)
         if not fits:
-            raise _MisfitError(wanted, value)
+            raise _MisfitError(_words(hint), value)
         return float(value) if hint is float else value
 
     return reader
