@@ -16,7 +16,7 @@ from torchmetrics.functional.image import (
 
 from reducio_latents.errors import ConfigError, GeometryError
 from reducio_latents.metrics.protocol import PROTOCOLS, protocol_named
-from reducio_latents.metrics.psnr import flicker, psnr
+from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr
 from reducio_latents.metrics.ssim import ssim
 
 PAPER = PROTOCOLS["paper"]
@@ -75,6 +75,19 @@ def test_equal_pictures_have_ssim_1_and_a_finite_psnr_that_no_other_pair_reaches
     torch.testing.assert_close(ssim(x, x, protocol), torch.ones(len(x)))
     assert psnr(x, x, protocol).isfinite().all()
     assert (psnr(x, y, protocol) < psnr(x, x, protocol)).all()
+
+
+def test_the_psnr_of_a_clip_is_not_lifted_by_one_perfect_frame() -> None:
+    x = torch.rand(2, 3, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    y = (x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    y[:, :, 7] = x[:, :, 7]
+    found = clip_psnr(x, y)
+    assert found.shape == (2,)
+    error = (x[1].double() - y[1].double()).square().mean()
+    assert float(found[1]) == pytest.approx(float(-10 * error.log10()), abs=1e-4)
+    frames = psnr(x[1].transpose(0, 1), y[1].transpose(0, 1))
+    assert frames.mean() > found[1] + 3
+    assert torch.equal(clip_psnr(x, y), clip_psnr(y, x))
 
 
 def test_metrics_are_symmetric_and_say_which_frame_is_bad() -> None:

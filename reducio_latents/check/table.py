@@ -17,6 +17,7 @@ from reducio_latents.metrics.i3d import CLASSES
 
 TITLES = {
     "psnr": ("PSNR", "{:.2f}"),
+    "psnr-clip": ("PSNR (clip)", "{:.2f}"),
     "ssim": ("SSIM", "{:.3f}"),
     "lpips-alex": ("LPIPS (alex)", "{:.3f}"),
     "lpips-vgg": ("LPIPS (vgg)", "{:.3f}"),
@@ -127,6 +128,11 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
     if len(counts) > 1:
         yield f"In the first table all but rFVD is of {next(iter(counts))}."
     yield f"Protocol {protocol.name}: {protocol.note}."
+    if _asked(evaluation, "psnr-clip"):
+        yield (
+            "PSNR (clip): of the mean error of all frames of a clip. One perfect frame, which "
+            "repeat-content has, lifts the mean over frames by some 4 dB, and not this."
+        )
     if any(method.untrained for method in evaluation.methods):
         yield "Random weights: untrained, for the way through only; its numbers judge nothing."
     if any(" as " in method.frames for method in evaluation.methods):

@@ -11,7 +11,7 @@ import click
 
 from reducio_latents.cli import show
 
-METRIC_NAMES = "psnr,ssim,lpips-alex,lpips-vgg,fvd,flicker"
+METRIC_NAMES = "psnr,psnr-clip,ssim,lpips-alex,lpips-vgg,fvd,flicker"
 
 
 @click.command("evaluate")

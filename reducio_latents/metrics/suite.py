@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,14 +15,13 @@ from reducio_latents.metrics.frechet import frechet_of_features
 from reducio_latents.metrics.i3d import CLASSES, FVDNetwork, load_i3d
 from reducio_latents.metrics.lpips import LPIPS, Net, load_lpips
 from reducio_latents.metrics.protocol import Protocol
-from reducio_latents.metrics.psnr import flicker, psnr
+from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr
 from reducio_latents.metrics.ssim import ssim
 from reducio_latents.metrics.weights import MetricUnavailableError
 
-MetricName = Literal["psnr", "ssim", "lpips-alex", "lpips-vgg", "fvd", "flicker"]
-METRICS: tuple[MetricName, ...] = ("psnr", "ssim", "lpips-alex", "lpips-vgg", "fvd", "flicker")
+MetricName = Literal["psnr", "psnr-clip", "ssim", "lpips-alex", "lpips-vgg", "fvd", "flicker"]
+METRICS: tuple[MetricName, ...] = get_args(MetricName)
 LPIPS_NETS: dict[str, Net] = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
-BETTER_HIGH = frozenset({"psnr", "ssim"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +101,9 @@ class Tally:
         for name in suite.names:
             if name == "psnr":
                 self._put(name, psnr(unit_x, unit_y, suite.protocol).mean())
+            elif name == "psnr-clip":
+                clips = (v.transpose(0, 1)[None] for v in (unit_x, unit_y))
+                self._put(name, clip_psnr(*clips, protocol=suite.protocol).mean())
             elif name == "ssim":
                 self._put(name, ssim(unit_x, unit_y, suite.protocol).mean())
             elif name == "flicker":

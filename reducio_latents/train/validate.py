@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reducio_latents.errors import TrainingError
 from reducio_latents.metrics.lpips import LPIPS
-from reducio_latents.metrics.psnr import psnr
+from reducio_latents.metrics.psnr import clip_psnr, psnr
 from reducio_latents.metrics.ssim import ssim
 from reducio_latents.pixels import to_uint8, to_unit
 from reducio_latents.train.config import TrainConfig, ValidationConfig
@@ -104,18 +104,13 @@ def measure(video: Tensor, recon: Tensor, lpips: LPIPS | None) -> dict[str, Tens
     scores = {
         "psnr_db": psnr(unit_x, unit_y).reshape(batch, frames).mean(1),
         "ssim": ssim(unit_x, unit_y).reshape(batch, frames).mean(1),
-        "clip_psnr_db": _clip_psnr(video, recon),
-        "content_psnr_db": _clip_psnr(video, repeated),
+        "clip_psnr_db": clip_psnr((video + 1) / 2, (recon + 1) / 2),
+        "content_psnr_db": clip_psnr((video + 1) / 2, (repeated + 1) / 2),
         "l1": (video - recon).abs().flatten(1).mean(1),
     }
     if lpips is not None:
         scores["lpips"] = lpips(x, y).reshape(batch, frames).mean(1)
     return scores
-
-
-def _clip_psnr(x: Tensor, y: Tensor) -> Tensor:
-    mse = ((x - y) / 2).square().flatten(1).mean(1)
-    return -10 * torch.log10(mse.clamp(min=1e-10))
 
 
 def to_pairs(video: Tensor, recon: Tensor) -> list[Pair]:
