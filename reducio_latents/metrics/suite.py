@@ -102,8 +102,8 @@ class Tally:
             if name == "psnr":
                 self._put(name, psnr(unit_x, unit_y, suite.protocol).mean())
             elif name == "psnr-clip":
-                clips = (v.transpose(0, 1)[None] for v in (unit_x, unit_y))
-                self._put(name, clip_psnr(*clips, protocol=suite.protocol).mean())
+                clip_x, clip_y = (v.transpose(0, 1)[None] for v in (unit_x, unit_y))
+                self._put(name, clip_psnr(clip_x, clip_y, suite.protocol).mean())
             elif name == "ssim":
                 self._put(name, ssim(unit_x, unit_y, suite.protocol).mean())
             elif name == "flicker":
