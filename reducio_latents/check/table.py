@@ -131,7 +131,7 @@ def _notes(evaluation: Evaluation) -> Iterator[str]:
     if _asked(evaluation, "psnr-clip"):
         yield (
             "PSNR (clip): of the mean error of all frames of a clip. One perfect frame, which "
-            "repeat-content has, lifts the mean over frames by some 4 dB, and not this."
+            "repeat-content has, lifts the mean over frames by some 5 dB, and not this."
         )
     if any(method.untrained for method in evaluation.methods):
         yield "Random weights: untrained, for the way through only; its numbers judge nothing."

@@ -23,7 +23,7 @@ def clip_psnr(
 ) -> Tensor:
     """Return the PSNR of each clip in dB, (B,), of the mean error of all its frames, in [0, 1].
 
-    The mean over frames of `psnr` is lifted by a single perfect frame, by 4 dB of 16 frames: where
+    The mean over frames of `psnr` is lifted by a single perfect frame, by 5 dB of 16 frames: where
     the content image is repeated, it is one.
     """
     return _decibels(x_BCTHW, y_BCTHW, protocol)
