@@ -31,7 +31,9 @@ from reducio_latents.cli.check_options import take_selection
 from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.pixels import to_unit
 from reducio_latents.store import Store, open_store
+from tests.corpora import write_video as write_small_video
 from tests.spot_check import SIDE, make_store, moving, record, write_video
+from tests.test_encode_flow import encode
 
 VIDEOS = {
     "a/one.mp4": moving(1, frames=32),
@@ -196,6 +198,18 @@ def test_a_corpus_that_moved_is_found_again_where_it_is_said_to_be(tmp_path: Pat
     assert found.psnr_db is not None
     with pytest.raises(LatentsError, match="no such file or folder"):
         decode_store(root, tmp_path / "out", DecodeOptions(corpus=str(tmp_path / "nowhere")))
+
+
+def test_originals_of_a_table_are_found_below_the_folder_that_its_paths_started_from(
+    tmp_path: Path,
+) -> None:
+    write_small_video(tmp_path / "videos" / "v.mp4", 1.1, seed=1)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "some.csv").write_text("path\nv.mp4\n")
+    root = str(tmp_path / "videos")
+    encode(tmp_path / "lists" / "some.csv", tmp_path / "store", root=root)
+    (result,) = decode_store(tmp_path / "store", tmp_path / "out", choose(num=1))
+    assert result.psnr_db is not None, result.problem
 
 
 def test_a_model_that_did_not_make_the_store_is_refused_with_what_differs(

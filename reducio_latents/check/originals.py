@@ -14,8 +14,8 @@ class Originals:
     """Reads clips of the videos that a store was made of, and proves that they are still the same.
 
     `corpus` is where the videos are now: what the encode command was given, or the folder it was
-    moved to. None: where the store says. They are read in a process of their own, which may crash
-    or be silent for `timeout_s`; close it, or use `with`.
+    moved to. None: where the store says, and by its `root`, if none is given. They are read in a
+    process of their own, which may crash or be silent for `timeout_s`; close it, or use `with`.
     """
 
     def __init__(
@@ -37,6 +37,8 @@ class Originals:
         self.problem: str | None = None
         """Why no original can be read at all; None while it is possible."""
         place = corpus if corpus is not None else store.meta.corpus
+        if corpus is None and root is None:
+            root = store.meta.root
         try:
             self._root = corpus_root(place, root)
         except (LatentsError, OSError) as err:

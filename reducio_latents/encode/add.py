@@ -62,6 +62,8 @@ def add_column(
     encoders = build_columns(chosen)
     meta = _describe(opened, encoders, replacing)
     needs_videos = _lacks_exact_content(opened, encoders)
+    if corpus is None and chosen.root is None:
+        chosen = replace(chosen, root=opened.meta.root)
     videos = _list(corpus or opened.meta.corpus, chosen, needs_videos) if needs_videos else {}
     for name in replacing:
         if name in opened.meta.columns and _differs(meta.columns[name], opened.meta.columns[name]):

@@ -124,6 +124,7 @@ def plan_job(
         buckets=tuple(bucket.name for bucket in buckets),
         resize=options.resize,
         corpus=str(corpus),
+        root=options.root,
         columns=dict(columns),
     )
     if stored is not None:

@@ -82,6 +82,8 @@ class StoreMeta:
     """How frames were resized to cover their bucket, before the centre crop; always antialiased."""
     corpus: str = ""
     """Where the videos were, as the run was told."""
+    root: str | None = None
+    """Where the relative paths of a table started from, if not at the table."""
     columns: dict[str, ColumnMeta] = field(default_factory=dict)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     """`videos` and `clips`: found, encoded, skipped, failed."""
