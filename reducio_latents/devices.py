@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from importlib.util import find_spec
-
 import torch
 
 from reducio_latents.errors import ConfigError
@@ -27,13 +23,6 @@ def usable_device(name: torch.device | str) -> torch.device:
     if device.type == "meta":
         raise ConfigError(f"device 'meta' holds no numbers. Use {_others()}.")
     return device
-
-
-def can_compile_kernels() -> bool:
-    """Whether torch.compile can make programs for a GPU here: by Triton, and a C compiler for what
-    starts them."""
-    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
-    return find_spec("triton") is not None and any(map(shutil.which, filter(None, compilers)))
 
 
 def _why(name: str, err: Exception) -> str:

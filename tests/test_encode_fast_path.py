@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from reducio_latents import devices, load_autoencoder, open_store
+from reducio_latents import load_autoencoder, open_store
 from reducio_latents.cli import main
 from reducio_latents.encode.columns import MotionColumn
 from reducio_latents.encode.fast_path import (
@@ -22,7 +22,6 @@ from reducio_latents.encode.fast_path import (
     true_float32,
 )
 from reducio_latents.encode.gpu import BatchEncoder, input_sizes, raise_compile_limit
-from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.geometry import Bucket, aspect_buckets
 from reducio_latents.vae.blocks import Downsample
 from reducio_latents.vae.norm import NormSiLU, fuse_norms
@@ -174,26 +173,6 @@ def test_a_compiled_norm_and_activation_gives_the_numbers_of_the_eager_one(
         fuse_norms(layer)
         found = layer(x)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
-
-
-@pytest.mark.parametrize(
-    ("settings", "has_compiler", "expected"),
-    [
-        ({"dtype": "bfloat16"}, True, "norms"),
-        ({"dtype": "bfloat16"}, False, "none"),
-        ({"dtype": "float32"}, True, "none"),
-        ({"dtype": "bfloat16", "model": "diffusers:models/wan"}, True, "none"),
-        ({"dtype": "bfloat16", "compile": "none"}, True, "none"),
-        ({"dtype": "float32", "compile": "all"}, False, "all"),
-    ],
-)
-def test_norms_are_compiled_where_that_pays(
-    settings: dict[str, Any], has_compiler: bool, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert EncodeOptions(**{**settings, "device": "cpu", "compile": "auto"}).compiles == "none"
-    monkeypatch.setattr(devices, "usable_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(devices, "can_compile_kernels", lambda: has_compiler)
-    assert EncodeOptions(**settings, device="cuda").compiles == expected
 
 
 def test_info_shows_what_was_measured_in_its_own_unit(tmp_path: Path) -> None:

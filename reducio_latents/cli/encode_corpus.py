@@ -110,11 +110,10 @@ from reducio_latents.config import IMAGE_CODECS
 )
 @click.option(
     "--compile",
-    type=click.Choice(["auto", "none", "norms", "all"]),
-    default="auto",
+    type=click.Choice(["none", "norms", "all"]),
+    default="none",
     show_default=True,
-    help="By torch.compile: all of the encoder (minutes), or its norms with activations (seconds); "
-    "auto: the norms on a GPU in half precision.",
+    help="By torch.compile: all of the encoder (minutes), or its norms with activations (seconds).",
 )
 @click.option(
     "--clip-timeout-s", type=float, default=120.0, show_default=True, help="A slower decoder hung."

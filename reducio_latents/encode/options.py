@@ -20,7 +20,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 BUCKET_MULTIPLE = 32
 """Sides of buckets are divisible by this, the largest spatial stride in use."""
 ENGINES = ("local", "ray")
-COMPILES = ("auto", "none", "norms", "all")
+COMPILES = ("none", "norms", "all")
 MEASURES = ("auto", "none", "latents", "decoded")
 RESIZE_ON = ("auto", "worker", "device")
 COUNTS: dict[str, str | None] = {
@@ -84,10 +84,9 @@ class EncodeOptions:
     device: str = "auto"
     """As torch names it; `auto`: the first GPU if there is one, else the CPU. A rank of several
     gets the GPU of its number on the machine."""
-    compile: Literal["auto", "none", "norms", "all"] = "auto"
+    compile: Literal["none", "norms", "all"] = "none"
     """What torch.compile is used on: `all`, the encoder whole, which takes minutes for each size of
-    clip; `norms`, its normalisations with their activations, seconds; `none`. `auto`: the norms of
-    a Reducio-VAE that encodes on a GPU in half precision, twice as fast so."""
+    clip; `norms`, its normalisations with their activations, seconds; `none`."""
     engine: str = "local"
     """`local`: this process, or one rank of those that torchrun or Slurm started. `ray`: actors."""
     gpus: int | Literal["all"] = 1
@@ -171,21 +170,6 @@ class EncodeOptions:
 
         device = usable_device(self.device)
         return device.type if ":" not in self.device else str(device)
-
-    @property
-    def compiles(self) -> Literal["none", "norms", "all"]:
-        """`compile` with `auto` resolved."""
-        if self.compile != "auto":
-            return self.compile
-        from reducio_latents.devices import can_compile_kernels
-
-        pays = (
-            self.model.startswith("reducio")
-            and self.dtype != "float32"
-            and self.torch_device.startswith("cuda")
-            and can_compile_kernels()
-        )
-        return "norms" if pays else "none"
 
     @property
     def measures(self) -> str:

@@ -61,16 +61,16 @@ def _motion(build: Build) -> ColumnEncoder:
     autoencoder = load(
         dtype=getattr(torch, options.dtype),
         parts="all" if options.check_every else "encoder",
-        compile=options.compiles,
+        compile=options.compile,
         memory_format=torch.channels_last_3d if on_gpu else torch.contiguous_format,
     )
-    if options.compiles != "none":
+    if options.compile != "none":
         raise_compile_limit(autoencoder, options.bucket_list(BUCKET_MULTIPLE))
     decodes = options.measures == "decoded"
     return MotionColumn(
         autoencoder,
         options.resize,
-        pad_to=options.clips_per_batch if options.compiles != "none" else None,
+        pad_to=options.clips_per_batch if options.compile != "none" else None,
         load_exact=None
         if options.measures == "none"
         else partial(load, parts="all" if decodes else "encoder"),
