@@ -86,7 +86,8 @@ class EncodeOptions:
     gets the GPU of its number on the machine."""
     compile: Literal["none", "norms", "all"] = "none"
     """What torch.compile is used on: `all`, the encoder whole, which takes minutes for each size of
-    clip; `norms`, its normalisations with their activations, seconds; `none`."""
+    clip; `norms`, its normalisations with their activations, seconds; `none`. The compiler may take
+    other kernels at the next start, so the last bits of a resumed run need not be the same."""
     engine: str = "local"
     """`local`: this process, or one rank of those that torchrun or Slurm started. `ray`: actors."""
     gpus: int | Literal["all"] = 1
