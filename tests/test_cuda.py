@@ -123,7 +123,7 @@ def test_a_batch_beyond_the_gpus_memory_is_cut_until_it_fits() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [2, "auto"])
-def test_a_run_on_a_gpu_is_whole_resumes_and_says_how_busy_it_was(
+def test_a_run_on_a_gpu_is_whole_and_gives_the_same_bytes_twice(
     batch_size: int | str, tmp_path: Path
 ) -> None:
     corpus = write_corpus(tmp_path / "corpus")
