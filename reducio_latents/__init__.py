@@ -9,14 +9,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from reducio_latents.version import __version__
+
 if TYPE_CHECKING:
     from reducio_latents.autoencoders import load_autoencoder
     from reducio_latents.dataset import LatentDataset, LatentTable
     from reducio_latents.encode import encode_corpus
     from reducio_latents.store import open_store
 
-__version__ = "0.1.0"
-__all__ = ["LatentDataset", "LatentTable", "encode_corpus", "load_autoencoder", "open_store"]
+__all__ = [
+    "LatentDataset",
+    "LatentTable",
+    "__version__",
+    "encode_corpus",
+    "load_autoencoder",
+    "open_store",
+]
 
 _HOME = {
     "LatentDataset": "dataset",
@@ -34,4 +42,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return list(__all__)

@@ -18,21 +18,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import CorpusVideo
+from reducio_latents.corpus.build import plan_part
+from reducio_latents.corpus.probe import ProbeRecord
 from reducio_latents.files import Files, LocalFiles
-from reducio_latents.geometry import Bucket
-from reducio_latents.plan import PlanSpec, plan_part, read_plan, write_part
-from reducio_latents.probe import ProbeRecord
+from reducio_latents.files.source import VideoSource
 from reducio_latents.store import Store
 from reducio_latents.store.commit import Failure, ShardKey
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.index import build_index, write_index
 from reducio_latents.store.meta import ColumnMeta, StoreMeta
+from reducio_latents.store.plan import PlanSpec, read_plan, write_part
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.text_rows import MEDIA_TYPE, CaptionTokens, pack_text_row
 from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
-from reducio_latents.video.source import VideoSource
 
 CHANNELS = 2
 WIDTH = 5

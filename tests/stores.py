@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.files import Files
-from reducio_latents.geometry import Bucket
-from reducio_latents.plan import PlanPart, PlanSpec, read_plan, write_part
-from reducio_latents.plan.parts import ShardRange
-from reducio_latents.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 from reducio_latents.store.commit import Commit, Failure, ShardKey
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.index import build_index, write_index
 from reducio_latents.store.meta import ColumnMeta, StoreMeta
+from reducio_latents.store.plan import PlanPart, PlanSpec, read_plan, write_part
+from reducio_latents.store.plan.parts import ShardRange
+from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
 

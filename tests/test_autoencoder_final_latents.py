@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from reducio_latents.errors import ConfigError
-from reducio_latents.gaussian import (
+from reducio_latents.core.gaussian import (
     apply_final_rule,
     check_final_rule,
     final_latents,
@@ -17,7 +16,8 @@ from reducio_latents.gaussian import (
     sample,
     undo_final_rule,
 )
-from reducio_latents.values import Posterior
+from reducio_latents.core.values import Posterior
+from reducio_latents.errors import ConfigError
 
 LAYER_NORM = {"rule": "layer_norm", "eps": 1e-5}
 SCALE_SHIFT = {"rule": "scale_shift", "scale": 0.18215, "shift": 0.1}

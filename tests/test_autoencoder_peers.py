@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reducio_latents.autoencoders import load_autoencoder, omnitokenizer, open_sora
+from reducio_latents.autoencoders import load_autoencoder
 from reducio_latents.autoencoders.network import NetworkAutoencoder
-from reducio_latents.autoencoders.omnitokenizer import (
+from reducio_latents.autoencoders.peers import omnitokenizer, open_sora
+from reducio_latents.autoencoders.peers.omnitokenizer import (
     OmniTokenizerConfig,
     OmniTokenizerVAE,
     PositionGenerator,
     WindowAttention,
 )
-from reducio_latents.autoencoders.open_sora import CausalConv3d, OpenSoraConfig, OpenSoraVAE
+from reducio_latents.autoencoders.peers.open_sora import CausalConv3d, OpenSoraConfig, OpenSoraVAE
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.errors import ConfigError, GeometryError, WeightsError
 
@@ -245,7 +246,7 @@ def test_attention_is_the_softmax_of_scaled_cosines() -> None:
 def test_a_model_built_without_memory_spoils_none_that_is_loaded_later() -> None:
     program = """
 import torch
-from reducio_latents.autoencoders.open_sora import OpenSoraConfig, OpenSoraVAE
+from reducio_latents.autoencoders.peers.open_sora import OpenSoraConfig, OpenSoraVAE
 
 with torch.device("meta"):  # as loading a file does; diffusers is imported in here
     OpenSoraVAE(OpenSoraConfig())

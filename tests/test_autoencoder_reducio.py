@@ -18,8 +18,8 @@ from reducio_latents.autoencoders import LOADERS, Autoencoder, bundled, load_aut
 from reducio_latents.autoencoders.checkpoint import import_checkpoint
 from reducio_latents.autoencoders.reducio import PRESETS, ReducioAutoencoder, load_preset
 from reducio_latents.cli.import_checkpoint import import_checkpoint as command
+from reducio_latents.core.gaussian import final_latents
 from reducio_latents.errors import ConfigError, GeometryError, PixelError, StoreError, WeightsError
-from reducio_latents.gaussian import final_latents
 from reducio_latents.vae import ReducioVAEConfig, Tiling
 from reducio_latents.vae.norm import fusible_norm_silu
 from reducio_latents.vae.weights import random_state_dict

@@ -29,8 +29,8 @@ from reducio_latents.check.pictures import (
 from reducio_latents.cli import main
 from reducio_latents.cli.check_options import take_selection
 from reducio_latents.errors import ConfigError, LatentsError, StoreError
-from reducio_latents.pixels import to_unit
 from reducio_latents.store import Store, open_store
+from reducio_latents.video.pixels import to_unit
 from tests.corpora import write_video as write_small_video
 from tests.spot_check import SIDE, make_store, moving, record, write_video
 from tests.test_encode_flow import encode

@@ -28,7 +28,9 @@ from reducio_latents.check.reconstruct import frame_rule, reconstruct
 from reducio_latents.check.sample import SampleSpec, read_sample
 from reducio_latents.check.table import as_csv, as_json, markdown, write_tables
 from reducio_latents.cli import main
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.geometry import LatentGeometry
+from reducio_latents.core.values import Posterior
 from reducio_latents.errors import (
     ConfigError,
     CorpusError,
@@ -36,12 +38,10 @@ from reducio_latents.errors import (
     StoreError,
     WeightsError,
 )
-from reducio_latents.geometry import LatentGeometry
 from reducio_latents.metrics.i3d import I3D
 from reducio_latents.metrics.protocol import PROTOCOLS
 from reducio_latents.metrics.psnr import psnr
 from reducio_latents.metrics.suite import load_suite
-from reducio_latents.values import Posterior
 from tests.spot_check import moving, write_video
 
 QUICK = ("psnr", "ssim", "flicker")

@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducio_latents.clips import TIME_TOLERANCE_S, clip_starts, parse_policy, possible_starts
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import (
+    TIME_TOLERANCE_S,
+    ClipSpec,
+    clip_starts,
+    parse_policy,
+    possible_starts,
+)
 from reducio_latents.errors import ConfigError
 
 policies = st.one_of(

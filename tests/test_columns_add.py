@@ -23,17 +23,17 @@ from reducio_latents.conditioning.options import (
     ContentLatentOptions,
     TextOptions,
 )
+from reducio_latents.core.images import decode_image
 from reducio_latents.encode import EncodeOptions, EncodeReport, add_column
 from reducio_latents.encode.progress import Silent
 from reducio_latents.encode.source import DecodedBatches
 from reducio_latents.errors import ConfigError, CorpusError, GeometryError, StoreError
 from reducio_latents.files.local import LocalFiles
-from reducio_latents.images import decode_image
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
 from reducio_latents.store.quantize import dequantize
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.text_rows import decode_text_row, empty_caption, text_row_lengths
-from reducio_latents.store.verify import verify
+from reducio_latents.upkeep.verify import verify
 from tests import tiny_models
 from tests.corpora import write_video
 from tests.test_encode_flow import files_of
@@ -493,7 +493,7 @@ def test_several_captions_of_a_clip_are_several_vectors(
 
 def test_a_video_model_of_diffusers_goes_the_same_way(corpus: Path, tmp_path: Path) -> None:
     from reducio_latents import LatentTable
-    from reducio_latents.config import ClipSpec
+    from reducio_latents.core.clips import ClipSpec
 
     tiny_models.video_vae("wan").save_pretrained(tmp_path / "wan")
     model = {"model": f"diffusers:{tmp_path / 'wan'}", "columns": ("motion", "content_image")}

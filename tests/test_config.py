@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducio_latents.config import ClipSpec, convert, from_mapping
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.config import convert, from_mapping
 from reducio_latents.errors import ConfigError
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from reducio_latents.corpus import CorpusVideo, corpus_root, join_url, list_corpus
+from reducio_latents.corpus import CorpusVideo, corpus_root, list_corpus
 from reducio_latents.errors import ConfigError, CorpusError, VideoError
 from reducio_latents.files import open_files
-from reducio_latents.video.source import VideoSource, open_source
+from reducio_latents.files.source import VideoSource, join_url, open_source
 from tests.object_storage import BUCKET, FaultyProxy, s3, s3_server
 
 __all__ = ["s3", "s3_server"]  # fixtures

@@ -12,9 +12,9 @@ import fsspec
 import pytest
 import webdataset
 
-from reducio_latents.corpus import CorpusVideo, corpus_root, join_url, list_corpus
+from reducio_latents.corpus import CorpusVideo, corpus_root, list_corpus
 from reducio_latents.errors import ConfigError, CorpusError
-from reducio_latents.video.source import open_source
+from reducio_latents.files.source import join_url, open_source
 
 Member = tuple[str, bytes]
 

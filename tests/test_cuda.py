@@ -12,12 +12,12 @@ import torch
 
 from reducio_latents import LatentDataset, load_autoencoder, open_store
 from reducio_latents.autoencoders.protocol import Compile
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.dataset import LatentLoader
 from reducio_latents.encode.fast_path import fast_path_error, made_up_clips
 from reducio_latents.encode.gpu import BatchEncoder, DeviceFit
-from reducio_latents.geometry import Bucket
-from reducio_latents.pixels import fit_clip
-from reducio_latents.store.verify import verify
+from reducio_latents.upkeep.verify import verify
+from reducio_latents.video.pixels import fit_clip
 from tests.corpora import write_corpus, write_video
 from tests.latent_stores import write_store
 from tests.test_encode_flow import encode, files_of

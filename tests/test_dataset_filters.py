@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reducio_latents.corpus.build import plan_part
 from reducio_latents.dataset import LatentDataset, LatentTable
 from reducio_latents.dataset.batches import ReadOptions
 from reducio_latents.dataset.filters import Filters
@@ -19,8 +20,8 @@ from reducio_latents.dataset.options import DatasetOptions, OrderOptions, parse_
 from reducio_latents.dataset.selection import sequence_starts
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import LocalFiles
-from reducio_latents.plan import plan_part, read_plan, write_part
 from reducio_latents.store import Store
+from reducio_latents.store.plan import read_plan, write_part
 from tests.latent_stores import StoreSpec, numbers_in, record_of, video_of, write_store
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reducio_latents.devices import usable_device
+from reducio_latents.core.devices import usable_device
 from reducio_latents.encode import EncodeOptions
 from reducio_latents.errors import ConfigError
 from tests.corpora import write_video

@@ -13,10 +13,10 @@ import torch
 from click.testing import CliRunner
 
 from reducio_latents.cli import main
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.bench import EncoderBench, Variant, busy_share, launched
 from reducio_latents.encode.fast_path import made_up_clips
 from reducio_latents.encode.gpu import BatchEncoder
-from reducio_latents.geometry import Bucket
 from tests.corpora import write_video
 
 ROOT = Path(__file__).resolve().parents[1]

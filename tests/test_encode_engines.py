@@ -60,7 +60,7 @@ def be_rank(asked: Request, rank: Rank) -> None:
 def start_rank(asked: Request, rank: Rank) -> BaseProcess:
     """Start a rank that can be killed; it shares the tests' fork server, and is there at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["reducio_latents.processes", *PRELOAD])
+    context.set_forkserver_preload(["reducio_latents.video.processes", *PRELOAD])
     process = context.Process(target=be_rank, args=(asked, rank))
     process.start()
     return process

@@ -14,6 +14,7 @@ from torch import nn
 
 from reducio_latents import load_autoencoder, open_store
 from reducio_latents.cli import main
+from reducio_latents.core.geometry import Bucket, aspect_buckets
 from reducio_latents.encode.columns import MotionColumn
 from reducio_latents.encode.fast_path import (
     fast_path_error,
@@ -22,7 +23,6 @@ from reducio_latents.encode.fast_path import (
     true_float32,
 )
 from reducio_latents.encode.gpu import BatchEncoder, input_sizes, raise_compile_limit
-from reducio_latents.geometry import Bucket, aspect_buckets
 from reducio_latents.vae.blocks import Downsample
 from reducio_latents.vae.norm import NormSiLU, fuse_norms
 from reducio_latents.vae.tiling import Tiling

@@ -27,7 +27,7 @@ from reducio_latents.errors import StoreError
 from reducio_latents.files import LocalFiles, local, open_files
 from reducio_latents.files.protocol import Buffer
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.store.verify import verify
+from reducio_latents.upkeep.verify import verify
 from tests.corpora import write_corpus, write_video
 from tests.object_storage import FaultyProxy, s3, s3_server  # noqa: F401
 from tests.test_encode_engines import SETTINGS, command, request
@@ -78,9 +78,10 @@ def run_until_it_ends(corpus: Path, store: Path) -> EncodeReport:
 
 def mean_of_clip(corpus: Path, name: str) -> float:
     """Return the mean pixel of a video's first clip, as it is encoded at 32 px."""
-    from reducio_latents.geometry import Bucket
-    from reducio_latents.pixels import fit_frame
-    from reducio_latents.video import VideoSource, get_backend
+    from reducio_latents.core.geometry import Bucket
+    from reducio_latents.files.source import VideoSource
+    from reducio_latents.video import get_backend
+    from reducio_latents.video.pixels import fit_frame
 
     read = get_backend("pyav").read_clips(
         VideoSource(str(corpus / name)), [0.0], frames=16, rate_fps=16.0

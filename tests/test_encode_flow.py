@@ -16,17 +16,18 @@ import zarr
 
 from reducio_latents import LatentDataset, encode_corpus, load_autoencoder, open_store
 from reducio_latents.cli.progress import Bars
+from reducio_latents.core.geometry import Bucket
+from reducio_latents.core.images import decode_image
 from reducio_latents.encode import EncodeReport, Tally, plan_corpus, shards
 from reducio_latents.encode.gpu import DeviceFit
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
 from reducio_latents.files import LocalFiles
-from reducio_latents.geometry import Bucket
-from reducio_latents.images import decode_image
-from reducio_latents.pixels import fit_frame, to_unit
+from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.store.convert import convert_store
-from reducio_latents.store.verify import verify
-from reducio_latents.video import VideoSource, get_backend
+from reducio_latents.upkeep.convert import convert_store
+from reducio_latents.upkeep.verify import verify
+from reducio_latents.video import get_backend
+from reducio_latents.video.pixels import fit_frame, to_unit
 from tests.corpora import write_corpus, write_video
 
 BUCKET = "16x32x32"

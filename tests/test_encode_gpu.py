@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from reducio_latents import load_autoencoder
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode import gpu
 from reducio_latents.encode.gpu import BatchEncoder, DeviceFit
-from reducio_latents.geometry import Bucket
-from reducio_latents.pixels import fit_clip
+from reducio_latents.video.pixels import fit_clip
 
 
 @pytest.fixture

@@ -12,20 +12,20 @@ import torch
 from reducio_latents import load_autoencoder, open_store
 from reducio_latents.autoencoders.protocol import Autoencoder
 from reducio_latents.autoencoders.reducio import ReducioAutoencoder
+from reducio_latents.core.gaussian import final_latents
+from reducio_latents.core.images import decode_image
+from reducio_latents.core.values import Posterior
 from reducio_latents.encode.columns import MotionColumn
 from reducio_latents.encode.gpu import BatchEncoder
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.quality import untiled
 from reducio_latents.encode.registry import build_columns
 from reducio_latents.errors import ConfigError, QualityError
-from reducio_latents.gaussian import final_latents
-from reducio_latents.images import decode_image
 from reducio_latents.metrics.psnr import psnr
-from reducio_latents.pixels import to_unit
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.store.verify import verify
+from reducio_latents.upkeep.verify import verify
 from reducio_latents.vae.tiling import Tiling
-from reducio_latents.values import Posterior
+from reducio_latents.video.pixels import to_unit
 from tests.corpora import write_corpus, write_video
 from tests.test_encode_flow import encode, files_of
 

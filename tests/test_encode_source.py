@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import CONTENT, FRAMES, TIMES
 from reducio_latents.encode.decoding import DecodedClip, DecodeTask
 from reducio_latents.encode.source import (
@@ -22,10 +23,9 @@ from reducio_latents.encode.source import (
     ShardWork,
 )
 from reducio_latents.errors import ConfigError
-from reducio_latents.geometry import Bucket
-from reducio_latents.processes import Channel
+from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.video.source import VideoSource
+from reducio_latents.video.processes import Channel
 
 BUCKET = Bucket(4, 8, 8)
 NEEDS = frozenset({FRAMES, TIMES, CONTENT})

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducio_latents.errors import GeometryError
-from reducio_latents.geometry import (
+from reducio_latents.core.geometry import (
     Bucket,
     LatentGeometry,
     aspect_buckets,
@@ -17,6 +16,7 @@ from reducio_latents.geometry import (
     nearest_bucket,
     square_bucket,
 )
+from reducio_latents.errors import GeometryError
 
 sides = st.integers(1, 8192)
 buckets = st.builds(

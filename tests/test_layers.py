@@ -1,10 +1,12 @@
-"""Imports point one way, and what a training job imports is light."""
+"""Imports point down nine floors, in no circle; and what a training job imports is light."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,34 +14,47 @@ import pytest
 import reducio_latents
 
 PACKAGE = Path(reducio_latents.__file__).parent
-LAYERS = [
-    ["errors"],
-    ["geometry", "clips", "schema"],  # plain Python
-    ["config", "resample", "parquet"],
-    ["values", "files", "processes", "images", "pixels", "devices"],
-    ["gaussian", "metrics"],  # tensors in, tensors out
-    ["video", "vae"],
-    ["corpus"],
-    ["probe"],
-    ["plan"],
-    ["store"],
-    ["pretrained"],
-    ["autoencoders"],
-    ["conditioning"],
-    ["encode", "dataset", "check", "train"],  # flows; they never import each other
-    ["cli"],
-    ["__main__", "__init__"],
+TOOLS = PACKAGE.parent / "tools"
+FLOORS = [
+    {"errors", "version"},
+    {"core"},
+    {"vae", "files", "metrics"},
+    {"video", "autoencoders"},
+    {"store"},
+    {"corpus", "dataset", "conditioning"},
+    {"encode", "check", "train", "upkeep"},  # flows; they never import each other
+    {"cli", "__init__"},
+    {"tools", "__main__"},
 ]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 NEVER = {
     "dataset": {"video", "vae", "autoencoders", "conditioning", "metrics"},
-    "train": {"store", "conditioning"},
-    "store": {"gaussian", "values", "vae", "pixels"},
+    "train": {"conditioning"},
+    "store": {"vae", "metrics"},
 }
+MOST_ROOMS = 20
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Return every module of the package and of the tools, by its dotted name."""
+    found = {}
+    for root in (PACKAGE, TOOLS):
+        for path in root.rglob("*.py"):
+            parts = path.relative_to(root.parent).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def room_of(module: str) -> str:
+    top, *rest = module.split(".")
+    if top == "tools":
+        return "tools"
+    return rest[0] if rest else "__init__"
 
 
 def imported(path: Path) -> list[tuple[int, str]]:
-    """Return (line, room) of every import of this package outside `if TYPE_CHECKING`."""
+    """Return (line, module) of every import of our own outside `if TYPE_CHECKING`."""
     tree = ast.parse(path.read_text())
     typing_only = {
         id(inner)
@@ -51,22 +66,46 @@ def imported(path: Path) -> list[tuple[int, str]]:
     for node in ast.walk(tree):
         if id(node) in typing_only:
             continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "") == "reducio_latents":
-            found += [(node.lineno, a.name) for a in node.names if a.name in LEVEL]
-        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("reducio_latents."):
-            found.append((node.lineno, str(node.module).split(".")[1]))
-    return found
+        if isinstance(node, ast.ImportFrom):
+            base = str(node.module)
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            found += [(node.lineno, _ours(name) or _ours(base)) for name in names]
+        elif isinstance(node, ast.Import):
+            found += [(node.lineno, _ours(alias.name)) for alias in node.names]
+    return [(line, module) for line, module in found if module is not None]
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
-)
-def test_imports_point_down(path: Path) -> None:
-    here = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    for line, there in imported(path):
+def _ours(name: str) -> str | None:
+    """Return the module of ours that `name` is; the tools import each other by bare names."""
+    return next((full for full in (name, f"tools.{name}") if full in modules()), None)
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_point_down(module: str) -> None:
+    path, here = modules()[module], room_of(module)
+    for line, target in imported(path):
+        there = room_of(target)
         place = f"{path}:{line} imports {there}"
-        assert there == here or LEVEL[there] < LEVEL[here], place
+        assert there == here or FLOOR[there] < FLOOR[here], place
         assert there not in NEVER.get(here, ()), place
+
+
+def test_no_file_imports_in_a_circle() -> None:
+    graph = {
+        module: {target for _, target in imported(path) if target != module}
+        for module, path in modules().items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as err:
+        pytest.fail(f"a circle of imports: {' -> '.join(err.args[1])}")
+
+
+def test_the_house_has_few_rooms() -> None:
+    rooms = {path.stem if path.suffix == ".py" else path.name for path in PACKAGE.iterdir()}
+    rooms -= {"__pycache__"}
+    assert len(rooms) <= MOST_ROOMS, sorted(rooms)
+    assert rooms - {"py.typed"} == set(FLOOR) - {"tools"}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -80,7 +119,7 @@ def test_a_training_job_loads_no_video_library_and_no_vae() -> None:
     banned = {"av", "decord", "diffusers", "transformers", "ray", "zarr", "tensorboard"}
     assert not banned & loaded
     rooms = {name.split(".")[1] for name in loaded if name.startswith("reducio_latents.")}
-    assert not {"vae", "autoencoders", "encode", "check", "train"} & rooms
+    assert not {"vae", "autoencoders", "video", "corpus", "encode", "check", "train"} & rooms
 
 
 def test_the_package_and_its_command_line_load_no_torch() -> None:

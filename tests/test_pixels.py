@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reducio_latents.geometry import Bucket
-from reducio_latents.pixels import fit_clip, fit_frame
+from reducio_latents.core.geometry import Bucket
+from reducio_latents.video.pixels import fit_clip, fit_frame
 
 SIDES = st.integers(3, 90)
 

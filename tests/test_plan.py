@@ -14,23 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reducio_latents.clips import clip_starts
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec, clip_starts
+from reducio_latents.core.geometry import Bucket, aspect_buckets, nearest_bucket, square_bucket
 from reducio_latents.corpus import CorpusVideo
+from reducio_latents.corpus import build as build_module
+from reducio_latents.corpus.build import plan_part
+from reducio_latents.corpus.probe import ProbeRecord
+from reducio_latents.corpus.summary import summarise
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
-from reducio_latents.geometry import Bucket, aspect_buckets, nearest_bucket, square_bucket
-from reducio_latents.plan import (
-    CLIP_SCHEMA,
-    Plan,
-    PlanPart,
-    PlanSpec,
-    plan_json_schema,
-    plan_part,
-    summarise,
-)
-from reducio_latents.plan import build as build_module
-from reducio_latents.probe import ProbeRecord
-from reducio_latents.video.source import VideoSource
+from reducio_latents.files.source import VideoSource
+from reducio_latents.store.plan import CLIP_SCHEMA, Plan, PlanPart, PlanSpec, plan_json_schema
 
 SPEC = PlanSpec(clip=ClipSpec(), buckets=(square_bucket(16, 256),), shard_rows=4)
 
@@ -301,9 +294,9 @@ def test_failed_videos_are_planned_again_only_when_asked_and_only_if_it_changes(
     records = {"a": missing, "b": missing, "c": record(2.0)}
     first = Plan.of(plan_part(listing, records, SPEC))
     records = {"a": record(3.0), "b": missing}
-    assert first.missing(listing) == []
+    assert build_module.not_planned(listing, first) == []
     assert plan_part(listing, records, SPEC, first).videos.num_rows == 0
-    assert [v.video for v in first.missing(listing, retry=True)] == ["a", "b"]
+    assert [v.video for v in build_module.not_planned(listing, first, retry=True)] == ["a", "b"]
     part = plan_part(listing, records, SPEC, first, retry_failed=True)
     assert fates(part) == {"a": ("planned", 3)}
     plan = first.extended(part)

@@ -13,23 +13,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.geometry import aspect_buckets
 from reducio_latents.corpus import CorpusVideo
+from reducio_latents.corpus.build import plan_part
+from reducio_latents.corpus.probe import ProbeRecord
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Buffer, LocalFiles
-from reducio_latents.geometry import aspect_buckets
-from reducio_latents.plan import (
-    Plan,
-    PlanPart,
-    PlanSpec,
-    plan_part,
-    read_plan,
-    verify_parts,
-    write_part,
-)
-from reducio_latents.plan import parts as parts_module
-from reducio_latents.probe import ProbeRecord
-from reducio_latents.video.source import VideoSource
+from reducio_latents.files.source import VideoSource
+from reducio_latents.store.plan import Plan, PlanPart, PlanSpec, read_plan, verify_parts, write_part
+from reducio_latents.store.plan import parts as parts_module
 
 SPEC = PlanSpec(clip=ClipSpec(), buckets=aspect_buckets(16, 256), shard_rows=8)
 
@@ -108,7 +101,7 @@ def test_the_files_are_ordinary_parquet_that_names_its_spec(tmp_path: Path) -> N
     store(LocalFiles(tmp_path), 20)
     table = pq.read_table(tmp_path / "plan/part-00000.parquet")
     assert table.num_rows == len(table["clip_id"].unique())
-    assert b'"policy":"all"' in table.schema.metadata[b"reducio_latents.plan"]
+    assert b'"policy":"all"' in table.schema.metadata[b"reducio_latents.store.plan"]
 
 
 def test_a_part_is_written_once_and_the_same_one_again_is_no_change(tmp_path: Path) -> None:
@@ -236,7 +229,7 @@ def test_another_format_version_is_refused(tmp_path: Path) -> None:
     store(LocalFiles(tmp_path), 5)
     path = tmp_path / "plan/part-00000.parquet"
     table = pq.read_table(path)
-    key = b"reducio_latents.plan"
+    key = b"reducio_latents.store.plan"
     text = table.schema.metadata[key].replace(b'"format_version":1', b'"format_version":2')
     metadata = {key: text, key + b".sha256": hashlib.sha256(text).hexdigest()}
     pq.write_table(table.replace_schema_metadata(metadata), path)

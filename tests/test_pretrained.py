@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from reducio_latents.autoencoders.pretrained import find_model
 from reducio_latents.errors import ConfigError
-from reducio_latents.pretrained import find_model
 
 hub = pytest.importorskip("huggingface_hub")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from reducio_latents.clips import clip_starts
-from reducio_latents.config import ClipSpec
-from reducio_latents.probe import ProbeRecord, failed_record, probe_video
-from reducio_latents.video import ClipFrames, VideoSource, get_backend
+from reducio_latents.core.clips import ClipSpec, clip_starts
+from reducio_latents.corpus.probe import ProbeRecord, failed_record, probe_video
+from reducio_latents.files.source import VideoSource
+from reducio_latents.video import ClipFrames, get_backend
 from tests.videos import X264_B_FRAMES, Recipe, constant_rate, write_sound, write_video
 
 

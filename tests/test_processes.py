@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reducio_latents import processes
 from reducio_latents.errors import ConfigError, LatentsError
-from reducio_latents.processes import STARTS, Channel, Event, ProcessPool
+from reducio_latents.video import processes
+from reducio_latents.video.processes import STARTS, Channel, Event, ProcessPool
 
 SLOT_BYTES = 64
 
@@ -194,7 +194,7 @@ def test_workers_end_with_their_parent_and_leave_no_shared_memory(tmp_path: Path
         "import os, sys\n"
         f"sys.path[:0] = [{str(Path(__file__).parent.parent)!r}]\n"
         "from tests.test_processes import fill_slots\n"
-        "from reducio_latents.processes import ProcessPool\n"
+        "from reducio_latents.video.processes import ProcessPool\n"
         "if __name__ == '__main__':\n"
         "    pool = ProcessPool(target=fill_slots, workers=2, timeout_s=60, slots=2,\n"
         "                       slot_bytes=64)\n"

@@ -14,9 +14,10 @@ import jsonschema
 import pyarrow as pa
 import pytest
 
-from reducio_latents.config import ClipSpec, from_mapping
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.config import from_mapping
+from reducio_latents.core.schema import field_notes, json_schema_of, json_schema_of_table
 from reducio_latents.errors import ConfigError
-from reducio_latents.schema import field_notes, json_schema_of, json_schema_of_table
 
 ROOT = Path(__file__).parents[1]
 

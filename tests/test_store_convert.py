@@ -14,9 +14,9 @@ from reducio_latents.errors import StoreError
 from reducio_latents.files import LocalFiles
 from reducio_latents.store import Store, open_store
 from reducio_latents.store.commit import ClipQuality, Commit, ShardKey, list_commits
-from reducio_latents.store.convert import ConvertReport, convert_store
 from reducio_latents.store.index import build_index
-from reducio_latents.store.verify import verify
+from reducio_latents.upkeep.convert import ConvertReport, convert_store
+from reducio_latents.upkeep.verify import verify
 from tests.stores import (
     BUCKET,
     CAPTION,

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.fingerprint import fingerprint_of
 from reducio_latents.errors import StoreError
 from reducio_latents.store.meta import (
     ATTRIBUTE,
@@ -20,7 +21,6 @@ from reducio_latents.store.meta import (
     StoreMeta,
     _checksum,
     differences,
-    fingerprint_of,
     require_same,
 )
 from reducio_latents.store.seal import seal, unseal

@@ -19,13 +19,17 @@ from reducio_latents.cli import main
 from reducio_latents.dataset import LatentDataset
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import LocalFiles
-from reducio_latents.plan import read_plan
 from reducio_latents.store import Store, open_store
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.store.convert import convert_store
-from reducio_latents.store.reference import ReferenceOptions, ReferenceReport, import_reference
+from reducio_latents.store.plan import read_plan
 from reducio_latents.store.text_rows import decode_text_row
-from reducio_latents.store.verify import verify
+from reducio_latents.upkeep.convert import convert_store
+from reducio_latents.upkeep.extraction.importing import (
+    ReferenceOptions,
+    ReferenceReport,
+    import_reference,
+)
+from reducio_latents.upkeep.verify import verify
 from tests.stores import KilledError, MemoryFiles
 
 OPTIONS = ReferenceOptions(shard_rows=4)

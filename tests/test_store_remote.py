@@ -17,7 +17,7 @@ from reducio_latents.files.remote import open_remote
 from reducio_latents.store import Store, open_store
 from reducio_latents.store.commit import ShardKey, list_commits
 from reducio_latents.store.index import PATH as INDEX
-from reducio_latents.store.verify import verify
+from reducio_latents.upkeep.verify import verify
 from tests.object_storage import BUCKET as S3_BUCKET
 from tests.object_storage import Fault, FaultyProxy, s3, s3_server, web_server
 from tests.stores import (

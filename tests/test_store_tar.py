@@ -24,8 +24,8 @@ from reducio_latents.errors import StoreError
 from reducio_latents.files import LocalFiles
 from reducio_latents.store import Store, open_store, tar
 from reducio_latents.store.commit import Commit, ShardKey, commit_path
-from reducio_latents.store.verify import verify
 from reducio_latents.store.writer import ColumnRows
+from reducio_latents.upkeep.verify import verify
 from tests.stores import (
     BUCKET,
     CAPTION,

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from reducio_latents.errors import StoreError
-from reducio_latents.plan import read_plan
 from reducio_latents.store import Store
 from reducio_latents.store.commit import Commit, ShardKey, commit_path
+from reducio_latents.store.plan import read_plan
 from reducio_latents.store.seal import seal, unseal
-from reducio_latents.store.verify import VerifyReport, verify
 from reducio_latents.store.writer import ColumnRows
+from reducio_latents.upkeep.verify import VerifyReport, verify
 from tests.stores import (
     BUCKET,
     CAPTION,
@@ -259,7 +259,7 @@ def test_the_plan_of_another_corpus_is_found() -> None:
     reversed_ids = part.clips["clip_id"].to_pylist()[::-1]
     clips = part.clips.set_column(0, part.clips.schema.field(0), [reversed_ids])
     make_plan = replace(part, clips=clips)
-    from reducio_latents.plan import write_part
+    from reducio_latents.store.plan import write_part
 
     write_part(others, 0, make_plan)
     files.data |= {path: data for path, data in others.data.items() if path.startswith("plan/")}

@@ -16,8 +16,8 @@ from reducio_latents.files import LocalFiles
 from reducio_latents.store import Store, open_store
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
 from reducio_latents.store.index import build_index
-from reducio_latents.store.verify import verify
 from reducio_latents.store.writer import ColumnRows, StoreWriter, read_meta_if_any
+from reducio_latents.upkeep.verify import verify
 from tests.stores import (
     BUCKET,
     CAPTION,

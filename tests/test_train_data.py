@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError, StoreError, TrainingError
-from reducio_latents.geometry import Bucket
-from reducio_latents.pixels import fit_frame
+from reducio_latents.files.source import VideoSource
 from reducio_latents.train.config import DataConfig
 from reducio_latents.train.decoding import Augmentation, fit
 from reducio_latents.train.order import BatchOrder
 from reducio_latents.train.split import ClipTable, Split, forget_split, make_split
 from reducio_latents.train.stream import BatchStream, Request, training_requests
-from reducio_latents.video import VideoSource, get_backend
+from reducio_latents.video import get_backend
+from reducio_latents.video.pixels import fit_frame
 from tests.corpora import write_corpus, write_video
 
 

@@ -24,7 +24,7 @@ from reducio_latents.errors import ConfigError, StoreError, WeightsError
 from reducio_latents.files import LocalFiles
 from reducio_latents.store import open_store
 from reducio_latents.store.meta import StoreMeta
-from reducio_latents.store.reference import import_reference
+from reducio_latents.upkeep.extraction.importing import import_reference
 from tests import latent_stores
 from tests.latent_stores import StoreSpec, write_store
 from tests.train_ranks import start_ranks

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reducio_latents.gaussian import kl_to_unit_normal
+from reducio_latents.core.gaussian import kl_to_unit_normal
 from reducio_latents.train import losses
 from reducio_latents.train.discriminator import LAYERS_3D, Discriminators, PatchDiscriminator
 from reducio_latents.vae import ReducioVAE, ReducioVAEConfig

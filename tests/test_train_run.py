@@ -18,10 +18,11 @@ from PIL import Image
 
 from reducio_latents import load_autoencoder
 from reducio_latents.errors import ConfigError, TrainingError, WeightsError
+from reducio_latents.files.source import VideoSource
 from reducio_latents.train import checkpoint, loop
 from reducio_latents.train.loop import RunOptions, TrainReport, train
 from reducio_latents.train.settings import read_settings
-from reducio_latents.video import VideoSource, get_backend
+from reducio_latents.video import get_backend
 from tests.corpora import write_video
 from tests.train_ranks import Difference, start_ranks
 

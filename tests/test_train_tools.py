@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from reducio_latents import load_autoencoder
-from reducio_latents.pixels import to_unit
 from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.settings import read_settings
 from reducio_latents.vae import ReducioVAE, ReducioVAEConfig
+from reducio_latents.video.pixels import to_unit
 from tests.corpora import write_video
 
 TOOLS = Path(__file__).parents[1] / "tools"

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError, GeometryError, LatentsError, PixelError
 from reducio_latents.vae import ReducioVAE, ReducioVAEConfig, Tiling
 from reducio_latents.vae.blocks import SelfAttention
@@ -19,7 +20,6 @@ from reducio_latents.vae.model import PARTS, centre_frame
 from reducio_latents.vae.norm import fusible_norm_silu, norm_silu
 from reducio_latents.vae.rule_weights import rule_weight
 from reducio_latents.vae.weights import expected_shapes
-from reducio_latents.values import Posterior
 
 NARROW = ReducioVAEConfig(width=8, content_width=8, decoder_width=8)
 DIFFERENCES = replace(NARROW, target="difference")

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from reducio_latents.errors import VideoError
-from reducio_latents.video import ClipFrames, VideoSource, get_backend
+from reducio_latents.files.source import VideoSource
+from reducio_latents.video import ClipFrames, get_backend
 from reducio_latents.video.colour import RgbConverter
 from reducio_latents.video.tonemap import WHITE_NITS, nits_to_pq, pq_to_nits, roll_off, to_sdr
 from tests.videos import Recipe, write_frames

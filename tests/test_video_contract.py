@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reducio_latents.clips import clip_starts
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec, clip_starts
 from reducio_latents.errors import ConfigError, VideoError
-from reducio_latents.video import ClipFrames, VideoBackend, VideoSource, get_backend
+from reducio_latents.files.source import VideoSource
+from reducio_latents.video import ClipFrames, VideoBackend, get_backend
 from tests.videos import (
     X264_B_FRAMES,
     X264_OPEN_GOP,

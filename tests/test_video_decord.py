@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from reducio_latents.errors import ConfigError, VideoError
-from reducio_latents.video import BACKENDS, ClipFrames, VideoSource, get_backend
+from reducio_latents.files.source import VideoSource
+from reducio_latents.video import BACKENDS, ClipFrames, get_backend
 from tests.videos import (
     X264_B_FRAMES,
     Recipe,

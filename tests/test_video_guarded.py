@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError, VideoError
-from reducio_latents.geometry import Bucket
-from reducio_latents.processes import Channel
+from reducio_latents.files.source import VideoSource
 from reducio_latents.video import guarded
 from reducio_latents.video.guarded import ClipRequest, GuardedReader, Read, read_request
-from reducio_latents.video.source import VideoSource
+from reducio_latents.video.processes import Channel
 from tests.spot_check import SIDE, moving, write_video
 
 BUCKET = Bucket(16, SIDE, SIDE)

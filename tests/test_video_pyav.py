@@ -12,10 +12,10 @@ import av
 import numpy as np
 import pytest
 
-from reducio_latents.clips import clip_starts
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec, clip_starts
 from reducio_latents.errors import VideoError
-from reducio_latents.video import ClipFrames, VideoSource
+from reducio_latents.files.source import VideoSource
+from reducio_latents.video import ClipFrames
 from reducio_latents.video.pyav import PyAVBackend
 from tests.videos import (
     X264_B_FRAMES,

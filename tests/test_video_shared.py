@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reducio_latents.clips import clip_starts
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec, clip_starts
+from reducio_latents.corpus.probe import probe_video
 from reducio_latents.errors import VideoError
-from reducio_latents.probe import probe_video
-from reducio_latents.video import ClipFrames, VideoBackend, VideoSource, get_backend
+from reducio_latents.files.source import VideoSource
+from reducio_latents.video import ClipFrames, VideoBackend, get_backend
 from tests.videos import read_number, shown_at
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared"

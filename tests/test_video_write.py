@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from reducio_latents.errors import VideoError
-from reducio_latents.video import ClipFrames, VideoSource, get_backend
+from reducio_latents.files.source import VideoSource
+from reducio_latents.video import ClipFrames, get_backend
 from reducio_latents.video.write import write_image, write_mp4, write_webp
 
 

@@ -31,7 +31,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from reducio_latents.pixels import to_unit
 from reducio_latents.train import step as training
 from reducio_latents.train.batch import Batch, ClipName
 from reducio_latents.train.config import (
@@ -45,6 +44,7 @@ from reducio_latents.train.schedule import Schedule
 from reducio_latents.train.state import TrainState, build_state, prepare_networks
 from reducio_latents.train.step import Stepper, train_step
 from reducio_latents.vae import ReducioVAEConfig
+from reducio_latents.video.pixels import to_unit
 
 TINY = ReducioVAEConfig(width=8, content_width=8, decoder_width=8)
 STEPS = 2

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from bench_read import Clips, Reader, Sample
+    from bench_read_clips import Clips, Reader, Sample
 
 BUFFER = 2048
 """Clips that a shuffle buffer holds, for formats that are read in order."""
@@ -255,7 +255,7 @@ def safetensors(clips: Clips, folder: Path) -> Reader:
 def zarr_python(clips: Clips, folder: Path) -> Reader:
     """Our own store through zarr-python, row by row."""
     import zarr
-    from bench_read import write_store
+    from bench_read_clips import write_store
 
     if not (folder / "zarr").exists():
         write_store(clips, folder, "zarr")
@@ -275,7 +275,7 @@ def zarr_python(clips: Clips, folder: Path) -> Reader:
 def webdataset(clips: Clips, folder: Path) -> Reader:
     """The stock reader on our tars: shards in random order, and a shuffle buffer."""
     import webdataset as wds
-    from bench_read import write_store
+    from bench_read_clips import write_store
 
     if not (folder / "webdataset").exists():
         write_store(clips, folder, "webdataset")

@@ -23,6 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
 from reducio_latents.autoencoders.protocol import COMPILES
+from reducio_latents.core.geometry import Bucket, square_bucket
 from reducio_latents.encode.bench import (
     HEADER,
     NAIVE,
@@ -37,7 +38,6 @@ from reducio_latents.encode.bench import (
 )
 from reducio_latents.encode.fast_path import made_up_clips
 from reducio_latents.encode.gpu import BatchEncoder, DeviceFit
-from reducio_latents.geometry import Bucket, square_bucket
 
 KEPT_FOR_THE_END_S = 30.0
 SOURCES = ((720, 1280), (1080, 1920))

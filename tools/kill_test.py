@@ -48,7 +48,7 @@ IMPORTED = (
     "reducio_latents.autoencoders",
     "reducio_latents.encode.decoding",
     "reducio_latents.encode.engines.local",
-    "reducio_latents.probe",
+    "reducio_latents.corpus.probe",
     "reducio_latents.video.pyav",
 )
 MOST_KILLS = PLAIN_ATTEMPTS + CAREFUL_ATTEMPTS - 1

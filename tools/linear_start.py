@@ -27,15 +27,15 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reducio_latents.gaussian import kl_to_unit_normal
-from reducio_latents.pixels import to_unit
+from reducio_latents.core.gaussian import kl_to_unit_normal
+from reducio_latents.core.values import Posterior
 from reducio_latents.train.state import update_average
 from reducio_latents.vae import ReducioVAE
 from reducio_latents.vae.blocks import ResidualBlock, SelfAttention
 from reducio_latents.vae.content import ContentMaps
 from reducio_latents.vae.decoder import ContentFusion
 from reducio_latents.vae.model import LOGVAR_RANGE, centre_frame
-from reducio_latents.values import Posterior
+from reducio_latents.video.pixels import to_unit
 
 Tell = Callable[[str], None]
 

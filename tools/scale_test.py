@@ -17,15 +17,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import CorpusVideo
+from reducio_latents.corpus.build import plan_part
+from reducio_latents.corpus.probe import ProbeRecord
 from reducio_latents.files import Buffer, LocalFiles
-from reducio_latents.geometry import Bucket
-from reducio_latents.plan import Plan, PlanSpec, plan_part, read_plan, write_part
-from reducio_latents.probe import ProbeRecord
+from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import Commit, ShardKey, commit_path, list_commits
 from reducio_latents.store.index import build_index, write_index
-from reducio_latents.video.source import VideoSource
+from reducio_latents.store.plan import Plan, PlanSpec, read_plan, write_part
 
 CLIPS_PER_VIDEO = 10
 

@@ -36,11 +36,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]  # this checkout, installed or n
 
 from linear_start import Descent, linear_start  # noqa: E402
 
-from reducio_latents import __version__  # noqa: E402
 from reducio_latents.autoencoders.bundled import FOLDER  # noqa: E402
 from reducio_latents.autoencoders.checkpoint import write_weights  # noqa: E402
 from reducio_latents.files import open_files  # noqa: E402
-from reducio_latents.plan import read_plan  # noqa: E402
+from reducio_latents.store.plan import read_plan  # noqa: E402
 from reducio_latents.train.checkpoint import checkpoints  # noqa: E402
 from reducio_latents.train.config import TrainConfig  # noqa: E402
 from reducio_latents.train.loop import CHECKPOINTS, RunOptions, train  # noqa: E402
@@ -50,6 +49,7 @@ from reducio_latents.train.split import make_split  # noqa: E402
 from reducio_latents.train.stream import BatchStream, training_requests  # noqa: E402
 from reducio_latents.vae import ReducioVAE  # noqa: E402
 from reducio_latents.vae.weights import open_state_dict  # noqa: E402
+from reducio_latents.version import __version__  # noqa: E402
 
 Scores = dict[str, float]
 """Of a validation; see `validate.Validation`."""

@@ -30,8 +30,8 @@ LOADERS: dict[str, str] = {
     "sdxl-vae": "reducio_latents.autoencoders.published:load_published",
     "cosmos-cv8x8x8": "reducio_latents.autoencoders.published:load_published",
     "cosmos-cv8x16x16": "reducio_latents.autoencoders.published:load_published",
-    "open-sora-1.2": "reducio_latents.autoencoders.open_sora:load_open_sora",
-    "omnitokenizer": "reducio_latents.autoencoders.omnitokenizer:load_omnitokenizer",
+    "open-sora-1.2": "reducio_latents.autoencoders.peers.open_sora:load_open_sora",
+    "omnitokenizer": "reducio_latents.autoencoders.peers.omnitokenizer:load_omnitokenizer",
     "repeat-content": "reducio_latents.autoencoders.baselines:load_baseline",
     "bicubic-32x": "reducio_latents.autoencoders.baselines:load_baseline",
 }

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reducio_latents.autoencoders.protocol import LoadOptions
-from reducio_latents.devices import usable_device
+from reducio_latents.core.devices import usable_device
+from reducio_latents.core.fingerprint import fingerprint_of
+from reducio_latents.core.gaussian import final_latents
+from reducio_latents.core.geometry import LatentGeometry
+from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError, GeometryError
-from reducio_latents.gaussian import final_latents
-from reducio_latents.geometry import LatentGeometry
-from reducio_latents.store.meta import fingerprint_of
-from reducio_latents.values import Posterior
 
 SPATIAL_STRIDE = 32
 NO_NOISE_LOGVAR = -30.0

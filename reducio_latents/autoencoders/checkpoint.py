@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reducio_latents.config import from_mapping
+from reducio_latents.core.config import from_mapping
 from reducio_latents.errors import ConfigError, StoreError, WeightsError
 from reducio_latents.vae.config import ReducioVAEConfig
 from reducio_latents.vae.model import FINAL_RULE

@@ -20,11 +20,7 @@ from reducio_latents.autoencoders.diffusers_rules import (
 )
 from reducio_latents.autoencoders.ldm_keys import is_ldm_vae, to_diffusers_keys
 from reducio_latents.autoencoders.placing import lay_out, precision_of
-from reducio_latents.autoencoders.protocol import LoadOptions
-from reducio_latents.devices import usable_device
-from reducio_latents.errors import ConfigError, GeometryError, WeightsError
-from reducio_latents.gaussian import final_latents, undo_final_rule
-from reducio_latents.pretrained import (
+from reducio_latents.autoencoders.pretrained import (
     check_keys,
     describe_config,
     digest_of,
@@ -34,9 +30,13 @@ from reducio_latents.pretrained import (
     quiet,
     read_config,
 )
+from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.core.devices import usable_device
+from reducio_latents.core.gaussian import final_latents, undo_final_rule
+from reducio_latents.core.values import Posterior
+from reducio_latents.errors import ConfigError, GeometryError, WeightsError
 from reducio_latents.vae.tiling import Tiling
 from reducio_latents.vae.weight_files import open_tensor_file
-from reducio_latents.values import Posterior
 
 PREFIX = "diffusers"
 NO_NOISE_LOGVAR = -30.0

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from reducio_latents.core.gaussian import check_final_rule
+from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.errors import WeightsError
-from reducio_latents.gaussian import check_final_rule
-from reducio_latents.geometry import LatentGeometry
 
 
 @dataclass(frozen=True, kw_only=True)

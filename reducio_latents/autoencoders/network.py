@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from reducio_latents.autoencoders.placing import lay_out, precision_of
+from reducio_latents.autoencoders.pretrained import check_keys, digest_of
 from reducio_latents.autoencoders.protocol import LoadOptions
-from reducio_latents.devices import usable_device
+from reducio_latents.core.devices import usable_device
+from reducio_latents.core.gaussian import final_latents, undo_final_rule
+from reducio_latents.core.geometry import LatentGeometry
+from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError, WeightsError
-from reducio_latents.gaussian import final_latents, undo_final_rule
-from reducio_latents.geometry import LatentGeometry
-from reducio_latents.pretrained import check_keys, digest_of
 from reducio_latents.vae.weight_files import open_tensor_file
-from reducio_latents.values import Posterior
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -9,11 +9,11 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
+from reducio_latents.core.geometry import LatentGeometry
+from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError
-from reducio_latents.geometry import LatentGeometry
 from reducio_latents.vae.model import Parts
 from reducio_latents.vae.tiling import Tiling
-from reducio_latents.values import Posterior
 
 TilingChoice = Tiling | Literal["auto"] | None
 Compile = Literal["none", "norms", "all"]

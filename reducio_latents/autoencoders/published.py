@@ -19,9 +19,9 @@ from reducio_latents.autoencoders.diffusers import (
     prepare,
 )
 from reducio_latents.autoencoders.network import HINT, random_seed
+from reducio_latents.autoencoders.pretrained import describe_config, import_class
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.errors import WeightsError
-from reducio_latents.pretrained import describe_config, import_class
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from reducio_latents.autoencoders.checkpoint import (
 )
 from reducio_latents.autoencoders.placing import precision_of
 from reducio_latents.autoencoders.protocol import LoadOptions
-from reducio_latents.devices import usable_device
+from reducio_latents.core.devices import usable_device
+from reducio_latents.core.geometry import LatentGeometry
+from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError, WeightsError
-from reducio_latents.geometry import LatentGeometry
 from reducio_latents.vae.config import ReducioVAEConfig
 from reducio_latents.vae.model import FINAL_RULE, PARTS, ReducioVAE
 from reducio_latents.vae.norm import fuse_norms
@@ -32,7 +33,6 @@ from reducio_latents.vae.weights import (
     open_state_dict,
     random_state_dict,
 )
-from reducio_latents.values import Posterior
 
 PRESETS = {
     "reducio-ft4-fs32": ReducioVAEConfig(temporal_stride=4),

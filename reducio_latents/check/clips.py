@@ -11,9 +11,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError, StoreError
-from reducio_latents.geometry import Bucket
-from reducio_latents.parquet import read_parquet
+from reducio_latents.files.parquet import read_parquet
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.check.clips import CONTENT_IMAGE, MOTION, StoredClip
 from reducio_latents.check.originals import Originals
+from reducio_latents.core.gaussian import final_latents
+from reducio_latents.core.images import decode_image
+from reducio_latents.core.values import Posterior
 from reducio_latents.errors import StoreError, VideoError
-from reducio_latents.gaussian import final_latents
-from reducio_latents.images import decode_image
 from reducio_latents.metrics.protocol import PROTOCOLS, Protocol
 from reducio_latents.metrics.psnr import psnr
-from reducio_latents.pixels import to_uint8
 from reducio_latents.store import Store
-from reducio_latents.values import Posterior
+from reducio_latents.video.pixels import to_uint8
 
 
 @dataclass(frozen=True, kw_only=True)

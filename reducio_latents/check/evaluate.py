@@ -23,11 +23,11 @@ from reducio_latents.check.reconstruct import (
     reconstruct,
 )
 from reducio_latents.check.sample import Sample, SampleSpec, read_sample
-from reducio_latents.devices import usable_device
+from reducio_latents.core.devices import usable_device
 from reducio_latents.errors import ConfigError
 from reducio_latents.metrics.protocol import PROTOCOLS, Protocol
 from reducio_latents.metrics.suite import METRICS, Suite, Tally, load_suite
-from reducio_latents.pixels import to_unit
+from reducio_latents.video.pixels import to_unit
 from reducio_latents.video.write import write_mp4
 
 

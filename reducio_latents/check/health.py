@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from reducio_latents.check.clips import CONTENT_IMAGE, MOTION, StoredClip
 from reducio_latents.check.decoding import read_content_image
+from reducio_latents.core.images import decode_image
 from reducio_latents.errors import StoreError
-from reducio_latents.images import decode_image
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.writer import row_checksum

@@ -13,11 +13,11 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
-from reducio_latents import __version__
 from reducio_latents.check.charts import bar_chart, histogram, line_chart, spark_bars, spark_line
 from reducio_latents.check.decode import make_folder
 from reducio_latents.check.report import HISTOGRAM_LIMIT, Report, ReportClip, Scores
 from reducio_latents.errors import StoreError
+from reducio_latents.version import __version__
 
 POLICY = (
     "default-src 'none'; media-src data:; img-src data:; style-src 'unsafe-inline'; "

@@ -9,7 +9,7 @@ import torch
 
 from reducio_latents.autoencoders import Autoencoder, load_autoencoder
 from reducio_latents.check.clips import MOTION
-from reducio_latents.devices import usable_device
+from reducio_latents.core.devices import usable_device
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.meta import differences

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from reducio_latents.check.clips import StoredClip
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import corpus_root
 from reducio_latents.errors import LatentsError, VideoError
-from reducio_latents.geometry import Bucket
 from reducio_latents.store import Store
 from reducio_latents.video.guarded import ClipRequest, GuardedReader, Pixels
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.check.pictures import Frames
+from reducio_latents.core.images import encode_image
 from reducio_latents.errors import GeometryError
-from reducio_latents.images import encode_image
-from reducio_latents.pixels import to_unit
+from reducio_latents.video.pixels import to_unit
 
 LATENT_BYTES = 2
 """Of one value: latents are stored as float16."""

@@ -31,7 +31,7 @@ from reducio_latents.check.health import (
     scan_store,
 )
 from reducio_latents.check.pictures import Panel, difference, side_by_side
-from reducio_latents.gaussian import kl_to_unit_normal
+from reducio_latents.core.gaussian import kl_to_unit_normal
 from reducio_latents.metrics.protocol import PROTOCOLS, Protocol
 from reducio_latents.metrics.psnr import flicker, psnr
 from reducio_latents.metrics.ssim import WINDOW_PX, ssim

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.check.pictures import Frames
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import CorpusVideo, list_corpus
 from reducio_latents.errors import ConfigError, CorpusError
-from reducio_latents.geometry import Bucket
 from reducio_latents.video import get_backend
 from reducio_latents.video.guarded import ClipRequest, GuardedReader, Read
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from reducio_latents import __version__
 from reducio_latents.errors import LatentsError
+from reducio_latents.version import __version__
 
 COMMANDS = {
     "encode-corpus": "encode_corpus",

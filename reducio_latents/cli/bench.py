@@ -48,6 +48,7 @@ def bench(
     """
     import torch
 
+    from reducio_latents.core.geometry import square_bucket
     from reducio_latents.encode import EncodeOptions
     from reducio_latents.encode.bench import (
         HEADER,
@@ -57,7 +58,6 @@ def bench(
         matmul_flops,
         table_row,
     )
-    from reducio_latents.geometry import square_bucket
 
     options = EncodeOptions(
         model=model, weights=weights, device=device, resolution=resolution, batch_size=1

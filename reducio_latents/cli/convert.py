@@ -58,8 +58,8 @@ def convert(
 
     from reducio_latents.files import open_files
     from reducio_latents.store import open_store
-    from reducio_latents.store.convert import convert_store
-    from reducio_latents.store.reference import ReferenceOptions, import_reference
+    from reducio_latents.upkeep.convert import convert_store
+    from reducio_latents.upkeep.extraction.importing import ReferenceOptions, import_reference
 
     kind: Literal["zarr", "webdataset"] = "webdataset" if container == "webdataset" else "zarr"
     failed: dict[str, str] = {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from reducio_latents.config import DUPLICATE_POLICIES, RESIZE_MODES
+from reducio_latents.core.config import DUPLICATE_POLICIES, RESIZE_MODES
 
 Decorated = Callable[..., Any]
 
@@ -61,7 +61,7 @@ def corpus_options(function: Decorated) -> Decorated:
 
 def take_clip_spec(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings with the clip's own options gathered under `clip`."""
-    from reducio_latents.config import ClipSpec
+    from reducio_latents.core.clips import ClipSpec
 
     rest = dict(settings)
     clip = ClipSpec(

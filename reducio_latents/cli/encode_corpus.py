@@ -9,7 +9,7 @@ import click
 from reducio_latents.cli.column_options import column_options, split_names, take_column_options
 from reducio_latents.cli.corpus_options import corpus_options, take_clip_spec
 from reducio_latents.cli.numbers import NumberOr
-from reducio_latents.config import IMAGE_CODECS
+from reducio_latents.core.config import IMAGE_CODECS
 
 
 @click.command("encode-corpus")

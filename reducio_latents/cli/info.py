@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def info(store: str, as_json: bool) -> None:
     """Describe STORE: what it holds, what made it, how large it is."""
     from reducio_latents.store import open_store
-    from reducio_latents.store.health import progress_of
+    from reducio_latents.upkeep.progress import progress_of
 
     opened = open_store(store)
     meta = opened.meta

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from reducio_latents.cli import show
 
 if TYPE_CHECKING:
+    from reducio_latents.corpus.summary import PlanSummary
     from reducio_latents.encode import EncodeReport
-    from reducio_latents.plan import PlanSummary
 
 
 MOST_CHANNELS = 64

@@ -12,7 +12,7 @@ from reducio_latents.cli import show
 def status(store: str) -> None:
     """Say how far STORE is: shards and clips done, left and failed, by column."""
     from reducio_latents.store import open_store
-    from reducio_latents.store.health import progress_of, stage_seconds
+    from reducio_latents.upkeep.progress import progress_of, stage_seconds
 
     opened = open_store(store)
     rows = progress_of(opened)

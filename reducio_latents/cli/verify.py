@@ -19,7 +19,7 @@ def verify(store: str, clips: bool) -> None:
     from tqdm import tqdm
 
     from reducio_latents.store import open_store
-    from reducio_latents.store.verify import verify as verify_store
+    from reducio_latents.upkeep.verify import verify as verify_store
 
     opened = open_store(store)
     with tqdm(desc="verify", unit="commit", file=sys.stderr) as bar:

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reducio_latents.conditioning.open_clip_keys import load_open_clip, open_clip_weights
-from reducio_latents.conditioning.options import ContentClipOptions
-from reducio_latents.conditioning.precision import place, probe_pixels
-from reducio_latents.devices import usable_device
-from reducio_latents.errors import ConfigError
-from reducio_latents.pretrained import (
+from reducio_latents.autoencoders.pretrained import (
     digest_of,
     find_model,
     import_class,
     load_strictly,
     read_config,
 )
+from reducio_latents.conditioning.open_clip_keys import load_open_clip, open_clip_weights
+from reducio_latents.conditioning.options import ContentClipOptions
+from reducio_latents.conditioning.precision import place, probe_pixels
+from reducio_latents.core.devices import usable_device
+from reducio_latents.errors import ConfigError
 
 PROBE_PX = 256
 _ARCHITECTURE = (

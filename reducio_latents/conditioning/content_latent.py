@@ -11,8 +11,8 @@ from reducio_latents.autoencoders.diffusers import DiffusersAutoencoder, load_di
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.conditioning.options import ContentLatentOptions
 from reducio_latents.conditioning.precision import probe_pixels, settle
+from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError
-from reducio_latents.values import Posterior
 
 PROBE_PX = 256
 

@@ -9,8 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from reducio_latents.autoencoders.pretrained import (
+    CONFIG_FILE,
+    check_keys,
+    import_library,
+    read_config,
+)
 from reducio_latents.errors import WeightsError
-from reducio_latents.pretrained import CONFIG_FILE, check_keys, import_library, read_config
 from reducio_latents.vae.weight_files import open_tensor_file
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"

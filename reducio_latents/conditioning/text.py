@@ -11,12 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reducio_latents.conditioning.cleaning import get_cleaning
-from reducio_latents.conditioning.options import TextOptions
-from reducio_latents.conditioning.precision import place
-from reducio_latents.devices import usable_device
-from reducio_latents.errors import ConfigError
-from reducio_latents.pretrained import (
+from reducio_latents.autoencoders.pretrained import (
     describe_config,
     digest_of,
     digest_of_files,
@@ -26,6 +21,11 @@ from reducio_latents.pretrained import (
     load_strictly,
     read_config,
 )
+from reducio_latents.conditioning.cleaning import get_cleaning
+from reducio_latents.conditioning.options import TextOptions
+from reducio_latents.conditioning.precision import place
+from reducio_latents.core.devices import usable_device
+from reducio_latents.errors import ConfigError
 from reducio_latents.store.text_rows import CaptionTokens
 
 log = logging.getLogger(__name__)

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from reducio_latents.core.config import Scalar
 from reducio_latents.errors import CorpusError
-from reducio_latents.video.source import VideoSource
-
-Scalar = str | int | float | bool
+from reducio_latents.files.source import VideoSource
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({

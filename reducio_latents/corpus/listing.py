@@ -27,9 +27,9 @@ from reducio_latents.corpus.patterns import (
 from reducio_latents.corpus.table import TABLE_EXTENSIONS, is_table_name, list_table
 from reducio_latents.corpus.tars import is_tar_name, list_tar
 from reducio_latents.corpus.texts import read_texts, text_name
-from reducio_latents.corpus.trees import Found, Tree, is_url, join_url, open_tree
+from reducio_latents.corpus.trees import Found, Tree, open_tree
 from reducio_latents.errors import ConfigError, CorpusError
-from reducio_latents.video.source import VideoSource
+from reducio_latents.files.source import VideoSource, is_url, join_url
 
 TAR_READERS = 8
 """Tars whose headers are read at once; what they wait for is the disk or the network."""

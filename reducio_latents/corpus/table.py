@@ -23,9 +23,9 @@ from reducio_latents.corpus.entry import (
     match_name,
 )
 from reducio_latents.corpus.texts import not_utf8
-from reducio_latents.corpus.trees import Tree, join_url
+from reducio_latents.corpus.trees import Tree
 from reducio_latents.errors import ConfigError, CorpusError
-from reducio_latents.video.source import VideoSource
+from reducio_latents.files.source import VideoSource, join_url
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _text_lines(file: BinaryIO, where: str) -> Iterator[str]:
 def _read_parquet(file: BinaryIO, where: str) -> _Table:
     import pyarrow as pa
 
-    from reducio_latents.parquet import read_parquet
+    from reducio_latents.files.parquet import read_parquet
 
     try:
         table = read_parquet(file)

@@ -22,9 +22,9 @@ from reducio_latents.corpus.entry import (
     printable,
 )
 from reducio_latents.corpus.texts import not_utf8
-from reducio_latents.corpus.trees import Tree, join_url
+from reducio_latents.corpus.trees import Tree
 from reducio_latents.errors import CorpusError
-from reducio_latents.video.source import VideoSource
+from reducio_latents.files.source import VideoSource, join_url
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAX_TEXT_BYTES = 1 << 26

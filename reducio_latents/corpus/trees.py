@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from reducio_latents.corpus.entry import is_utf8
 from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.files.explained import reason
 from reducio_latents.files.filesystems import open_filesystem
+from reducio_latents.files.source import is_url
 
 TAR_BLOCK_BYTES = 1 << 16
 """Read-ahead on remote tars: enough for a header with its texts, little enough not to fetch the
@@ -53,10 +53,6 @@ class Tree(Protocol):
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading and seeking."""
-
-
-def is_url(text: str) -> bool:
-    return "://" in text
 
 
 def open_tree(root: str) -> Tree:
@@ -183,13 +179,3 @@ class RemoteTree:
         with _reaching(self.root):
             file = self._fs.open(self._full(path), "rb", block_size=TAR_BLOCK_BYTES)
         return cast(BinaryIO, file)
-
-
-def join_url(root: str, path: str) -> str:
-    """Return `path` below `root`; a path that is absolute or a URL stays what it is."""
-    if is_url(path) or path.startswith("/"):
-        return path
-    if is_url(root):  # object stores know no `..`
-        scheme, _, place = root.partition("://")
-        return f"{scheme}://{posixpath.normpath(f'{place}/{path}')}"
-    return f"{root.rstrip('/')}/{path}"

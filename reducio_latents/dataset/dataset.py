@@ -12,6 +12,7 @@ from typing import Any, Unpack
 
 from torch.utils.data import IterableDataset
 
+from reducio_latents.core.gaussian import FinalRule
 from reducio_latents.dataset.batches import Batch, BatchReader, require_alike
 from reducio_latents.dataset.cursor import Cursor, Position, Span
 from reducio_latents.dataset.hashing import derive
@@ -27,7 +28,6 @@ from reducio_latents.dataset.selection import EMPTY
 from reducio_latents.dataset.source import PLAN_FIELDS, Source, as_store
 from reducio_latents.dataset.state import Identity, check_state, read_position, write_state
 from reducio_latents.errors import ConfigError
-from reducio_latents.gaussian import FinalRule
 from reducio_latents.store import Store
 
 logger = logging.getLogger(__name__)

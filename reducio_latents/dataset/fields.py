@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.dataset.reader import DamagedRowsError
 from reducio_latents.errors import ConfigError, StoreError
-from reducio_latents.geometry import Bucket
 from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.text_rows import MEDIA_TYPE as TOKEN_VECTORS
 from reducio_latents.store.text_rows import decode_text_row
@@ -40,7 +40,7 @@ def is_token_vectors(meta: ColumnMeta) -> bool:
 
 def decode_images(files: Sequence[bytes], bucket: str, where: str) -> Tensor:
     """Decode images of the bucket's size, uint8 RGB (N, 3, H, W)."""
-    from reducio_latents.images import decode_image
+    from reducio_latents.core.images import decode_image
 
     size = Bucket.parse(bucket)
     out = np.empty((len(files), 3, size.height, size.width), np.uint8)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reducio_latents.errors import ConfigError, StoreError
-from reducio_latents.parquet import read_parquet
+from reducio_latents.files.parquet import read_parquet
 from reducio_latents.store import Store
 
 Flags = NDArray[np.bool_]

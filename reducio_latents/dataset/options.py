@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
-from reducio_latents.config import from_mapping
+from reducio_latents.core.config import from_mapping
 from reducio_latents.dataset.batches import ReadOptions
 from reducio_latents.dataset.filters import Filters
 from reducio_latents.errors import ConfigError

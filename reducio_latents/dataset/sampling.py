@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reducio_latents.core.gaussian import FinalRule, final_latents
+from reducio_latents.core.values import Posterior
 from reducio_latents.dataset.hashing import GOLDEN, mix_array
-from reducio_latents.gaussian import FinalRule, final_latents
-from reducio_latents.values import Posterior
 
 LOW_WORD = 0xFFFFFFFF
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from reducio_latents.clips import TIME_TOLERANCE_S
+from reducio_latents.core.clips import TIME_TOLERANCE_S
 from reducio_latents.dataset.filters import Filters, wanted_clips
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store import Store

@@ -12,7 +12,8 @@ from typing import Any, cast
 import numpy as np
 
 from reducio_latents.dataset.filters import Filters
-from reducio_latents.dataset.reader import ColumnReader, Ints, open_column
+from reducio_latents.dataset.opening import open_column
+from reducio_latents.dataset.reader import ColumnReader, Ints
 from reducio_latents.dataset.selection import BucketSelection, select, selection_digest
 from reducio_latents.files.cache import CachedFiles
 from reducio_latents.files.protocol import Origin

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import list_corpus
 from reducio_latents.encode.columns import CAPTIONS, ColumnEncoder
 from reducio_latents.encode.engines.one import run_job
@@ -22,14 +23,13 @@ from reducio_latents.encode.stored import COLUMN as CONTENT_IMAGE
 from reducio_latents.encode.stored import StoredContent
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
 from reducio_latents.files import open_files
-from reducio_latents.geometry import Bucket
+from reducio_latents.files.source import VideoSource
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.drop import drop_column
 from reducio_latents.store.meta import ColumnMeta, StoreMeta, differences
 from reducio_latents.store.writer import StoreWriter
-from reducio_latents.video.source import VideoSource
 
 
 def add_column(

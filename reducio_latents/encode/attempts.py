@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from reducio_latents.config import from_mapping
+from reducio_latents.core.config import from_mapping
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import Files
 from reducio_latents.store.commit import ShardKey

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reducio_latents.autoencoders import load_autoencoder
 from reducio_latents.autoencoders.protocol import Autoencoder, Compile
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.fast_path import FastPathError, fast_path_error, made_up_clips
 from reducio_latents.encode.gpu import BatchEncoder, Result, raise_compile_limit
-from reducio_latents.geometry import Bucket
 
 BATCHES = 3
 """Batches of one measurement: the next one is launched before the first is waited for."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from reducio_latents.autoencoders import load_autoencoder
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import corpus_root
 from reducio_latents.encode.bench import naive
 from reducio_latents.encode.options import EncodeOptions
@@ -18,11 +19,10 @@ from reducio_latents.encode.pipeline import BUSY
 from reducio_latents.encode.run import encode_corpus
 from reducio_latents.errors import VideoError
 from reducio_latents.files import open_files
-from reducio_latents.geometry import Bucket
-from reducio_latents.pixels import fit_frame
-from reducio_latents.plan import Plan
 from reducio_latents.store import Store
+from reducio_latents.store.plan import Plan
 from reducio_latents.video import get_backend
+from reducio_latents.video.pixels import fit_frame
 
 
 @dataclass(frozen=True)

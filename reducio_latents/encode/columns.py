@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.autoencoders.protocol import Autoencoder
+from reducio_latents.core.gaussian import final_latents
+from reducio_latents.core.geometry import Bucket
+from reducio_latents.core.images import IMAGE_MEDIA_TYPES
+from reducio_latents.core.values import Posterior
 from reducio_latents.encode.fast_path import is_exact, measure
 from reducio_latents.encode.gpu import BatchEncoder
-from reducio_latents.gaussian import final_latents
-from reducio_latents.geometry import Bucket
-from reducio_latents.images import IMAGE_MEDIA_TYPES
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.writer import Row
-from reducio_latents.values import Posterior
 
 FRAMES, TIMES, CONTENT, CAPTIONS = "frames", "times", "content", "captions"
 """What a column encoder may need of a batch."""

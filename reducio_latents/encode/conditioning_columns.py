@@ -15,11 +15,10 @@ from torch import Tensor
 from reducio_latents.conditioning.clip import ImageCodes, ImageEncoder
 from reducio_latents.conditioning.content_latent import ImageAutoencoder
 from reducio_latents.conditioning.text import TextEncoder
+from reducio_latents.core.gaussian import apply_final_rule
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import CAPTIONS, CONTENT, ClipBatch
 from reducio_latents.errors import ConfigError
-from reducio_latents.gaussian import apply_final_rule
-from reducio_latents.geometry import Bucket
-from reducio_latents.pixels import to_unit
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.quantize import MEDIA_TYPE as INT8_TOKENS
@@ -34,6 +33,7 @@ from reducio_latents.store.text_rows import (
     text_row_lengths,
 )
 from reducio_latents.store.writer import Row
+from reducio_latents.video.pixels import to_unit
 
 TOKENS, VECTOR = "tokens", "vector"
 """`ColumnMeta.content` of rows (tokens, dim), and of rows (dim,)."""

@@ -9,16 +9,20 @@ from typing import NamedTuple
 
 import torch
 
+from reducio_latents.core.geometry import Bucket
+from reducio_latents.core.images import encode_image
 from reducio_latents.errors import VideoError
-from reducio_latents.geometry import Bucket
-from reducio_latents.images import encode_image
-from reducio_latents.pixels import fit_frame
-from reducio_latents.processes import Channel
+from reducio_latents.files.source import VideoSource
 from reducio_latents.video import get_backend
+from reducio_latents.video.pixels import fit_frame
+from reducio_latents.video.processes import Channel
 from reducio_latents.video.protocol import ClipFrames, Frame
-from reducio_latents.video.source import VideoSource
 
-PRELOAD = ("reducio_latents.encode.decoding", "reducio_latents.probe", "reducio_latents.video.pyav")
+PRELOAD = (
+    "reducio_latents.encode.decoding",
+    "reducio_latents.corpus.probe",
+    "reducio_latents.video.pyav",
+)
 """For every pool of a run: they share one fork server, which imports these once."""
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from reducio_latents.core.geometry import Bucket, LatentGeometry
 from reducio_latents.encode.options import EncodeOptions
-from reducio_latents.geometry import Bucket, LatentGeometry
 
 TEMPORAL_STRIDES = {"reducio-ft2-fs32": 2}
 IMAGE_BYTES_PER_PIXEL = {"webp": 0.65, "png": 0.9, "jpeg": 0.35, "raw": 3.0}

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.autoencoders.protocol import Autoencoder
-from reducio_latents.gaussian import final_latents
-from reducio_latents.geometry import Bucket
+from reducio_latents.core.gaussian import final_latents
+from reducio_latents.core.geometry import Bucket
+from reducio_latents.core.values import Posterior
 from reducio_latents.metrics.psnr import psnr
-from reducio_latents.pixels import to_unit
-from reducio_latents.values import Posterior
+from reducio_latents.video.pixels import to_unit
 
 log = logging.getLogger(__name__)
 

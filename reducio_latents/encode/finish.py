@@ -10,14 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reducio_latents import __version__
 from reducio_latents.encode.quality import QUALITY, quality_parquet
 from reducio_latents.encode.report import Tally
-from reducio_latents.plan import Plan
 from reducio_latents.store.commit import ClipQuality, Commit, ShardKey, list_commits
 from reducio_latents.store.index import Index, IndexEntry, write_index
+from reducio_latents.store.plan import Plan
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.writer import StoreWriter
+from reducio_latents.version import __version__
 
 ERRORS = "errors.parquet"
 ERRORS_SCHEMA = pa.schema(

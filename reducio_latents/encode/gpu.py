@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.autoencoders.protocol import Autoencoder
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError
-from reducio_latents.geometry import Bucket
-from reducio_latents.pixels import fit_clip, to_unit
 from reducio_latents.vae.tiling import Tiling, cut
+from reducio_latents.video.pixels import fit_clip, to_unit
 
 log = logging.getLogger(__name__)
 

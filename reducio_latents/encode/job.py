@@ -22,12 +22,12 @@ from reducio_latents.encode.report import EncodeReport, Tally, count_kinds
 from reducio_latents.encode.stop import Stop
 from reducio_latents.errors import StoreError
 from reducio_latents.files import open_files
-from reducio_latents.plan import Plan, read_plan
+from reducio_latents.files.source import VideoSource
 from reducio_latents.store import index
 from reducio_latents.store.commit import ShardKey, list_commits
 from reducio_latents.store.meta import ColumnMeta, StoreMeta, require_same
+from reducio_latents.store.plan import Plan, read_plan
 from reducio_latents.store.writer import StoreWriter, read_meta_if_any
-from reducio_latents.video.source import VideoSource
 
 Moved = Mapping[str, VideoSource | None]
 """Videos that are not where the plan has them, and where they are; None if they are gone."""

@@ -11,9 +11,10 @@ from reducio_latents.conditioning.options import (
     ContentLatentOptions,
     TextOptions,
 )
-from reducio_latents.config import DUPLICATE_POLICIES, IMAGE_CODECS, RESIZE_MODES, ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.config import DUPLICATE_POLICIES, IMAGE_CODECS, RESIZE_MODES
+from reducio_latents.core.geometry import Bucket, aspect_buckets, square_bucket
 from reducio_latents.errors import ConfigError
-from reducio_latents.geometry import Bucket, aspect_buckets, square_bucket
 
 BUCKET_RULES = ("square", "aspect")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -167,7 +168,7 @@ class EncodeOptions:
     @property
     def torch_device(self) -> str:
         """`device` with `auto` resolved; raise ConfigError for one that is not here."""
-        from reducio_latents.devices import usable_device
+        from reducio_latents.core.devices import usable_device
 
         device = usable_device(self.device)
         return device.type if ":" not in self.device else str(device)

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import list_corpus
+from reducio_latents.corpus.build import not_planned, plan_part
+from reducio_latents.corpus.probe import OnProbe, Probing, probe_videos
 from reducio_latents.encode.decoding import PRELOAD
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.source import PlannedClip, ShardWork
 from reducio_latents.files import Files
-from reducio_latents.geometry import Bucket
-from reducio_latents.plan import Plan, PlanSpec, plan_part, read_plan, write_part
-from reducio_latents.probe import OnProbe, Probing, probe_videos
+from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.video.source import VideoSource
+from reducio_latents.store.plan import Plan, PlanSpec, read_plan, write_part
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def make_plan(
         duplicates=options.duplicates,
     )
     previous = read_plan(files)
-    new = list(listed) if previous is None else previous.missing(listed, retry=options.retry_failed)
+    new = not_planned(listed, previous, retry=options.retry_failed)
     probing = Probing(
         backend=options.video_backend,
         workers=options.workers,

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.autoencoders.protocol import Autoencoder
+from reducio_latents.core.gaussian import final_latents
+from reducio_latents.core.values import Posterior
 from reducio_latents.encode.columns import ClipBatch
 from reducio_latents.errors import QualityError
-from reducio_latents.gaussian import final_latents
 from reducio_latents.metrics.psnr import psnr
-from reducio_latents.pixels import to_unit
 from reducio_latents.store.commit import ClipQuality, ShardKey
 from reducio_latents.store.writer import Row
-from reducio_latents.values import Posterior
+from reducio_latents.video.pixels import to_unit
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import (
     CaptionColumn,
     ClipBatch,
@@ -19,7 +20,6 @@ from reducio_latents.encode.columns import (
 )
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.errors import ConfigError
-from reducio_latents.geometry import Bucket
 from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.writer import Row

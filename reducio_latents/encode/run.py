@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reducio_latents.corpus.summary import PlanSummary, summarise
 from reducio_latents.encode import engines
 from reducio_latents.encode.estimate import bytes_per_clip
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
@@ -15,7 +16,6 @@ from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.stop import Stop
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
-from reducio_latents.plan import PlanSummary, summarise
 from reducio_latents.store.writer import read_meta_if_any
 
 

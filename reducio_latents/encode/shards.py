@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.attempts import Attempts
 from reducio_latents.encode.columns import CAPTIONS, CONTENT, ColumnEncoder, MotionColumn
 from reducio_latents.encode.gpu import DeviceFit
@@ -25,7 +26,6 @@ from reducio_latents.encode.source import (
 from reducio_latents.encode.stop import StoppedError
 from reducio_latents.encode.stored import StoredContent
 from reducio_latents.errors import LatentsError
-from reducio_latents.geometry import Bucket
 from reducio_latents.store.commit import Failure, ShardKey
 
 WHOLE_PX = 1920 * 1088

@@ -21,14 +21,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import CONTENT, FRAMES, ClipBatch
 from reducio_latents.encode.decoding import PRELOAD, DecodedClip, DecodeTask, decode_clips
 from reducio_latents.errors import ConfigError
-from reducio_latents.geometry import Bucket
-from reducio_latents.pixels import fit_clip
-from reducio_latents.processes import Event, ProcessPool, Slot, Target
+from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import Failure, ShardKey
-from reducio_latents.video.source import VideoSource
+from reducio_latents.video.pixels import fit_clip
+from reducio_latents.video.processes import Event, ProcessPool, Slot, Target
 
 IDLE_S = 0.02
 """How often to ask for the next shard while none is known."""

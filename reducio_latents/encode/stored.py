@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reducio_latents.core.images import LOSSLESS, decode_image
 from reducio_latents.encode.columns import CAPTIONS, CONTENT
 from reducio_latents.encode.source import PlannedClip, ReadyBatch, ShardWork, clip_batch, cut_shard
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
-from reducio_latents.images import LOSSLESS, decode_image
 from reducio_latents.store import Store
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
 from reducio_latents.store.writer import row_checksum

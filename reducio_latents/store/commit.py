@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple, Self
 
-from reducio_latents.config import from_mapping
+from reducio_latents.core.config import from_mapping
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files
 from reducio_latents.store.seal import seal, unseal

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Self
 
-from reducio_latents.config import from_mapping
+from reducio_latents.core.config import from_mapping
+from reducio_latents.core.fingerprint import compact_json
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files
 from reducio_latents.files.protocol import LISTING
 from reducio_latents.store.commit import FOLDER as COMMITS
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
-from reducio_latents.store.meta import compact_json
 from reducio_latents.store.seal import seal, unseal
 
 PATH = "index.json"

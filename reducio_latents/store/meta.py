@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,9 @@ from typing import Any, Literal, Self
 
 import google_crc32c
 
-from reducio_latents.config import ClipSpec, from_mapping
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.config import from_mapping
+from reducio_latents.core.fingerprint import compact_json, fingerprint_of
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files
 
@@ -22,12 +23,6 @@ CHECKSUM = "reducio_latents_crc32c"
 ROOT = "zarr.json"
 
 Container = Literal["zarr", "webdataset"]
-
-
-def fingerprint_of(config: Mapping[str, Any]) -> str:
-    """Return the sha256 of a JSON-able config, independent of the order of its keys."""
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +137,6 @@ class StoreMeta:
 
 def _checksum(described: Mapping[str, Any]) -> int:
     return int(google_crc32c.value(compact_json(described)))
-
-
-def compact_json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files, open_files
-from reducio_latents.plan import Plan, read_plan
 from reducio_latents.store.commit import Commit, ShardKey
 from reducio_latents.store.compression import decompress_row
 from reducio_latents.store.container import LAYOUTS
 from reducio_latents.store.index import Index, build_index
 from reducio_latents.store.meta import StoreMeta
+from reducio_latents.store.plan import Plan, read_plan
 from reducio_latents.store.writer import row_checksum
 
 IMPORTED = (

@@ -26,9 +26,10 @@ from urllib.parse import quote
 
 import numpy as np
 
+from reducio_latents.core.fingerprint import compact_json
 from reducio_latents.files import Buffer
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.store.meta import ColumnMeta, compact_json
+from reducio_latents.store.meta import ColumnMeta
 
 BLOCK = 512
 NPY_ALIGNMENT = 64

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from reducio_latents.config import RESIZE_MODES, ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.config import RESIZE_MODES
 from reducio_latents.errors import ConfigError
 from reducio_latents.train.schedule import Schedule
 from reducio_latents.vae import ReducioVAEConfig, Tiling

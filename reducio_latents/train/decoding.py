@@ -10,16 +10,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import VideoError
-from reducio_latents.geometry import Bucket
-from reducio_latents.pixels import fit_frame
-from reducio_latents.processes import Channel
+from reducio_latents.files.source import VideoSource
 from reducio_latents.video import get_backend
-from reducio_latents.video.source import VideoSource
+from reducio_latents.video.pixels import fit_frame
+from reducio_latents.video.processes import Channel
 
 Pixels = NDArray[np.uint8]
 
-PRELOAD = ("reducio_latents.train.decoding", "reducio_latents.probe", "reducio_latents.video.pyav")
+PRELOAD = (
+    "reducio_latents.train.decoding",
+    "reducio_latents.corpus.probe",
+    "reducio_latents.video.pyav",
+)
 """What the worker processes of a run have imported before they start."""
 
 

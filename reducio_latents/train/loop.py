@@ -18,7 +18,6 @@ from reducio_latents.errors import ConfigError, LatentsError, TrainingError
 from reducio_latents.files import LocalFiles
 from reducio_latents.metrics.lpips import LPIPS, load_lpips
 from reducio_latents.metrics.weights import MetricUnavailableError
-from reducio_latents.pixels import to_unit
 from reducio_latents.train.batch import Batch
 from reducio_latents.train.checkpoint import (
     AVERAGE,
@@ -40,6 +39,7 @@ from reducio_latents.train.state import Best, TrainState, build_state, prepare_n
 from reducio_latents.train.step import NotFiniteError, Stepper, train_step
 from reducio_latents.train.stream import BatchStream, training_requests
 from reducio_latents.train.validate import Pair, Validation, reconstruct, to_pairs, validate
+from reducio_latents.video.pixels import to_unit
 
 log = logging.getLogger(__name__)
 

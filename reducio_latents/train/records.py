@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reducio_latents.core.images import encode_image
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import LocalFiles
-from reducio_latents.images import encode_image
 from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.validate import Pair, compare
 

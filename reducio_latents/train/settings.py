@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from reducio_latents.config import from_mapping
+from reducio_latents.core.config import from_mapping
 from reducio_latents.errors import ConfigError
 from reducio_latents.train.config import TrainConfig
 
@@ -33,7 +33,7 @@ FIXED = (
 
 def presets() -> dict[str, str]:
     """Return the YAML of each preset that the package has, by name."""
-    folder = files("reducio_latents") / "configs"
+    folder = files("reducio_latents.train") / "configs"
     found = (path for path in folder.iterdir() if path.name.endswith(".yaml"))
     return {path.name.removesuffix(".yaml"): path.read_text("utf-8") for path in found}
 

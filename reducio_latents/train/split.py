@@ -13,18 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from reducio_latents.corpus import corpus_root, join_url, list_corpus
+from reducio_latents.core.geometry import Bucket, aspect_buckets, square_bucket
+from reducio_latents.corpus import corpus_root, list_corpus
+from reducio_latents.corpus.build import plan_part
+from reducio_latents.corpus.probe import OnProbe, Probing, probe_videos
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
-from reducio_latents.geometry import Bucket, aspect_buckets, square_bucket
-from reducio_latents.plan import Plan, PlanPart, PlanSpec, plan_part, read_plan, write_part
-from reducio_latents.plan.parts import FOLDER as PLAN
-from reducio_latents.probe import OnProbe, Probing, probe_videos
+from reducio_latents.files.source import VideoSource, join_url
+from reducio_latents.store.plan import Plan, PlanPart, PlanSpec, read_plan, write_part
+from reducio_latents.store.plan.parts import FOLDER as PLAN
 from reducio_latents.train.batch import ClipName
 from reducio_latents.train.config import DataConfig
 from reducio_latents.train.decoding import PRELOAD
 from reducio_latents.video import get_backend
-from reducio_latents.video.source import VideoSource
 
 VALIDATION = "validation"
 """Folder of the plan of a validation corpus of its own."""

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from reducio_latents.core.gaussian import kl_to_unit_normal
+from reducio_latents.core.values import Posterior
 from reducio_latents.errors import TrainingError
-from reducio_latents.gaussian import kl_to_unit_normal
 from reducio_latents.metrics.lpips import LPIPS
-from reducio_latents.pixels import to_unit
 from reducio_latents.train import losses
 from reducio_latents.train.batch import Batch, clip_noise
 from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.ranks import Ranks
 from reducio_latents.train.state import DTYPES, Networks, TrainState, update_average
-from reducio_latents.values import Posterior
+from reducio_latents.video.pixels import to_unit
 
 Terms = dict[str, Tensor]
 """Scalars by name."""

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import TrainingError
-from reducio_latents.geometry import Bucket
-from reducio_latents.processes import Event, ProcessPool
 from reducio_latents.train.batch import Batch
 from reducio_latents.train.config import DataConfig
 from reducio_latents.train.decoding import PRELOAD, Augmentation, ClipTask, decode_clip
 from reducio_latents.train.order import BatchOrder
 from reducio_latents.train.split import ClipTable
+from reducio_latents.video.processes import Event, ProcessPool
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from reducio_latents.errors import TrainingError
 from reducio_latents.metrics.lpips import LPIPS
 from reducio_latents.metrics.psnr import clip_psnr, psnr
 from reducio_latents.metrics.ssim import ssim
-from reducio_latents.pixels import to_uint8, to_unit
 from reducio_latents.train.config import TrainConfig, ValidationConfig
 from reducio_latents.train.ranks import Ranks
 from reducio_latents.train.split import ClipTable
@@ -21,6 +20,7 @@ from reducio_latents.train.step import autocast
 from reducio_latents.train.stream import BatchStream, Request
 from reducio_latents.vae import ReducioVAE, Tiling
 from reducio_latents.vae.model import centre_frame
+from reducio_latents.video.pixels import to_uint8, to_unit
 
 SCORES = ("psnr_db", "ssim", "clip_psnr_db", "content_psnr_db", "l1", "lpips")
 

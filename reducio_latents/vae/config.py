@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.errors import ConfigError, GeometryError
-from reducio_latents.geometry import LatentGeometry
 
 FRAMES = 16
 """Frames of a clip, T. The decoder's position codes are made for 16 and no other number."""

@@ -10,8 +10,9 @@ from typing import Literal, Self
 import torch
 from torch import Tensor, nn
 
+from reducio_latents.core.gaussian import final_latents
+from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError, GeometryError, PixelError
-from reducio_latents.gaussian import final_latents
 from reducio_latents.vae.blocks import conv
 from reducio_latents.vae.config import FRAMES, IMAGE_CHANNELS, SPATIAL_STRIDE, ReducioVAEConfig
 from reducio_latents.vae.content import ContentEncoder, ContentMaps
@@ -19,7 +20,6 @@ from reducio_latents.vae.decoder import Decoder
 from reducio_latents.vae.encoder import VideoEncoder
 from reducio_latents.vae.norm import CHANNELS_PER_GROUP, Norm
 from reducio_latents.vae.tiling import Tiling, decode_tiled, encode_tiled
-from reducio_latents.values import Posterior
 
 FINAL_RULE = {"rule": "layer_norm", "eps": 1e-5}
 LOGVAR_RANGE = (-30.0, 20.0)

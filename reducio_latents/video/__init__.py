@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from reducio_latents.errors import ConfigError
+from reducio_latents.files.source import VideoSource
 from reducio_latents.video.protocol import ClipFrames, VideoBackend, VideoInfo
-from reducio_latents.video.source import VideoSource
 
 __all__ = ["BACKENDS", "ClipFrames", "VideoBackend", "VideoInfo", "VideoSource", "get_backend"]
 

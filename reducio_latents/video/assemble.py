@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from reducio_latents.errors import ConfigError, VideoError
+from reducio_latents.files.source import VideoSource
 from reducio_latents.video.protocol import ClipFrames, Frame, Transform
-from reducio_latents.video.source import VideoSource
 
 
 @dataclass

@@ -18,12 +18,12 @@ import decord
 import numpy as np
 
 from reducio_latents.errors import VideoError
+from reducio_latents.files.source import VideoSource, open_source
 from reducio_latents.video.assemble import ClipAssembly
 from reducio_latents.video.colour import BT601, BT709, ColourTags, RgbConverter
 from reducio_latents.video.file import Scan, VideoFile
 from reducio_latents.video.protocol import ClipFrames, Frame, Transform, VideoInfo
 from reducio_latents.video.pyav import describe
-from reducio_latents.video.source import VideoSource, open_source
 
 _CONTAINERS = ("mov", "matroska", "avi", "flv", "asf")
 """In others decord's frame numbers or seeks are wrong, or it cannot tell times."""

@@ -12,9 +12,9 @@ import av
 from av.sidedata.sidedata import SideDataContainer, Type
 
 from reducio_latents.errors import VideoError
+from reducio_latents.files.source import VideoSource, open_source
 from reducio_latents.video.diagnose import why_unreadable
 from reducio_latents.video.orientation import Orientation
-from reducio_latents.video.source import VideoSource, open_source
 from reducio_latents.video.timeline import PacketClock, rounding_s
 
 READ_ERRORS = (av.FFmpegError, OSError, EOFError, ValueError, MemoryError)

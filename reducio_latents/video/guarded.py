@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reducio_latents.clips import clip_starts
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec, clip_starts
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError, VideoError
-from reducio_latents.geometry import Bucket
-from reducio_latents.pixels import fit_frame
-from reducio_latents.processes import Channel, Event, ProcessPool
+from reducio_latents.files.source import VideoSource, open_source
 from reducio_latents.video import VideoBackend, get_backend
-from reducio_latents.video.source import VideoSource, open_source
+from reducio_latents.video.pixels import fit_frame
+from reducio_latents.video.processes import Channel, Event, ProcessPool
 
 Pixels = NDArray[np.uint8]
 

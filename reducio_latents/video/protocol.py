@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.errors import VideoError
-from reducio_latents.video.source import VideoSource
+from reducio_latents.files.source import VideoSource
 
 Frame = NDArray[np.uint8]
 """One picture as it is shown: uint8 RGB (H, W, 3), C-contiguous."""

@@ -10,12 +10,12 @@ from typing import Any
 import av
 
 from reducio_latents.errors import VideoError
+from reducio_latents.files.source import VideoSource
 from reducio_latents.video.assemble import ClipAssembly
 from reducio_latents.video.colour import RgbConverter
 from reducio_latents.video.file import UNDECODABLE, Scan, VideoFile
 from reducio_latents.video.playback import Playback
 from reducio_latents.video.protocol import ClipFrames, Frame, Transform, VideoInfo
-from reducio_latents.video.source import VideoSource
 
 
 class PyAVBackend:

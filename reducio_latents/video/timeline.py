@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reducio_latents.clips import TIME_TOLERANCE_S
+from reducio_latents.core.clips import TIME_TOLERANCE_S
 
 
 def rounding_s(tick_s: float) -> float:

@@ -18,12 +18,12 @@ from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.check.decode import file_name
 from reducio_latents.check.model import load_store_model
 from reducio_latents.check.pictures import Panel, side_by_side
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.dataset import LatentDataset
 from reducio_latents.dataset.batches import Batch
 from reducio_latents.errors import ConfigError
-from reducio_latents.geometry import Bucket
-from reducio_latents.pixels import to_uint8
 from reducio_latents.store import Store
+from reducio_latents.video.pixels import to_uint8
 from reducio_latents.video.write import write_mp4
 
 LOSS_TIMES = 8

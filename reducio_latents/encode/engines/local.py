@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 
-from reducio_latents.corpus import join_url
 from reducio_latents.encode.engines.one import (
     Ledger,
     Todo,
@@ -37,9 +36,9 @@ from reducio_latents.encode.shards import encode_missing
 from reducio_latents.encode.stop import Stop, stop_on_signals
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
-from reducio_latents.processes import die_with_parent
+from reducio_latents.files.source import VideoSource, join_url
 from reducio_latents.store.writer import read_meta_if_any
-from reducio_latents.video.source import VideoSource
+from reducio_latents.video.processes import die_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -213,6 +212,6 @@ def _use_device(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 
-        from reducio_latents.devices import usable_device
+        from reducio_latents.core.devices import usable_device
 
         torch.cuda.set_device(usable_device(device))

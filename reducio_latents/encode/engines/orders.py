@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-from reducio_latents.config import from_mapping
+from reducio_latents.core.config import from_mapping
 from reducio_latents.encode.engines.ranks import Rank
 from reducio_latents.encode.stop import Stop
 from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.files import Files
+from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.video.source import VideoSource
 
 log = logging.getLogger(__name__)
 

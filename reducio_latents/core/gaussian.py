@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError
-from reducio_latents.values import Posterior
 
 FinalRule = Mapping[str, Any]
 

@@ -13,17 +13,17 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reducio_latents.config import from_mapping
+from reducio_latents.core.config import from_mapping
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
-from reducio_latents.parquet import read_parquet
-from reducio_latents.plan.spec import PlanSpec
-from reducio_latents.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
+from reducio_latents.files.parquet import read_parquet
+from reducio_latents.store.plan.spec import PlanSpec
+from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 
 FOLDER = "plan"
 FORMAT_VERSION = 1
-METADATA_KEY = b"reducio_latents.plan"
-CHECKSUM_KEY = b"reducio_latents.plan.sha256"
+METADATA_KEY = b"reducio_latents.store.plan"
+CHECKSUM_KEY = b"reducio_latents.store.plan.sha256"
 FOOTER_BYTES = 1 << 16
 """Read at once from the end of a part: enough for the metadata of a million clips."""
 ROW_GROUP = 1 << 16

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from reducio_latents.clips import clip_starts
+from reducio_latents.core.clips import clip_starts
+from reducio_latents.core.geometry import nearest_bucket
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.errors import CorpusError
-from reducio_latents.geometry import nearest_bucket
-from reducio_latents.plan.plan import Plan
-from reducio_latents.plan.spec import PlanSpec
+from reducio_latents.store.plan.plan import Plan
+from reducio_latents.store.plan.spec import PlanSpec
 
 if TYPE_CHECKING:
-    from reducio_latents.config import ClipSpec
-    from reducio_latents.probe import ProbeRecord
+    from reducio_latents.core.clips import ClipSpec
+    from reducio_latents.corpus.probe import ProbeRecord
 
 MAX_DURATION_S = 999_999.0
 """Eleven days. A file that claims to last longer has a damaged header; and a clip's id has room for

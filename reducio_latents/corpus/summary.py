@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from reducio_latents.plan.plan import Plan, PlanCounts
+from reducio_latents.store.plan.plan import Plan, PlanCounts
 
 
 @dataclass(frozen=True)

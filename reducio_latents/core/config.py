@@ -1,11 +1,11 @@
-"""Settings as small frozen dataclasses that cannot exist in a bad state, and how to read them."""
+"""How settings, and what files say, become small frozen dataclasses that cannot be bad."""
 
 from __future__ import annotations
 
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, TypeVar
@@ -13,38 +13,12 @@ from typing import Any, TypeVar
 from reducio_latents.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")
+Scalar = str | int | float | bool
+"""A plain value, as a column of Parquet or a member of JSON holds it."""
 
 RESIZE_MODES = ("bicubic", "bilinear")
 IMAGE_CODECS = ("webp", "png", "jpeg", "raw")
 DUPLICATE_POLICIES = ("refer", "encode")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipSpec:
-    """Which frames of a video make up its clips."""
-
-    frames: int = 16
-    """Frames per clip, T."""
-    rate_fps: float = 16.0
-    """Frames per second of video time; a clip's i-th frame is the one shown at start_s + i/rate."""
-    policy: str = "all"
-    """Where clips start: `all`, `stride:SECONDS`, `centre`, `uniform:N` or `random:N`."""
-    seed: int = 0
-    """Seed of the `random:N` policy; each video draws its own starts from (seed, its path)."""
-
-    def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise ConfigError(f"clip.frames must be >= 1, got {self.frames}.")
-        if not 0 < self.rate_fps <= 1000:
-            raise ConfigError(f"clip.rate_fps must be in (0, 1000], got {self.rate_fps}.")
-        from reducio_latents.clips import parse_policy
-
-        parse_policy(self.policy)
-
-    @property
-    def span_s(self) -> float:
-        """Seconds from the first frame of a clip to the first frame after it."""
-        return self.frames / self.rate_fps
 
 
 def from_mapping(cls: type[ConfigT], raw: Mapping[str, Any], *, where: str) -> ConfigT:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from reducio_latents.geometry import Bucket, cover_and_centre
-from reducio_latents.resample import resampling
+from reducio_latents.core.geometry import Bucket, cover_and_centre
+from reducio_latents.video.resample import resampling
 
 VALUES_AT_ONCE = 1 << 26
 """Values of frames that `fit_clip` resizes at once on a GPU: 256 MiB as int32, ten 1080p frames. On

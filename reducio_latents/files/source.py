@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -65,6 +66,20 @@ class Slice(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+def is_url(text: str) -> bool:
+    return "://" in text
+
+
+def join_url(root: str, path: str) -> str:
+    """Return `path` below `root`; a path that is absolute or a URL stays what it is."""
+    if is_url(path) or path.startswith("/"):
+        return path
+    if is_url(root):  # object stores know no `..`
+        scheme, _, place = root.partition("://")
+        return f"{scheme}://{posixpath.normpath(f'{place}/{path}')}"
+    return f"{root.rstrip('/')}/{path}"
 
 
 def open_source(source: VideoSource) -> BinaryIO:

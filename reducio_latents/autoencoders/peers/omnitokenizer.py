@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from reducio_latents.autoencoders.network import NetworkAutoencoder, build
 from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.errors import GeometryError
-from reducio_latents.geometry import LatentGeometry
 
 TRAINING_KEYS = (
     "image_discriminator.",

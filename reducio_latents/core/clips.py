@@ -1,4 +1,4 @@
-"""Where the clips of a video start: pure functions of its duration. Times in seconds.
+"""Which frames of a video make up its clips: pure functions of its duration. Times in seconds.
 
 A clip of T frames at r frames a second shows the frames at start_s + i/r, i = 0..T-1. It is a clip
 only if each of these moments lies inside the video; nothing is padded or repeated.
@@ -10,12 +10,9 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from reducio_latents.errors import ConfigError
-
-if TYPE_CHECKING:
-    from reducio_latents.config import ClipSpec
 
 TIME_TOLERANCE_S = 1e-3
 """Presentation times are rounded to a container's time base, often 1 ms; differences below this
@@ -97,6 +94,32 @@ def possible_starts(duration_s: float, frames: int, rate_fps: float) -> int:
     """
     last_step = math.ceil((duration_s - TIME_TOLERANCE_S) * rate_fps) - 1
     return max(0, last_step - (frames - 1) + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSpec:
+    """Which frames of a video make up its clips."""
+
+    frames: int = 16
+    """Frames per clip, T."""
+    rate_fps: float = 16.0
+    """Frames per second of video time; a clip's i-th frame is the one shown at start_s + i/rate."""
+    policy: str = "all"
+    """Where clips start: `all`, `stride:SECONDS`, `centre`, `uniform:N` or `random:N`."""
+    seed: int = 0
+    """Seed of the `random:N` policy; each video draws its own starts from (seed, its path)."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise ConfigError(f"clip.frames must be >= 1, got {self.frames}.")
+        if not 0 < self.rate_fps <= 1000:
+            raise ConfigError(f"clip.rate_fps must be in (0, 1000], got {self.rate_fps}.")
+        parse_policy(self.policy)
+
+    @property
+    def span_s(self) -> float:
+        """Seconds from the first frame of a clip to the first frame after it."""
+        return self.frames / self.rate_fps
 
 
 def clip_starts(duration_s: float, spec: ClipSpec, video: str = "") -> list[float]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from reducio_latents.corpus import Scalar
-from reducio_latents.schema import DIALECT, json_schema_of_table
+from reducio_latents.core.config import Scalar
+from reducio_latents.core.schema import DIALECT, json_schema_of_table
 
 VIDEO_STATUS = ("planned", "too_short", "duplicate", "failed")
 CLIP_STATUS = ("planned", "duplicate")

@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from reducio_latents.corpus import CorpusVideo
+from reducio_latents.corpus.fate import Planned, decide
+from reducio_latents.corpus.place import Column, Placed, Rows, place
 from reducio_latents.errors import CorpusError
-from reducio_latents.plan.fate import Planned, decide
-from reducio_latents.plan.parts import ROW_GROUP, PlanPart
-from reducio_latents.plan.place import Column, Placed, Rows, place
-from reducio_latents.plan.plan import Plan
-from reducio_latents.plan.spec import PlanSpec
-from reducio_latents.plan.tables import CLIP_SCHEMA, CLIP_STATUS, VIDEO_SCHEMA, extra_columns
+from reducio_latents.store.plan.parts import ROW_GROUP, PlanPart
+from reducio_latents.store.plan.plan import Plan
+from reducio_latents.store.plan.spec import PlanSpec
+from reducio_latents.store.plan.tables import CLIP_SCHEMA, CLIP_STATUS, VIDEO_SCHEMA, extra_columns
 
 if TYPE_CHECKING:
-    from reducio_latents.probe import ProbeRecord
+    from reducio_latents.corpus.probe import ProbeRecord
 
 HASH_DIGITS = 16
 TIME_DIGITS = 9
@@ -50,7 +50,7 @@ def plan_part(
         if one.video == other.video:
             raise CorpusError(f"{one.video} is listed twice. Remove one.")
     known = {} if previous is None else previous.known
-    fresh = listing if previous is None else previous.missing(listing, retry=retry_failed)
+    fresh = not_planned(listing, previous, retry=retry_failed)
     fates = decide(fresh, records, spec, previous)
     planned = []
     for video in fresh:
@@ -71,6 +71,18 @@ def plan_part(
         ),
         gone=tuple(name for name in known if name not in listed),
     )
+
+
+def not_planned(
+    listed: Iterable[CorpusVideo], plan: Plan | None, *, retry: bool = False
+) -> list[CorpusVideo]:
+    """Return the videos that the plan does not have; with `retry`, also those that failed."""
+    known = {} if plan is None else plan.known
+    return [
+        video
+        for video in listed
+        if (old := known.get(video.video)) is None or (retry and old.status == "failed")
+    ]
 
 
 def _has_changed(sha256: str | None, record: ProbeRecord | None) -> bool:

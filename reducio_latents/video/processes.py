@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from reducio_latents.errors import ConfigError, LatentsError
 
-PRELOAD = ["reducio_latents.fork_server", "reducio_latents.processes"]
+PRELOAD = ["reducio_latents.video.fork_server", "reducio_latents.video.processes"]
 MEMORY_CHECK_S = 0.5
 STARTS = 5
 """Workers that may be killed in a row before they have done anything."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import StoreError
-from reducio_latents.geometry import Bucket
 from reducio_latents.store.text_rows import CaptionTokens, pack_text_row
 
 KEYS = ("z", "z_2d", "z_clip")

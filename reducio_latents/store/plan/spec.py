@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from reducio_latents.config import DUPLICATE_POLICIES, ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.config import DUPLICATE_POLICIES
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError, StoreError
-from reducio_latents.geometry import Bucket
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reducio_latents.plan.fate import Planned
-from reducio_latents.plan.parts import ShardRange
-from reducio_latents.plan.plan import Plan
-from reducio_latents.plan.spec import PlanSpec
+from reducio_latents.corpus.fate import Planned
+from reducio_latents.store.plan.parts import ShardRange
+from reducio_latents.store.plan.plan import Plan
+from reducio_latents.store.plan.spec import PlanSpec
 
 Column = NDArray[Any]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reducio_latents.corpus import CorpusVideo, join_url
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
-from reducio_latents.plan.parts import Part, ShardRange, read_parts
-from reducio_latents.plan.spec import PlanSpec
-from reducio_latents.plan.tables import CLIP_STATUS, VIDEO_STATUS, concat_parts
-from reducio_latents.video.source import VideoSource
+from reducio_latents.files.source import VideoSource, join_url
+from reducio_latents.store.plan.parts import Part, ShardRange, read_parts
+from reducio_latents.store.plan.spec import PlanSpec
+from reducio_latents.store.plan.tables import CLIP_STATUS, VIDEO_STATUS, concat_parts
 
 
 class PlannedShard(NamedTuple):
@@ -120,15 +119,6 @@ class Plan:
     def known(self) -> dict[str, Known]:
         columns = (self.videos[name].to_pylist() for name in ("video", *Known._fields))
         return {name: Known(*rest) for name, *rest in zip(*columns, strict=True)}
-
-    def missing(self, listed: Iterable[CorpusVideo], *, retry: bool = False) -> list[CorpusVideo]:
-        """Return the videos that the plan does not have; with `retry`, also those that failed."""
-        return [
-            video
-            for video in listed
-            if (known := self.known.get(video.video)) is None
-            or (retry and known.status == "failed")
-        ]
 
     def own_clips(self, videos: Sequence[str]) -> pa.Table:
         """Return the planned clips of these videos; those of one stand together, by start."""

@@ -10,11 +10,11 @@ import numpy as np
 
 from reducio_latents.errors import StoreError
 from reducio_latents.files.protocol import LISTING
-from reducio_latents.plan import verify_parts
 from reducio_latents.store import index
 from reducio_latents.store.commit import Commit, ShardKey, clips_sha256, list_commits
 from reducio_latents.store.container import LAYOUTS, array_rows
 from reducio_latents.store.meta import ROOT
+from reducio_latents.store.plan import verify_parts
 from reducio_latents.store.store import Store
 from reducio_latents.store.writer import row_checksum
 

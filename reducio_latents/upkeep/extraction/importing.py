@@ -28,21 +28,33 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reducio_latents.config import ClipSpec
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.corpus.build import clip_prefix
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
-from reducio_latents.plan import CLIP_SCHEMA, VIDEO_SCHEMA, Plan, PlanPart, PlanSpec, write_part
-from reducio_latents.plan.build import clip_prefix
-from reducio_latents.plan.parts import ShardRange
 from reducio_latents.store.commit import Commit, Failure, ShardKey, list_commits
 from reducio_latents.store.container import array_rows
-from reducio_latents.store.convert import ConvertReport, FileMemo, read_payloads
-from reducio_latents.store.extracted import ExtractedFile, MisfitError, agreeing, read_text
 from reducio_latents.store.index import build_index, write_index
 from reducio_latents.store.meta import ColumnMeta, Container, StoreMeta
+from reducio_latents.store.plan import (
+    CLIP_SCHEMA,
+    VIDEO_SCHEMA,
+    Plan,
+    PlanPart,
+    PlanSpec,
+    write_part,
+)
+from reducio_latents.store.plan.parts import ShardRange
 from reducio_latents.store.statistics import ChannelStatistics, merge_all
 from reducio_latents.store.text_rows import MEDIA_TYPE
 from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
+from reducio_latents.upkeep.convert import ConvertReport, FileMemo, read_payloads
+from reducio_latents.upkeep.extraction.reading import (
+    ExtractedFile,
+    MisfitError,
+    agreeing,
+    read_text,
+)
 
 COLUMNS = {
     "latents": ("z", "final latents"),

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from reducio_latents.errors import VideoError
-from reducio_latents.processes import Channel, ProcessPool
+from reducio_latents.files.source import VideoSource, open_source
 from reducio_latents.video import get_backend
+from reducio_latents.video.processes import Channel, ProcessPool
 from reducio_latents.video.protocol import VideoBackend
-from reducio_latents.video.source import VideoSource, open_source
 
 MIN_TIMEOUT_S = 300.0
 """Probing reads a whole file to hash it; a slow disk is no hang."""

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reducio_latents.autoencoders.network import NetworkAutoencoder, build
+from reducio_latents.autoencoders.pretrained import import_class
 from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.errors import GeometryError
-from reducio_latents.geometry import LatentGeometry
-from reducio_latents.pretrained import import_class
 
 LATENT_CHANNELS = 4
 TIME_HALVED = (False, True, True)

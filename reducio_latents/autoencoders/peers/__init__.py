@@ -1,0 +1,1 @@
+"""Autoencoders of the paper's table that diffusers lacks."""

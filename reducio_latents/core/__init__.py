@@ -1,0 +1,1 @@
+"""Ideas that need no file and no model: settings, clips, sizes, Gaussians, fingerprints."""

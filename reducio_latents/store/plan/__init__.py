@@ -1,0 +1,21 @@
+"""What is to be done: which clips of which videos, in which shard and row."""
+
+from reducio_latents.store.plan.parts import PlanPart, read_parts, verify_parts, write_part
+from reducio_latents.store.plan.plan import Plan, PlanCounts, PlannedShard, read_plan
+from reducio_latents.store.plan.spec import PlanSpec
+from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA, plan_json_schema
+
+__all__ = [
+    "CLIP_SCHEMA",
+    "VIDEO_SCHEMA",
+    "Plan",
+    "PlanCounts",
+    "PlanPart",
+    "PlanSpec",
+    "PlannedShard",
+    "plan_json_schema",
+    "read_parts",
+    "read_plan",
+    "verify_parts",
+    "write_part",
+]

@@ -1,0 +1,1 @@
+"""What is done to stores that are there: proving, converting, taking columns out, importing."""

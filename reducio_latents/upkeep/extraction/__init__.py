@@ -1,0 +1,1 @@
+"""What the published extraction script has written, as a store."""
