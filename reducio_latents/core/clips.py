@@ -18,6 +18,16 @@ TIME_TOLERANCE_S = 1e-3
 """Presentation times are rounded to a container's time base, often 1 ms; differences below this
 are rounding, not another frame."""
 
+
+def centre_frame(frames: int) -> int:
+    """Return the index of the content image among the frames of a clip.
+
+    >>> centre_frame(16)
+    7
+    """
+    return (frames - 1) // 2
+
+
 # A policy maps (number of possible starts on the 1/rate grid, argument, seed) to the chosen starts,
 # in order, counted in steps of 1/rate. The argument is a number of steps or of clips.
 Policy = Callable[[int, int, str], Sequence[int]]
