@@ -1,0 +1,57 @@
+"""The files in `examples/` run as they stand, one after another, as their first lines say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.corpora import write_corpus
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def run(name: str, *arguments: object) -> str:
+    """Run an example as a user would, and return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    path = folder / "store.latents"
+    printed = run("encode_and_look.py", write_corpus(folder / "videos"), path, 64)
+    assert "6 found = 3 encoded + 2 skipped + 1 failed" in printed
+    assert "motion         torch.float16 (32, 4, 2, 2)" in printed
+    return path
+
+
+def test_a_diffusion_transformer_trains_and_goes_on_where_it_stopped(
+    store: Path, tmp_path: Path
+) -> None:
+    undisturbed = run("train_a_dit.py", store, tmp_path / "whole.pt", 4, 2).splitlines()
+    first = run("train_a_dit.py", store, tmp_path / "parts.pt", 2, 2).splitlines()
+    rest = run("train_a_dit.py", store, tmp_path / "parts.pt", 4, 2).splitlines()
+    assert first + rest == undisturbed
+    saved = torch.load(tmp_path / "parts.pt", weights_only=True)
+    assert saved["step"] == 4
+
+
+def test_latents_are_decoded_to_videos(store: Path, tmp_path: Path) -> None:
+    printed = run("decode_samples.py", store, tmp_path / "samples", "--count", 2).splitlines()
+    assert len(printed) == 2
+    assert all(Path(path).stat().st_size > 1000 for path in printed)
+
+
+def test_every_example_is_run_here() -> None:
+    text = Path(__file__).read_text()
+    assert all(f'"{path.name}"' in text for path in EXAMPLES.glob("*.py"))
