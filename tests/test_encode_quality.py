@@ -71,9 +71,9 @@ def test_the_psnr_is_that_of_the_stored_numbers_decoded(checked: Path) -> None:
     assert isinstance(motion, np.ndarray)
     assert isinstance(image, bytes)
     model = load_autoencoder("reducio-random:8")
-    mean, logvar = torch.from_numpy(motion.copy())[None].float().chunk(2, dim=1)
+    posterior = Posterior.of_moments(torch.from_numpy(motion.copy())[None].float())
     centre = to_unit(torch.from_numpy(decode_image(image))[None, None])[:, :, 0]
-    latents = final_latents(Posterior(mean, logvar), None, model.final_rule)
+    latents = final_latents(posterior, None, model.final_rule)
     video = (model.decode(latents, centre)[0] + 1).div(2).clamp(0, 1)
     ours = psnr(video[:, 7][None], (centre + 1) / 2)
     assert float(ours) == pytest.approx(first["psnr_frames"][7], abs=1e-3)

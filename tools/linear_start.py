@@ -34,7 +34,7 @@ from reducio_latents.vae import ReducioVAE
 from reducio_latents.vae.blocks import ResidualBlock, SelfAttention
 from reducio_latents.vae.content import ContentMaps
 from reducio_latents.vae.decoder import ContentFusion
-from reducio_latents.vae.model import LOGVAR_RANGE, centre_frame
+from reducio_latents.vae.model import centre_frame
 from reducio_latents.video.pixels import to_unit
 
 Tell = Callable[[str], None]
@@ -272,14 +272,9 @@ def _linear_latents(vae: ReducioVAE, top: Tensor) -> Tensor:
     decoder: Any = vae.decoder
     top = _shortcut(encoder.down[-1].block, top)
     moments = vae.quant_conv(encoder.conv_out(encoder.norm_out(top)))
-    latents = vae.final_latents(_posterior(moments))
+    latents = vae.final_latents(Posterior.of_moments(moments.float()).clamped())
     x: Tensor = decoder.conv_in(vae.post_quant_conv(latents)) + _time(decoder.mid.fuse[0])
     return x
-
-
-def _posterior(moments: Tensor) -> Posterior:
-    mean, logvar = moments.float().chunk(2, dim=1)
-    return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
 
 
 def _fit_upsamplings(
@@ -402,7 +397,8 @@ def _coarse(
     for level in list(encoder.down)[COARSE:]:
         x = level.downsample(level.block(x) if whole_network else _shortcut(level.block, x))
     x = encoder.mid(x) if whole_network else x
-    posterior = _posterior(vae.quant_conv(encoder.conv_out(encoder.norm_out(x))))
+    moments = vae.quant_conv(encoder.conv_out(encoder.norm_out(x)))
+    posterior = Posterior.of_moments(moments.float()).clamped()
     y = decoder.conv_in(vae.post_quant_conv(vae.final_latents(posterior, noise)))
     maps: ContentMaps | None = None
     if whole_network:

@@ -27,8 +27,6 @@ from reducio_latents.vae.weight_files import open_tensor_file
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-LOGVAR_RANGE = (-30.0, 20.0)
-
 
 class Network(Protocol):
     """A VAE in torch. Modules that `parts` leave out are set to None by `keep`."""
@@ -109,8 +107,7 @@ class NetworkAutoencoder:
         """Return the posterior, float32; raise GeometryError for a size that does not fit."""
         self.check_clip(*video_BCTHW.shape[2:])
         video = video_BCTHW.to(self.device, self.dtype, non_blocking=True)
-        mean, logvar = self._network.moments(video).float().chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
+        return Posterior.of_moments(self._network.moments(video).float()).clamped()
 
     def final_latents(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
         return final_latents(posterior, noise, self.final_rule)

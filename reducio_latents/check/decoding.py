@@ -19,7 +19,7 @@ from reducio_latents.core.images import decode_image
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import StoreError, VideoError
 from reducio_latents.metrics.protocol import PROTOCOLS, Protocol
-from reducio_latents.metrics.psnr import psnr
+from reducio_latents.metrics.psnr import psnr, to_pictures
 from reducio_latents.store import Store
 from reducio_latents.video.pixels import to_uint8
 
@@ -100,7 +100,7 @@ def decode_clips(
             clip=clip,
             posterior=posterior,
             latents=latents[0],
-            decoded_TCHW=(pixels.float().cpu().clamp(-1, 1).transpose(0, 1) + 1) / 2,
+            decoded_TCHW=to_pictures(pixels.cpu()),
             original_THWC=original,
             content_HWC=content,
             problem=problem,
@@ -112,9 +112,7 @@ def read_posterior(store: Store, clip: StoredClip) -> Posterior:
     row = store.read_row(clip.key, clip.row, MOTION)
     if not isinstance(row, np.ndarray):
         raise StoreError(f"clip {clip.clip_id} has no motion latents in {store.files.url}.")
-    moments = torch.from_numpy(row.astype(np.float32))[None]
-    mean, logvar = moments.chunk(2, dim=1)
-    return Posterior(mean, logvar)
+    return Posterior.of_moments(torch.from_numpy(row.astype(np.float32))[None])
 
 
 def read_content_image(store: Store, clip: StoredClip) -> NDArray[np.uint8] | None:

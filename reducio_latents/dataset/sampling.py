@@ -28,7 +28,7 @@ def sample_moments(
     Noise comes from `generator`, or is given, standard normal, (B, D, ...). `rule` is the column's:
     `LatentDataset.final_rule()`.
     """
-    posterior = as_posterior(moments)
+    posterior = Posterior.of_moments(moments)
     if noise is None:
         noise = torch.randn(
             posterior.mean.shape, generator=generator, device=moments.device, dtype=torch.float32
@@ -38,13 +38,7 @@ def sample_moments(
 
 def mean_of_moments(moments: Tensor, rule: FinalRule) -> Tensor:
     """Return the final latents (B, D, ...), float32, of the posterior's mean."""
-    return final_latents(as_posterior(moments), None, rule)
-
-
-def as_posterior(moments: Tensor) -> Posterior:
-    """Split moments (B, 2D, ...) into mean and log-variance."""
-    mean, logvar = moments.chunk(2, dim=1)
-    return Posterior(mean, logvar)
+    return final_latents(Posterior.of_moments(moments), None, rule)
 
 
 def normalize_channels(latents: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

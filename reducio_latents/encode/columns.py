@@ -146,10 +146,10 @@ class MotionColumn:
         moments = [row for row in rows if isinstance(row, np.ndarray)]
         if not moments:
             return {}
-        mean, logvar = torch.from_numpy(np.stack(moments)).float().chunk(2, dim=1)
-        final = final_latents(Posterior(mean, logvar), None, self.autoencoder.final_rule)
+        posterior = Posterior.of_moments(torch.from_numpy(np.stack(moments)).float())
+        final = final_latents(posterior, None, self.autoencoder.final_rule)
         return {
-            "mean": ChannelStatistics.of(mean.numpy()),
+            "mean": ChannelStatistics.of(posterior.mean.numpy()),
             "final": ChannelStatistics.of(final.numpy()),
         }
 

@@ -17,6 +17,7 @@ from reducio_latents.conditioning.content_latent import ImageAutoencoder
 from reducio_latents.conditioning.text import TextEncoder
 from reducio_latents.core.gaussian import apply_final_rule
 from reducio_latents.core.geometry import Bucket
+from reducio_latents.core.values import Posterior
 from reducio_latents.encode.columns import CAPTIONS, CONTENT, ClipBatch
 from reducio_latents.errors import ConfigError
 from reducio_latents.store.commit import ShardKey
@@ -92,13 +93,13 @@ class ContentLatentColumn:
         )
 
     def encode(self, batch: ClipBatch) -> Sequence[Row]:
-        moments = torch.cat(self.encoder.encode(pixels_of(batch)), dim=1)
+        moments = self.encoder.encode(pixels_of(batch)).moments
         return list(moments.to(torch.float16).cpu().contiguous().numpy())
 
     def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
         running = _Running()
         for part in _stacks(rows):
-            mean = torch.from_numpy(part).float().chunk(2, dim=1)[0]
+            mean = Posterior.of_moments(torch.from_numpy(part).float()).mean
             running.add("mean", mean.numpy())
             running.add("final", apply_final_rule(self.encoder.final_rule, mean).numpy())
         return running.result()

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.autoencoders.protocol import Autoencoder
-from reducio_latents.core.gaussian import final_latents
+from reducio_latents.autoencoders.psnr import decoded_psnr
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.core.values import Posterior
-from reducio_latents.metrics.psnr import psnr
 from reducio_latents.video.pixels import to_unit
 
 log = logging.getLogger(__name__)
@@ -40,26 +39,14 @@ def fast_path_error(
     `exact` encodes in float32; with `decode` it needs its decoder.
     """
     video = to_unit(frames_BTHWC.to(exact.device))
-    ours = Posterior(*torch.from_numpy(moments).float().to(exact.device).chunk(2, dim=1))
+    ours = Posterior.of_moments(torch.from_numpy(moments).float().to(exact.device))
     with true_float32():
         theirs = exact.encode(video)
         relative = float((ours.mean - theirs.mean).norm() / theirs.mean.norm())
         if not decode:
             return FastPathError(relative, None)
-        loss = _psnr(exact, theirs, video) - _psnr(exact, ours, video)
-    return FastPathError(relative, loss)
-
-
-def _psnr(autoencoder: Autoencoder, posterior: Posterior, video_BCTHW: Tensor) -> float:
-    """Return the mean PSNR in dB over the frames of a batch of clips decoded from their mean."""
-    latents = final_latents(posterior, None, autoencoder.final_rule)
-    centre = video_BCTHW[:, :, (video_BCTHW.shape[2] - 1) // 2]
-    decoded = autoencoder.decode(latents, centre if autoencoder.needs_content else None)
-    ours, theirs = (
-        ((x.float() + 1) / 2).clamp(0, 1).transpose(1, 2).flatten(0, 1)
-        for x in (decoded, video_BCTHW)
-    )
-    return float(psnr(ours, theirs).mean())
+        exact_db, fast_db = (float(decoded_psnr(exact, p, video).mean()) for p in (theirs, ours))
+    return FastPathError(relative, exact_db - fast_db)
 
 
 def is_exact(precision: Mapping[str, Any]) -> bool:

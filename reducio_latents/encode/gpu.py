@@ -224,7 +224,7 @@ class BatchEncoder:
             frames = torch.cat([frames, frames[-1:].expand(size - count, *frames.shape[1:])])
         autoencoder = self._autoencoder
         posterior = autoencoder.encode(to_unit(frames, autoencoder.dtype))
-        return torch.cat([posterior.mean, posterior.logvar], dim=1)[:count].to(torch.float16)
+        return posterior.moments[:count].to(torch.float16)
 
 
 def _on_gpu(device: torch.device) -> bool:

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.autoencoders.protocol import Autoencoder
-from reducio_latents.core.gaussian import final_latents
+from reducio_latents.autoencoders.psnr import decoded_psnr
 from reducio_latents.core.values import Posterior
 from reducio_latents.encode.columns import ClipBatch
 from reducio_latents.errors import QualityError
-from reducio_latents.metrics.psnr import psnr
 from reducio_latents.store.commit import ClipQuality, ShardKey
 from reducio_latents.store.writer import Row
 from reducio_latents.video.pixels import to_unit
@@ -98,8 +97,8 @@ class QualityCheck:
         self, batch: ClipBatch, number: int, frames_BTHWC: Tensor, row: NDArray[np.generic]
     ) -> ClipQuality:
         video = to_unit(frames_BTHWC.to(self.autoencoder.device))
-        mean, logvar = torch.from_numpy(np.asarray(row))[None].float().chunk(2, dim=1)
-        values = self._psnr(self.autoencoder, Posterior(mean, logvar), video)
+        posterior = Posterior.of_moments(torch.from_numpy(np.asarray(row))[None].float())
+        values = decoded_psnr(self.autoencoder, posterior, video)[0].tolist()
         return ClipQuality(
             row=batch.rows[number],
             clip_id=batch.clip_ids[number],
@@ -108,26 +107,13 @@ class QualityCheck:
             psnr_whole=self._psnr_whole(video),
         )
 
-    def _psnr(
-        self, autoencoder: Autoencoder, posterior: Posterior, video_BCTHW: Tensor
-    ) -> list[float]:
-        """Return the PSNR of each frame of one clip."""
-        latents = final_latents(posterior, None, autoencoder.final_rule).to(autoencoder.device)
-        centre = video_BCTHW[:, :, (video_BCTHW.shape[2] - 1) // 2]
-        decoded = autoencoder.decode(latents, centre if autoencoder.needs_content else None)
-        ours, theirs = (
-            ((x[0].float() + 1) / 2).clamp(0, 1).transpose(0, 1) for x in (decoded, video_BCTHW)
-        )
-        values: list[float] = psnr(ours, theirs).tolist()
-        return values
-
     def _psnr_whole(self, video_BCTHW: Tensor) -> float | None:
         whole = untiled(self.autoencoder, *video_BCTHW.shape[-2:])
         if whole is None:
             return None
         try:
             posterior = whole.encode(video_BCTHW.to(whole.dtype))
-            values = self._psnr(whole, posterior, video_BCTHW)
+            values: list[float] = decoded_psnr(whole, posterior, video_BCTHW)[0].tolist()
         except torch.OutOfMemoryError:
             log.warning("a whole frame does not fit in memory, so tiles are not compared with it.")
             return None

@@ -29,6 +29,19 @@ def clip_psnr(
     return _decibels(x_BCTHW, y_BCTHW, protocol)
 
 
+def frame_psnr(
+    x_BCTHW: Tensor, y_BCTHW: Tensor, protocol: Protocol = PROTOCOLS["standard"]
+) -> Tensor:
+    """Return the PSNR of each frame of clips in [-1, 1], (B, T), in dB."""
+    x, y = (to_pictures(video).flatten(0, 1) for video in (x_BCTHW, y_BCTHW))
+    return psnr(x, y, protocol).reshape(len(x_BCTHW), -1)
+
+
+def to_pictures(video: Tensor) -> Tensor:
+    """Pixels in [-1, 1], (..., C, T, H, W), to pictures in [0, 1], (..., T, C, H, W): float32."""
+    return ((video.float() + 1) / 2).clamp(0, 1).transpose(-4, -3)
+
+
 def _decibels(x: Tensor, y: Tensor, protocol: Protocol) -> Tensor:
     """Return the PSNR of each of the first axis."""
     mse = (x.float() - y.float()).square().flatten(1).mean(1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from reducio_latents.errors import TrainingError
 from reducio_latents.metrics.lpips import LPIPS
-from reducio_latents.metrics.psnr import clip_psnr, psnr
+from reducio_latents.metrics.psnr import clip_psnr, psnr, to_pictures
 from reducio_latents.metrics.ssim import ssim
 from reducio_latents.train.config import TrainConfig, ValidationConfig
 from reducio_latents.train.ranks import Ranks
@@ -99,7 +99,7 @@ def measure(video: Tensor, recon: Tensor, lpips: LPIPS | None) -> dict[str, Tens
     """Return the scores of each clip, (B,), of pixels in [-1, 1]."""
     batch, frames = video.shape[0], video.shape[2]
     x, y = (v.transpose(1, 2).flatten(0, 1) for v in (video, recon))
-    unit_x, unit_y = (x + 1) / 2, (y + 1) / 2
+    unit_x, unit_y = (to_pictures(v).flatten(0, 1) for v in (video, recon))
     repeated = centre_frame(video).unsqueeze(2).expand_as(video)
     scores = {
         "psnr_db": psnr(unit_x, unit_y).reshape(batch, frames).mean(1),

@@ -22,7 +22,6 @@ from reducio_latents.vae.norm import CHANNELS_PER_GROUP, Norm
 from reducio_latents.vae.tiling import Tiling, decode_tiled, encode_tiled
 
 FINAL_RULE = {"rule": "layer_norm", "eps": 1e-5}
-LOGVAR_RANGE = (-30.0, 20.0)
 PIXEL_TOLERANCE = 1e-3
 """How far outside [-1, 1] a pixel may lie: room for rounding, not for an unclamped resize."""
 
@@ -91,8 +90,7 @@ class ReducioVAE(nn.Module):
             moments = self._moments(video)
         else:
             moments = encode_tiled(self._moments, video, tiling)
-        mean, logvar = moments.chunk(2, dim=1)
-        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
+        return Posterior.of_moments(moments).clamped()
 
     def final_latents(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
         """Return layer_norm over (D, t, h, w) of the mean, or of mean + std * noise; float32."""

@@ -1,0 +1,58 @@
+"""One name an idea, one idea a name: a top-level name stands in one place, or has a reason."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import reducio_latents
+
+PACKAGE = Path(reducio_latents.__file__).parent
+
+ONE_IDEA = {
+    "log": "each module's logger",
+}
+"""Names in several places that mean the same in each, and why they cannot be one."""
+
+TO_RENAME = """
+ATTEMPTS Batch BatchOrder CLIPS_SHOWN COMPILES CONFIG_FILE CRF DTYPES DecodeOptions DecodedClip
+Decoder Decorated EMPTY EPS FOLDER FORMAT_VERSION FRAMES_AT_ONCE Fit Floats Frames GRACE_S Grid
+HASH_DIGITS IDLE_S Ints LAYOUTS MEDIA_TYPE ModelT Moved NO_NOISE_LOGVAR OPTIONS PAGE PREFIX
+PRELOAD PRESETS PROBE_PX Pixels Planned QUALITY Ranks Reconstruction Request SHOWN
+SPATIAL_STRIDE T TEMPORAL_STRIDES Tally Target Todo add_column contact_sheet convert
+decode_clips describe encode_corpus evaluate fingerprint_of import_checkpoint load_sized
+centre_frame load_strictly logger measure place prepare reconstruct train verify
+"""
+"""Names that still mean two things; this only shrinks."""
+
+
+def test_no_name_means_two_things() -> None:
+    found = {
+        name: places
+        for name, places in _top_level_names().items()
+        if len(places) > 1 and name not in ONE_IDEA and name not in TO_RENAME.split()
+    }
+    assert not found, "\n".join(f"{name}: {', '.join(at)}" for name, at in sorted(found.items()))
+
+
+def _top_level_names() -> dict[str, list[str]]:
+    """Return where each public function, class and variable of a module is defined."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            for name in _defined(node):
+                if not name.startswith("_"):
+                    found[name].append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    return found
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [node.name]
+    targets: list[ast.expr] = []
+    if isinstance(node, ast.Assign):
+        targets = node.targets
+    elif isinstance(node, ast.AnnAssign):
+        targets = [node.target]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
