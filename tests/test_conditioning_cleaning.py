@@ -3,6 +3,8 @@
 # ruff: noqa: RUF001 (characters that look like others are what is tested)
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +33,11 @@ PUBLISHED = [
     (".hidden", ""),
     ("", ""),
     ("www:// x", "x"),
+    ("donâ€™t", "don†t"),  # lower case comes first, so ftfy cannot undo it; the next it can
+    ("fine \xe2\x80\x93 and mild", "fine - and mild"),
+    ("<![CDATA[seen]]> text", "seen text"),
+    ("<![n00b no markup", "<! no markup"),
+    ("half \ud83d of a pair", "half ? of a pair"),
 ]
 
 
@@ -39,7 +46,15 @@ def test_a_caption_is_cleaned_as_published(caption: str, cleaned: str) -> None:
     assert clean_pixart(caption) == cleaned
 
 
-@given(st.text(max_size=200))
+def test_without_its_packages_cleaning_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(ConfigError, match=r"needs ftfy.*pip install 'reducio-latents\[models\]'"):
+        clean_pixart("a cat")
+
+
+@given(st.text(st.characters(), max_size=200))
 def test_any_text_comes_out_trimmed_and_on_one_line(caption: str) -> None:
     cleaned = clean_pixart(caption)
     assert cleaned == cleaned.strip()

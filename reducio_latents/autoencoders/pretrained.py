@@ -14,13 +14,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from reducio_latents.core.libraries import first_line, import_library
 from reducio_latents.errors import ConfigError, WeightsError
 from reducio_latents.vae.weights import WeightsDigest
 
@@ -37,19 +37,6 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _WEIGHT_FILES = ("diffusion_pytorch_model", "model", "pytorch_model")
 _LOADERS_OWN = {"architectures", "dtype", "torch_dtype", "transformers_version", "name_or_path"}
 """Keys of a config that say how it was saved, not what the model computes."""
-
-
-def import_library(name: str) -> Any:
-    """Import diffusers or transformers, quiet; raise ConfigError where it is not installed."""
-    try:
-        library = import_module(name)
-    # A package beside it that is installed but broken (torchvision is a known one) raises anything.
-    except Exception as err:
-        raise ConfigError(
-            f"{name} is needed for this model and cannot be imported ({first_line(err)}). "
-            "Install it: pip install 'reducio-latents[models]'."
-        ) from err
-    return library
 
 
 def import_class(library: str, name: str) -> Any:
@@ -255,11 +242,6 @@ def _progress_switch() -> Callable[[bool], None]:
 
 def _owner(load: Callable[..., Any]) -> str:
     return str(getattr(getattr(load, "__self__", load), "__name__", load))
-
-
-def first_line(err: BaseException) -> str:
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return (lines[0] if lines else type(err).__name__)[:200].rstrip(".")
 
 
 def _some(keys: list[str]) -> str:

@@ -2,26 +2,23 @@
 
 Those models were trained on web captions from which addresses, markup, file names, serial numbers
 and advertising were removed; a caption that keeps them is one that they have not seen. The steps
-and their order are those of the published extraction, applied twice as there. One difference: text
-in a wrong encoding is not guessed at and repaired.
+and their order are those of the published extraction, applied twice as there.
 """
 
 # ruff: noqa: RUF001 (characters that look like others are what is replaced here)
 from __future__ import annotations
 
 import re
-import unicodedata
+import warnings
 from collections.abc import Callable
 from html import unescape
-from html.entities import html5
-from html.parser import HTMLParser
 from urllib.parse import unquote_plus
 
+from reducio_latents.core.libraries import import_library
 from reducio_latents.errors import ConfigError
 
 _SUFFIXES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
-_DOMAINS = "com|co|ru|net|org|edu|gov|it"
-_ADDRESS = rf"[a-zA-Z0-9.-]+\.(?:{_DOMAINS})[\w/-]*\b/?(?!@)"
+_ADDRESS = r"[a-zA-Z0-9.-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
 _DASHES = (
     "-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0"
     "\ufe31\ufe32\ufe58\ufe63\uff0d"
@@ -83,16 +80,21 @@ _LAST = _rules(
 
 
 def clean_pixart(caption: str) -> str:
-    """Return a caption as PixArt-style models expect it: lower case, plain words."""
-    return _clean_once(_clean_once(caption))
+    """Return a caption as PixArt-style models expect it: lower case, plain words.
+
+    Raises ConfigError where ftfy or bs4 is not installed.
+    """
+    whole = caption.encode(errors="replace").decode()  # half a surrogate pair is no character
+    return _clean_once(_clean_once(whole))
 
 
 def _clean_once(caption: str) -> str:
+    ftfy = import_library("ftfy", "text cleaning pixart")
     text = _apply(_BEFORE_MARKUP, unquote_plus(caption).strip().lower())
     text = _apply(_AFTER_MARKUP, _without_markup(text))
     if len(_JOINED_WORDS.findall(text)) > 3:
         text = _JOINED_WORDS.sub(" ", text)
-    text = unescape(unescape(_plain_characters(text))).strip()
+    text = unescape(unescape(ftfy.fix_text(text))).strip()
     return _apply(_LAST, text).strip()
 
 
@@ -102,67 +104,16 @@ def _apply(rules: Rules, text: str) -> str:
     return text
 
 
-class _TextOnly(HTMLParser):
-    """Collects what a page would show."""
-
-    HIDDEN = ("script", "style", "template")
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=False)
-        self.parts: list[str] = []
-        self._hidden = 0
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        self._hidden += tag in self.HIDDEN
-
-    def handle_endtag(self, tag: str) -> None:
-        self._hidden -= tag in self.HIDDEN and self._hidden > 0
-
-    def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self.parts.append(data)
-
-    def handle_entityref(self, name: str) -> None:
-        self.handle_data(html5.get(f"{name};", f"&{name}"))
-
-    def handle_charref(self, name: str) -> None:
-        self.handle_data(unescape(f"&#{name};"))
-
-
 def _without_markup(text: str) -> str:
-    if "<" not in text and "&" not in text:
+    """Return what a page would show; text that no parser reads as markup is left as it is."""
+    bs4 = import_library("bs4", "text cleaning pixart")
+    try:
+        with warnings.catch_warnings():  # of captions that look like a file's name or an address
+            warnings.simplefilter("ignore", bs4.MarkupResemblesLocatorWarning)
+            shown: str = bs4.BeautifulSoup(text, features="html.parser").text
+    except bs4.ParserRejectedMarkup:
         return text
-    parser = _TextOnly()
-    parser.feed(text)
-    parser.close()
-    return "".join(parser.parts)
-
-
-_LIGATURES = {
-    "ﬀ": "ff",
-    "ﬁ": "fi",
-    "ﬂ": "fl",
-    "ﬃ": "ffi",
-    "ﬄ": "ffl",
-    "ﬅ": "ſt",
-    "ﬆ": "st",
-    "Ĳ": "IJ",
-    "ĳ": "ij",
-    "ŉ": "ʼn",
-}
-_QUOTES = {"\u02bc": "'", "‘": "'", "’": "'", "‚": "'", "‛": "'", "“": '"', "”": '"', "„": '"'}
-_FULL_WIDTH = {
-    chr(code): unicodedata.normalize("NFKC", chr(code))
-    for code in (0x3000, *range(0xFF01, 0xFFF0))
-    if unicodedata.name(chr(code), "")
-}
-_TABLE = str.maketrans(_LIGATURES | _QUOTES | _FULL_WIDTH)
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]")
-
-
-def _plain_characters(text: str) -> str:
-    """Undo typography that changes tokens: ligatures, curled quotes, full-width forms."""
-    return unicodedata.normalize("NFC", _CONTROLS.sub("", text.translate(_TABLE)))
+    return shown
 
 
 def _as_it_is(caption: str) -> str:

@@ -12,9 +12,9 @@ from torch import Tensor
 from reducio_latents.autoencoders.pretrained import (
     CONFIG_FILE,
     check_keys,
-    import_library,
     read_config,
 )
+from reducio_latents.core.libraries import import_library
 from reducio_latents.errors import WeightsError
 from reducio_latents.vae.weight_files import open_tensor_file
 

@@ -16,8 +16,6 @@ from reducio_latents.autoencoders.pretrained import (
     digest_of,
     digest_of_files,
     find_model,
-    first_line,
-    import_library,
     load_strictly,
     read_config,
 )
@@ -25,6 +23,7 @@ from reducio_latents.conditioning.cleaning import get_cleaning
 from reducio_latents.conditioning.options import TextOptions
 from reducio_latents.conditioning.precision import place
 from reducio_latents.core.devices import usable_device
+from reducio_latents.core.libraries import first_line, import_library
 from reducio_latents.errors import ConfigError
 from reducio_latents.store.text_rows import CaptionTokens
 
