@@ -18,7 +18,7 @@ from reducio_latents.core.gaussian import final_latents
 from reducio_latents.core.images import decode_image
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import StoreError, VideoError
-from reducio_latents.metrics.protocol import PROTOCOLS, Protocol
+from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
 from reducio_latents.metrics.psnr import psnr, to_pictures
 from reducio_latents.store import Store
 from reducio_latents.video.pixels import to_uint8
@@ -53,7 +53,7 @@ class DecodedClip:
         frames = to_uint8(self.decoded_TCHW * 2 - 1).permute(0, 2, 3, 1)
         return np.ascontiguousarray(frames.cpu().numpy())
 
-    def frame_psnr(self, protocol: Protocol = PROTOCOLS["standard"]) -> Tensor | None:
+    def frame_psnr(self, protocol: ComparisonRule = PROTOCOLS["standard"]) -> Tensor | None:
         """Return the PSNR of each frame in dB, (T,), or None without the original."""
         original = self.original_TCHW
         return None if original is None else psnr(original, self.decoded_TCHW, protocol)

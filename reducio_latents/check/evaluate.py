@@ -25,8 +25,8 @@ from reducio_latents.check.reconstruct import (
 from reducio_latents.check.sample import Sample, SampleSpec, read_sample
 from reducio_latents.core.devices import usable_device
 from reducio_latents.errors import ConfigError
-from reducio_latents.metrics.protocol import PROTOCOLS, Protocol
-from reducio_latents.metrics.suite import METRICS, Suite, Tally, load_suite
+from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
+from reducio_latents.metrics.suite import METRICS, RunningScores, Suite, load_suite
 from reducio_latents.video.pixels import to_unit
 from reducio_latents.video.write import write_mp4
 
@@ -61,7 +61,7 @@ class EvaluateOptions:
     models: tuple[ModelChoice, ...]
     sample: SampleSpec = field(default_factory=SampleSpec)
     metrics: tuple[str, ...] = METRICS
-    protocol: Protocol = PROTOCOLS["standard"]
+    protocol: ComparisonRule = PROTOCOLS["standard"]
     batch_size: int = 1
     device: str = "auto"
     dtype: str = "float32"
@@ -122,7 +122,7 @@ class Evaluation:
     methods: Sequence[MethodResult]
     datasets: dict[str, dict[str, str]]
     """Corpus -> videos that gave no clip, and why."""
-    protocol: Protocol
+    protocol: ComparisonRule
     resolution: int
     unavailable: dict[str, str]
     biased: bool
@@ -176,7 +176,7 @@ def evaluate(
             model = _load(choice, options, device)
             datasets = {}
             for sample in samples:
-                tally = Tally(suite, real[sample.name])
+                tally = RunningScores(suite, real[sample.name])
                 told = _told(on_clip, model.name)
                 datasets[sample.name] = _run(
                     model, rule, sample, tally, options.batch_size, shown[sample.name], told
@@ -231,7 +231,7 @@ def _run(
     model: Autoencoder,
     rule: FrameRule,
     sample: Sample,
-    tally: Tally,
+    tally: RunningScores,
     batch_size: int,
     shown: list[list[Panel]],
     told: Callable[[int, int], None],

@@ -51,7 +51,7 @@ def write_report(report: Report, path: Path) -> None:
 
 def render(report: Report) -> str:
     """Return the page. Everything that comes from the store is escaped."""
-    here = files("reducio_latents.check")
+    here = files("reducio_latents.check") / "templates"
     style = (here / "report.css").read_text(encoding="utf-8")
     script = (here / "report.js").read_text(encoding="utf-8")
     sections = [

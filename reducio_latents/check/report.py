@@ -32,7 +32,7 @@ from reducio_latents.check.health import (
 )
 from reducio_latents.check.pictures import Panel, difference, side_by_side
 from reducio_latents.core.gaussian import kl_to_unit_normal
-from reducio_latents.metrics.protocol import PROTOCOLS, Protocol
+from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
 from reducio_latents.metrics.psnr import flicker, psnr
 from reducio_latents.metrics.ssim import WINDOW_PX, ssim
 from reducio_latents.store import Store, open_store
@@ -102,7 +102,7 @@ class Report:
     store: str
     meta: StoreMeta
     model: str
-    protocol: Protocol
+    protocol: ComparisonRule
     clips: Sequence[ReportClip]
     warnings: Sequence[HealthWarning]
     channel_std: tuple[float, ...]
@@ -124,7 +124,7 @@ def build_report(
     store: str | Path,
     options: DecodeOptions,
     *,
-    protocol: Protocol = PROTOCOLS["standard"],
+    protocol: ComparisonRule = PROTOCOLS["standard"],
     thresholds: Thresholds | None = None,
     scan_all: bool = True,
     on_clip: Callable[[int, int], None] = lambda _, __: None,
@@ -188,7 +188,7 @@ def build_report(
     )
 
 
-def _measure(decoded: DecodedClip, protocol: Protocol, rate_fps: float) -> ReportClip:
+def _measure(decoded: DecodedClip, protocol: ComparisonRule, rate_fps: float) -> ReportClip:
     panels = panels_of(decoded)
     if decoded.original_THWC is not None:
         apart = difference(decoded.original_THWC, decoded.decoded_THWC, DIFFERENCE_GAIN)
@@ -205,7 +205,7 @@ def _measure(decoded: DecodedClip, protocol: Protocol, rate_fps: float) -> Repor
     )
 
 
-def _score(decoded: DecodedClip, protocol: Protocol) -> Scores | None:
+def _score(decoded: DecodedClip, protocol: ComparisonRule) -> Scores | None:
     original = decoded.original_TCHW
     if original is None:
         return None

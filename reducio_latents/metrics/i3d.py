@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from reducio_latents.errors import GeometryError
 from reducio_latents.metrics.weights import (
     MetricUnavailableError,
+    fill,
     hub_path,
     is_torchscript,
-    load_strictly,
     read_tensors,
 )
 
@@ -193,7 +193,7 @@ def load_i3d(weights: Path | None = None, device: torch.device | str = "cpu") ->
             program = torch.jit.load(io.BytesIO(data), map_location=device)  # type: ignore[no-untyped-call]
             return ProgramI3D(program.eval(), device)
     i3d = I3D()
-    load_strictly(i3d, read_tensors(path), str(path))
+    fill(i3d, read_tensors(path), str(path))
     return StateDictI3D(i3d.eval().requires_grad_(False), device)
 
 

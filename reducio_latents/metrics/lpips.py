@@ -1,13 +1,12 @@
 """LPIPS: how different two pictures look. Zhang et al., arXiv 1801.03924.
 
-The heads come with the torchmetrics package; the backbones are ImageNet's AlexNet and VGG16 as
-torchvision publishes them, found where torch.hub keeps them. Neither package is imported.
+The heads come with this package; the backbones are ImageNet's AlexNet and VGG16 as torchvision
+publishes them, found where torch.hub keeps them. torchvision itself is never imported.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -20,61 +19,58 @@ from reducio_latents.metrics.weights import MetricUnavailableError, hub_path, re
 Net = Literal["alex", "vgg"]
 MEAN = (-0.030, -0.088, -0.188)
 STD = (0.458, 0.448, 0.450)
-EPS = 1e-8
-
-
-@dataclass(frozen=True)
-class Conv:
-    """One convolution of a backbone."""
-
-    number: int
-    """Its place in torchvision's `features`."""
-    channels: int
-    kernel: int = 3
-    stride: int = 1
-    padding: int = 1
+NORM_EPS = 1e-8
+HEADS_FILE = Path(__file__).with_name("lpips_heads.safetensors")
+"""Weights of the channels, `NET.STAGE`; its licence lies beside it."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Stages of convolutions with a max-pooling between; features are taken after each stage."""
+    """Convolutions, each with a ReLU, and max-poolings, numbered as torchvision's `features`."""
 
     file: str
     pool: int
     """Size of the max-poolings; their stride is 2."""
-    pooled: tuple[int, ...]
-    """Stages that begin with one."""
-    stages: tuple[tuple[Conv, ...], ...]
+    layers: tuple[tuple[int, int, int, int] | None, ...]
+    """(channels, kernel, stride, padding) of a convolution; None: a max-pooling."""
+    taken_after: tuple[int, ...]
+    """The five ReLUs whose outputs are compared."""
 
     @property
     def url(self) -> str:
         return f"https://download.pytorch.org/models/{self.file}"
 
+    def build(self) -> nn.Sequential:
+        modules: list[nn.Module] = []
+        channels = 3
+        for layer in self.layers:
+            if layer is None:
+                modules.append(nn.MaxPool2d(self.pool, 2))
+            else:
+                modules += [nn.Conv2d(channels, *layer), nn.ReLU()]
+                channels = layer[0]
+        return nn.Sequential(*modules)
 
-def _vgg_stages() -> tuple[tuple[Conv, ...], ...]:
-    numbers = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
-    widths = (64, 128, 256, 512, 512)
-    return tuple(
-        tuple(Conv(number, width) for number in stage)
-        for stage, width in zip(numbers, widths, strict=True)
-    )
 
+_VGG_WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
 
 BACKBONES: dict[str, Backbone] = {
     "alex": Backbone(
-        "alexnet-owt-7be5be79.pth",
-        3,
-        (1, 2),
-        (
-            (Conv(0, 64, kernel=11, stride=4, padding=2),),
-            (Conv(3, 192, kernel=5, padding=2),),
-            (Conv(6, 384),),
-            (Conv(8, 256),),
-            (Conv(10, 256),),
+        file="alexnet-owt-7be5be79.pth",
+        pool=3,
+        layers=(
+            (64, 11, 4, 2), None, (192, 5, 1, 2), None,
+            (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1),
         ),
+        taken_after=(1, 4, 7, 9, 11),
     ),
-    "vgg": Backbone("vgg16-397923af.pth", 2, (1, 2, 3, 4), _vgg_stages()),
-}
+    "vgg": Backbone(
+        file="vgg16-397923af.pth",
+        pool=2,
+        layers=tuple((width, 3, 1, 1) if width else None for width in _VGG_WIDTHS),
+        taken_after=(3, 8, 15, 22, 29),
+    ),
+}  # fmt: skip
 
 
 class LPIPS(nn.Module):
@@ -85,21 +81,10 @@ class LPIPS(nn.Module):
 
     def __init__(self, net: Net) -> None:
         super().__init__()
-        backbone = BACKBONES[net]
-        self.stages = nn.ModuleList()
-        channels = 3
-        for number, convs in enumerate(backbone.stages):
-            pools = number in backbone.pooled
-            layers: list[nn.Module] = [nn.MaxPool2d(backbone.pool, 2)] if pools else []
-            for c in convs:
-                layers += [
-                    nn.Conv2d(channels, c.channels, c.kernel, c.stride, c.padding),
-                    nn.ReLU(),
-                ]
-                channels = c.channels
-            self.stages.append(nn.Sequential(*layers))
-        widths = [convs[-1].channels for convs in backbone.stages]
-        self.heads = nn.ParameterList(torch.empty(width) for width in widths)
+        self.features = BACKBONES[net].build()
+        heads = read_tensors(HEADS_FILE)
+        for stage, number in enumerate(BACKBONES[net].taken_after):
+            self.register_buffer(f"head_{number}", heads[f"{net}.{stage}"])
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
         self.register_buffer("std", torch.tensor(STD)[:, None, None])
         self.requires_grad_(False)
@@ -107,59 +92,36 @@ class LPIPS(nn.Module):
     def forward(self, x_NCHW: Tensor, y_NCHW: Tensor) -> Tensor:
         distance = x_NCHW.new_zeros(x_NCHW.shape[0])
         h = (torch.cat([x_NCHW, y_NCHW]) - self.mean) / self.std
-        for stage, head in zip(self.stages, self.heads, strict=True):
-            h = stage(h)
-            x, y = (h * torch.rsqrt(EPS + h.square().sum(1, keepdim=True))).chunk(2)
-            distance = distance + torch.einsum("nchw,c->nhw", (x - y).square(), head).mean((1, 2))
+        for number, layer in enumerate(self.features):
+            h = layer(h)
+            head = getattr(self, f"head_{number}", None)
+            if head is not None:
+                x, y = (h * torch.rsqrt(NORM_EPS + h.square().sum(1, keepdim=True))).chunk(2)
+                apart = torch.einsum("nchw,c->nhw", (x - y).square(), head)
+                distance = distance + apart.mean((1, 2))
         return distance
 
 
 def load_lpips(net: Net, weights: Path | None = None) -> LPIPS:
     """Build LPIPS with `weights`, the backbone's state dict; None: the file in torch.hub's folder.
 
-    Raises MetricUnavailableError where weights cannot be had, WeightsError for another file.
+    Raises MetricUnavailableError if torch.hub's folder lacks it, WeightsError for another file.
     """
     network, backbone = LPIPS(net), BACKBONES[net]
-    path = weights if weights is not None else _backbone_path(net)
-    heads, tensors = read_tensors(_heads_path(net)), read_tensors(path)
-    try:
-        for i, head in enumerate(network.heads):
-            head.copy_(heads[f"lin{i}.model.1.weight"].flatten())
-        numbers = [conv.number for convs in backbone.stages for conv in convs]
-        modules = [m for m in network.stages.modules() if isinstance(m, nn.Conv2d)]
-        for number, module in zip(numbers, modules, strict=True):
-            state = {name: tensors[f"features.{number}.{name}"] for name in ("weight", "bias")}
-            module.load_state_dict(state)
-    except (KeyError, RuntimeError) as err:
-        raise WeightsError(
-            f"{path} does not hold the backbone that torchvision publishes ({err}). "
-            f"Take {backbone.url}."
-        ) from err
-    return network.eval()
-
-
-def _backbone_path(net: Net) -> Path:
-    backbone = BACKBONES[net]
-    path = hub_path(backbone.file)
-    if not path.is_file():
+    path = hub_path(backbone.file) if weights is None else weights
+    if weights is None and not path.is_file():
         raise MetricUnavailableError(
             f"LPIPS ({net}) is unavailable: {path} is not there. Download {backbone.url} to that "
             "place, or give the file by --lpips-weights."
         )
-    return path
-
-
-def _heads_path(net: Net) -> Path:
-    spec = find_spec("torchmetrics")
-    if spec is None or spec.origin is None:
-        raise MetricUnavailableError(
-            "LPIPS is unavailable: it takes its heads from torchmetrics, which is not installed. "
-            "pip install 'reducio-latents[train]'."
-        )
-    path = Path(spec.origin).parent / "functional" / "image" / "lpips_models" / f"{net}.pth"
-    if not path.is_file():
-        raise MetricUnavailableError(
-            f"LPIPS is unavailable: torchmetrics has no {path.name} at {path.parent}. "
-            "Install torchmetrics 1.4 to 1.9."
-        )
-    return path
+    tensors = read_tensors(path)
+    try:
+        state = {key: tensors[f"features.{key}"] for key in network.features.state_dict()}
+        network.features.load_state_dict(state)
+    except (KeyError, RuntimeError) as err:
+        reason = str(err).splitlines()[-1].strip()
+        raise WeightsError(
+            f"{path} does not hold the backbone that torchvision publishes ({reason}). "
+            f"Take {backbone.url}."
+        ) from err
+    return network.eval()

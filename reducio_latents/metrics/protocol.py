@@ -8,8 +8,8 @@ from reducio_latents.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What is done to frames before a metric sees them."""
+class ComparisonRule:
+    """One of them: what is done to frames before a metric sees them."""
 
     name: str
     mse_floor: float
@@ -27,7 +27,7 @@ class Protocol:
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol(
+        ComparisonRule(
             name="standard",
             mse_floor=1e-10,
             adds_floor=False,
@@ -36,7 +36,7 @@ PROTOCOLS = {
             note="PSNR a frame, at most 100 dB; SSIM at full size, Gaussian window of 11 px, sigma "
             "1.5; LPIPS of pixels in [-1, 1]; means over frames",
         ),
-        Protocol(
+        ComparisonRule(
             name="paper",
             mse_floor=1e-8,
             adds_floor=True,
@@ -51,7 +51,7 @@ PROTOCOLS = {
 """The two differ much: the same 512-px pictures have SSIM 0.66 by one and 0.95 by the other."""
 
 
-def protocol_named(name: str) -> Protocol:
+def protocol_named(name: str) -> ComparisonRule:
     if name not in PROTOCOLS:
         raise ConfigError(f"the metric protocol is {name!r}; choose {' or '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]

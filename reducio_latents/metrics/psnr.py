@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from reducio_latents.errors import GeometryError
-from reducio_latents.metrics.protocol import PROTOCOLS, Protocol
+from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
 
 
-def psnr(x_NCHW: Tensor, y_NCHW: Tensor, protocol: Protocol = PROTOCOLS["standard"]) -> Tensor:
+def psnr(
+    x_NCHW: Tensor, y_NCHW: Tensor, protocol: ComparisonRule = PROTOCOLS["standard"]
+) -> Tensor:
     """Return the PSNR of each frame in dB, (N,), of frames in [0, 1]; symmetric.
 
     The error is the mean over channels and pixels. Average over frames for a clip.
@@ -19,7 +21,7 @@ def psnr(x_NCHW: Tensor, y_NCHW: Tensor, protocol: Protocol = PROTOCOLS["standar
 
 
 def clip_psnr(
-    x_BCTHW: Tensor, y_BCTHW: Tensor, protocol: Protocol = PROTOCOLS["standard"]
+    x_BCTHW: Tensor, y_BCTHW: Tensor, protocol: ComparisonRule = PROTOCOLS["standard"]
 ) -> Tensor:
     """Return the PSNR of each clip in dB, (B,), of the mean error of all its frames, in [0, 1].
 
@@ -30,7 +32,7 @@ def clip_psnr(
 
 
 def frame_psnr(
-    x_BCTHW: Tensor, y_BCTHW: Tensor, protocol: Protocol = PROTOCOLS["standard"]
+    x_BCTHW: Tensor, y_BCTHW: Tensor, protocol: ComparisonRule = PROTOCOLS["standard"]
 ) -> Tensor:
     """Return the PSNR of each frame of clips in [-1, 1], (B, T), in dB."""
     x, y = (to_pictures(video).flatten(0, 1) for video in (x_BCTHW, y_BCTHW))
@@ -42,7 +44,7 @@ def to_pictures(video: Tensor) -> Tensor:
     return ((video.float() + 1) / 2).clamp(0, 1).transpose(-4, -3)
 
 
-def _decibels(x: Tensor, y: Tensor, protocol: Protocol) -> Tensor:
+def _decibels(x: Tensor, y: Tensor, protocol: ComparisonRule) -> Tensor:
     """Return the PSNR of each of the first axis."""
     mse = (x.float() - y.float()).square().flatten(1).mean(1)
     if protocol.adds_floor:

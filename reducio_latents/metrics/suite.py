@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,13 +14,20 @@ from reducio_latents.errors import ConfigError
 from reducio_latents.metrics.frechet import frechet_of_features
 from reducio_latents.metrics.i3d import CLASSES, FVDNetwork, load_i3d
 from reducio_latents.metrics.lpips import LPIPS, Net, load_lpips
-from reducio_latents.metrics.protocol import Protocol
-from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr
+from reducio_latents.metrics.protocol import ComparisonRule
+from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr, to_pictures
 from reducio_latents.metrics.ssim import ssim
 from reducio_latents.metrics.weights import MetricUnavailableError
 
 MetricName = Literal["psnr", "psnr-clip", "ssim", "lpips-alex", "lpips-vgg", "fvd", "flicker"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
+OF_PICTURES: dict[str, Callable[[Tensor, Tensor, ComparisonRule], Tensor]] = {
+    "psnr": psnr,
+    "psnr-clip": lambda x, y, rule: clip_psnr(x[None], y[None], rule),
+    "ssim": ssim,
+    "flicker": lambda x, y, _: flicker(x, y),
+}
+"""Of a clip's frames, original and decoded, (T, 3, H, W) in [0, 1]; the mean is the score."""
 LPIPS_NETS: dict[str, Net] = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
 
 
@@ -28,7 +35,7 @@ LPIPS_NETS: dict[str, Net] = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
 class Suite:
     """Metrics that are ready to use, and those that are not, with the remedy."""
 
-    protocol: Protocol
+    protocol: ComparisonRule
     names: tuple[str, ...]
     """Those that can be computed."""
     unavailable: dict[str, str]
@@ -50,7 +57,7 @@ class Suite:
 
 def load_suite(
     names: Sequence[str],
-    protocol: Protocol,
+    protocol: ComparisonRule,
     *,
     device: torch.device | str = "cpu",
     lpips_weights: dict[Net, Path] | None = None,
@@ -66,7 +73,7 @@ def load_suite(
     ready, missing = [], {}
     networks: dict[str, LPIPS] = {}
     i3d: FVDNetwork | None = None
-    for name in dict.fromkeys(names):  # once each: a Tally adds up by name
+    for name in dict.fromkeys(names):  # once each: scores add up by name
         try:
             if name in LPIPS_NETS:
                 net = LPIPS_NETS[name]
@@ -82,8 +89,8 @@ def load_suite(
     )
 
 
-class Tally:
-    """The scores of one method on one set of clips."""
+class RunningScores:
+    """The scores of one method on a set of clips, as they come."""
 
     def __init__(self, suite: Suite, real_ND: Tensor) -> None:
         """`real_ND` are the `features` of the originals, the same for every method."""
@@ -96,23 +103,19 @@ class Tally:
     def add(self, original_CTHW: Tensor, decoded_CTHW: Tensor) -> None:
         """Take in one clip and its reconstruction, pixels in [-1, 1]."""
         self._clips += 1
+        suite, rule = self._suite, self._suite.protocol
         x, y = (v.transpose(0, 1).float() for v in (original_CTHW, decoded_CTHW))
-        suite, unit_x, unit_y = self._suite, (x + 1) / 2, (y + 1) / 2
+        unit_x, unit_y = (to_pictures(v) for v in (original_CTHW, decoded_CTHW))
         for name in suite.names:
-            if name == "psnr":
-                self._put(name, psnr(unit_x, unit_y, suite.protocol).mean())
-            elif name == "psnr-clip":
-                clip_x, clip_y = (v.transpose(0, 1)[None] for v in (unit_x, unit_y))
-                self._put(name, clip_psnr(clip_x, clip_y, suite.protocol).mean())
-            elif name == "ssim":
-                self._put(name, ssim(unit_x, unit_y, suite.protocol).mean())
-            elif name == "flicker":
-                self._put(name, flicker(unit_x, unit_y))
-            elif name == "fvd":
+            if name == "fvd":
                 self._made.append(suite.features(decoded_CTHW[None]))
+                continue
+            if name in OF_PICTURES:
+                value = OF_PICTURES[name](unit_x, unit_y, rule)
             else:
-                pair = (x, y) if suite.protocol.lpips_signed else (unit_x, unit_y)
-                self._put(name, _lpips(suite.lpips[name], *pair))
+                pair = (x, y) if rule.lpips_signed else (unit_x, unit_y)
+                value = _lpips(suite.lpips[name], *pair)
+            self._sums[name] = self._sums.get(name, 0.0) + float(value.mean())
 
     def scores(self) -> dict[str, float]:
         """Return each metric's mean over clips; FVD only where there are at least 2 clips."""
@@ -126,16 +129,13 @@ class Tally:
         """Whether there are no more clips than features, which lifts the Frechet distance."""
         return 0 < len(self._made) <= CLASSES
 
-    def _put(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums.get(name, 0.0) + float(value)
-
 
 @torch.no_grad()
 def _lpips(network: LPIPS, x_NCHW: Tensor, y_NCHW: Tensor) -> Tensor:
-    """Return the mean LPIPS over frames; a few at a time, as the features take much memory."""
+    """Return the LPIPS of each frame; a few at a time, as the features take much memory."""
     device = network.mean.device
     parts = [
         network(a.to(device), b.to(device))
         for a, b in zip(torch.split(x_NCHW, 4), torch.split(y_NCHW, 4), strict=True)
     ]
-    return torch.cat(parts).mean().cpu()
+    return torch.cat(parts).cpu()

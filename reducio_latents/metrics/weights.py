@@ -56,7 +56,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Load all of `tensors` into `module`; raise WeightsError where a key or shape differs."""
     try:
         module.load_state_dict(tensors, strict=True)
