@@ -101,7 +101,7 @@ def test_the_files_are_ordinary_parquet_that_names_its_spec(tmp_path: Path) -> N
     store(LocalFiles(tmp_path), 20)
     table = pq.read_table(tmp_path / "plan/part-00000.parquet")
     assert table.num_rows == len(table["clip_id"].unique())
-    assert b'"policy":"all"' in table.schema.metadata[b"reducio_latents.store.plan"]
+    assert b'"policy":"all"' in table.schema.metadata[b"reducio_latents.plan"]
 
 
 def test_a_part_is_written_once_and_the_same_one_again_is_no_change(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_another_format_version_is_refused(tmp_path: Path) -> None:
     store(LocalFiles(tmp_path), 5)
     path = tmp_path / "plan/part-00000.parquet"
     table = pq.read_table(path)
-    key = b"reducio_latents.store.plan"
+    key = b"reducio_latents.plan"
     text = table.schema.metadata[key].replace(b'"format_version":1', b'"format_version":2')
     metadata = {key: text, key + b".sha256": hashlib.sha256(text).hexdigest()}
     pq.write_table(table.replace_schema_metadata(metadata), path)

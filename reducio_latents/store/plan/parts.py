@@ -22,8 +22,8 @@ from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 
 FOLDER = "plan"
 FORMAT_VERSION = 1
-METADATA_KEY = b"reducio_latents.store.plan"
-CHECKSUM_KEY = b"reducio_latents.store.plan.sha256"
+METADATA_KEY = b"reducio_latents.plan"
+CHECKSUM_KEY = b"reducio_latents.plan.sha256"
 FOOTER_BYTES = 1 << 16
 """Read at once from the end of a part: enough for the metadata of a million clips."""
 ROW_GROUP = 1 << 16
