@@ -18,12 +18,12 @@ from reducio_latents.corpus import list_corpus
 from reducio_latents.corpus.build import plan_part
 from reducio_latents.corpus.probe import probe_video
 from reducio_latents.encode.columns import ClipBatch, ContentImageColumn, MotionColumn
-from reducio_latents.encode.quality import quality_parquet
 from reducio_latents.files import LocalFiles
 from reducio_latents.store.commit import ClipQuality, Failure, ShardKey
 from reducio_latents.store.index import build_index, write_index
 from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.plan import Plan, PlanSpec, write_part
+from reducio_latents.store.reports import quality_parquet
 from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
 from reducio_latents.video import get_backend
 from reducio_latents.video.pixels import fit_frame

@@ -18,13 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout, installed or not
 
 from reducio_latents.core.schema import json_schema_of, json_schema_of_table  # noqa: E402
-from reducio_latents.encode.finish import ERRORS_SCHEMA  # noqa: E402
 from reducio_latents.encode.options import EncodeOptions  # noqa: E402
-from reducio_latents.encode.quality import QUALITY_SCHEMA  # noqa: E402
 from reducio_latents.store.commit import Commit  # noqa: E402
 from reducio_latents.store.index import IndexEntry  # noqa: E402
 from reducio_latents.store.meta import StoreMeta  # noqa: E402
 from reducio_latents.store.plan import plan_json_schema  # noqa: E402
+from reducio_latents.store.reports import ERRORS_SCHEMA, QUALITY_SCHEMA  # noqa: E402
 from reducio_latents.train.config import TrainConfig  # noqa: E402
 
 FOLDER = ROOT / "schemas"

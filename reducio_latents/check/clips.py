@@ -13,12 +13,11 @@ import pyarrow.compute as pc
 
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError, StoreError
-from reducio_latents.files.parquet import read_parquet
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.reports import read_quality
 
 MOTION, CONTENT_IMAGE, CAPTION = "motion", "content_image", "caption"
-QUALITY = "quality.parquet"
 
 
 class StoredClip(NamedTuple):
@@ -185,25 +184,11 @@ def recorded_psnr(store: Store) -> dict[str, float]:
 
 def recorded_quality(store: Store) -> list[RecordedClip]:
     """Return what was measured of clips while they were encoded, clip by clip; often nothing."""
-    try:
-        data = store.files.read(QUALITY)
-    except FileNotFoundError:
-        return []
-    try:
-        rows = read_parquet(data).to_pylist()
-        return [
-            RecordedClip(
-                clip_id=str(row["clip_id"]),
-                bucket=str(row["bucket"]),
-                psnr_db=float(row["psnr"]),
-                frame_psnr_db=tuple(row["psnr_frames"]),
-            )
-            for row in rows
-        ]
-    except (OSError, pa.ArrowException, KeyError, TypeError) as err:
-        raise StoreError(
-            f"{store.files.url}/{QUALITY} cannot be read: {err}. Restore it from a copy."
-        ) from err
+    table = read_quality(store.files, ["clip_id", "bucket", "psnr", "psnr_frames"])
+    return [
+        RecordedClip(row["clip_id"], row["bucket"], row["psnr"], tuple(row["psnr_frames"]))
+        for row in (table.to_pylist() if table is not None else ())
+    ]
 
 
 def _strings(values: Iterable[str]) -> pa.Array:

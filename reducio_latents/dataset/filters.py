@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files.parquet import read_parquet
 from reducio_latents.store import Store
+from reducio_latents.store.reports import QUALITY, read_quality
 
 Flags = NDArray[np.bool_]
-QUALITY = "quality.parquet"
 SPLIT_DIGITS = 13
 """Hexadecimal digits of a hash that make a fraction: 52 bits, as many as a float has."""
 SHOWN = 3
@@ -133,16 +133,12 @@ def _places(clips: pa.Table) -> NDArray[np.int64]:
 
 
 def _is_good(store: Store, clips: pa.Table, min_psnr: float) -> Flags:
-    where = f"{store.files.url}/{QUALITY}"
-    try:
-        quality = read_parquet(store.files.read(QUALITY), ["clip_id", "psnr"])
-    except FileNotFoundError as err:
+    quality = read_quality(store.files, ["clip_id", "psnr"])
+    if quality is None:
         raise StoreError(
-            f"min_psnr needs {where}, which does not exist. Encode with --check-every 1, or leave "
-            "min_psnr out."
-        ) from err
-    except (KeyError, ValueError, pa.ArrowException) as err:
-        raise StoreError(f"{where} has no columns clip_id and psnr ({err}).") from err
+            f"min_psnr needs {store.files.url}/{QUALITY}, which does not exist. Encode with "
+            "--check-every 1, or leave min_psnr out."
+        )
     good = quality.filter(pc.greater_equal(quality["psnr"], min_psnr))
     return np.asarray(pc.is_in(clips["clip_id"], good["clip_id"].combine_chunks()))
 

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,36 +21,12 @@ from reducio_latents.autoencoders.psnr import decoded_psnr
 from reducio_latents.core.values import Posterior
 from reducio_latents.encode.columns import ClipBatch
 from reducio_latents.errors import QualityError
-from reducio_latents.store.commit import ClipQuality, ShardKey
+from reducio_latents.store.commit import ClipQuality
 from reducio_latents.store.writer import Row
 from reducio_latents.video.pixels import to_unit
 
 log = logging.getLogger(__name__)
 
-QUALITY = "quality.parquet"
-
-
-def _field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
-    return pa.field(name, kind, nullable=nullable, metadata={"description": description})
-
-
-QUALITY_SCHEMA = pa.schema(
-    [
-        _field("clip_id", pa.string(), "The clip that was decoded while it was encoded."),
-        _field("bucket", pa.string(), "Its size, TxHxW."),
-        _field("shard", pa.int32(), "Its shard in the bucket."),
-        _field("row", pa.int32(), "Its row in the shard."),
-        _field("psnr", pa.float64(), "Mean over its frames of the PSNR, in dB; peak 1."),
-        _field("psnr_frames", pa.list_(pa.float64()), "The PSNR of each frame, in dB."),
-        _field(
-            "psnr_whole",
-            pa.float64(),
-            "What psnr would be without tiles, in dB; null where there are none, or where a whole "
-            "frame does not fit in memory.",
-            nullable=True,
-        ),
-    ]
-)
 DIGITS = 4
 """Decimal places that are kept, of dB."""
 ENOUGH = 8
@@ -142,22 +116,3 @@ def untiled(autoencoder: Autoencoder, height: int, width: int) -> Autoencoder | 
     whole = copy.copy(autoencoder)
     whole.tiling = None  # type: ignore[attr-defined]
     return whole
-
-
-def quality_parquet(clips: Iterable[tuple[ShardKey, ClipQuality]]) -> bytes:
-    """Return the bytes of quality.parquet, its rows in the order of `clips`."""
-    rows = [
-        {
-            "clip_id": quality.clip_id,
-            "bucket": key.bucket,
-            "shard": key.shard,
-            "row": quality.row,
-            "psnr": quality.psnr,
-            "psnr_frames": list(quality.psnr_frames),
-            "psnr_whole": quality.psnr_whole,
-        }
-        for key, quality in clips
-    ]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, QUALITY_SCHEMA), sink)
-    return bytes(sink.getvalue().to_pybytes())

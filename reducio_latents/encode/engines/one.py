@@ -82,7 +82,7 @@ def conclude(job: Job, todo: Todo, ledger: Ledger) -> EncodeReport:
     finish(job.writer, job.planned.plan, stored_counts(job.planned.plan, outcome, left), outcome)
     fresh = {key for key in todo if key not in left}
     report = make_report(job, fresh, outcome, left)
-    psnr = [clip.psnr for _, clip in outcome.quality]
+    psnr = [clip.psnr for _, clip in outcome.reports.quality]
     mean = sum(psnr) / len(psnr) if psnr else None
     if mean is not None:
         require_floor(mean, len(psnr), job.options.min_psnr)  # a run of few clips was not stopped

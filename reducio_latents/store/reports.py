@@ -1,0 +1,130 @@
+"""What a store says of its clips beside their rows: errors.parquet and quality.parquet.
+
+Both are functions of the plan and of the commits, so whoever has those can make them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reducio_latents.errors import StoreError
+from reducio_latents.files import Files
+from reducio_latents.files.parquet import read_parquet
+from reducio_latents.store.commit import ClipQuality, Commit, ShardKey
+from reducio_latents.store.plan import Plan
+
+ERRORS = "errors.parquet"
+QUALITY = "quality.parquet"
+
+
+def _field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=nullable, metadata={"description": description})
+
+
+ERRORS_SCHEMA = pa.schema(
+    [
+        pa.field("video", pa.string(), nullable=False),
+        pa.field("clip_id", pa.string()),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+"""A row is a failed video (clip_id null, stage `probe`) or clip (stage: the column it lacks)."""
+QUALITY_SCHEMA = pa.schema(
+    [
+        _field("clip_id", pa.string(), "The clip that was decoded while it was encoded."),
+        _field("bucket", pa.string(), "Its size, TxHxW."),
+        _field("shard", pa.int32(), "Its shard in the bucket."),
+        _field("row", pa.int32(), "Its row in the shard."),
+        _field("psnr", pa.float64(), "Mean over its frames of the PSNR, in dB; peak 1."),
+        _field("psnr_frames", pa.list_(pa.float64()), "The PSNR of each frame, in dB."),
+        _field(
+            "psnr_whole",
+            pa.float64(),
+            "What psnr would be without tiles, in dB; null where there are none, or where a whole "
+            "frame does not fit in memory.",
+            nullable=True,
+        ),
+    ]
+)
+
+
+@dataclass(frozen=True, order=True)
+class ClipError:
+    """One failed clip."""
+
+    video: str
+    clip_id: str
+    column: str = field(compare=False)
+    reason: str = field(compare=False)
+
+
+class Reports:
+    """The reports in the making: every commit is added, in the order of `list_commits`."""
+
+    def __init__(self) -> None:
+        self._errors: dict[str, ClipError] = {}
+        self.quality: list[tuple[ShardKey, ClipQuality]] = []
+        """Of the clips that were decoded while they were encoded."""
+
+    def add(self, commit: Commit) -> None:
+        for failure in commit.failed:
+            error = ClipError(failure.video, failure.clip_id, commit.column, failure.reason)
+            self._errors.setdefault(failure.clip_id, error)
+        self.quality += [(commit.key, quality) for quality in commit.quality]
+
+    @property
+    def errors(self) -> list[ClipError]:
+        """Failed clips by video; the first column that lacks a clip speaks for it."""
+        return sorted(self._errors.values())
+
+    def files(self, plan: Plan) -> Mapping[str, bytes]:
+        """Return the reports, name -> bytes; without quality.parquet if no clip was decoded."""
+        rows = [
+            {"video": row["video"], "clip_id": None, "stage": "probe", "reason": row["reason"]}
+            for row in plan.videos.select(["video", "status", "reason"]).to_pylist()
+            if row["status"] == "failed"
+        ]
+        rows += [
+            {"video": e.video, "clip_id": e.clip_id, "stage": e.column, "reason": e.reason}
+            for e in self.errors
+        ]
+        found = {ERRORS: _parquet(rows, ERRORS_SCHEMA)}
+        if self.quality:
+            found[QUALITY] = quality_parquet(self.quality)
+        return found
+
+
+def quality_parquet(clips: Iterable[tuple[ShardKey, ClipQuality]]) -> bytes:
+    """Return the bytes of quality.parquet, its rows in the order of `clips`."""
+    rows = [{"bucket": key.bucket, "shard": key.shard, **vars(clip)} for key, clip in clips]
+    return _parquet(rows, QUALITY_SCHEMA)
+
+
+def _parquet(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def read_quality(files: Files, columns: Sequence[str]) -> pa.Table | None:
+    """Return columns of quality.parquet, None where there is none; StoreError if it is damaged."""
+    where = f"{files.url}/{QUALITY}"
+    try:
+        table = read_parquet(files.read(QUALITY), columns)
+        table = table.cast(pa.schema([QUALITY_SCHEMA.field(name) for name in columns]))
+        if any(table[name].null_count for name in columns):
+            raise ValueError("a value is missing")
+        return table
+    except FileNotFoundError:
+        return None
+    except (OSError, KeyError, ValueError, pa.ArrowException) as err:
+        raise StoreError(
+            f"{where} cannot be read: {err}. Restore it, with its columns {', '.join(columns)}, "
+            "from a copy."
+        ) from err
