@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import math
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.check.clips import Selection, StoredClip, select_clips
@@ -28,7 +24,8 @@ from reducio_latents.check.pictures import (
     one_after_another,
     side_by_side,
 )
-from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.check.writing import file_name, make_folder, write_picture
+from reducio_latents.errors import ConfigError
 from reducio_latents.store import Store, open_store
 from reducio_latents.video.write import write_mp4, write_webp
 
@@ -139,7 +136,7 @@ def decode_store(
             rows.append(SheetRow(_title(result), panels))
             results.append(result)
             on_clip(result)
-    save_picture(contact_sheet(rows), out / SHEET)
+    write_picture(out / SHEET, contact_sheet(rows))
     if joined:
         write(out / f"{JOINED}.{options.format}", one_after_another(joined), rate_fps)
     return results
@@ -160,28 +157,6 @@ def mean_psnr(results: list[DecodeResult]) -> float:
     """Return the mean over the clips that were compared, in dB; NaN if none was."""
     values = [result.psnr_db for result in results if result.psnr_db is not None]
     return sum(values) / len(values) if values else math.nan
-
-
-def file_name(clip_id: str) -> str:
-    """Return a clip id as a file name; ids of stores from elsewhere may hold anything."""
-    return re.sub(r"[^\w.-]", "_", clip_id).lstrip(".") or "clip"
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder to write to; call it before work that would be lost without one."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise StoreError(f"cannot write to {folder}: {err.strerror}.") from err
-    if not os.access(folder, os.W_OK):
-        raise StoreError(f"cannot write to {folder}: {os.strerror(errno.EACCES)}.")
-
-
-def save_picture(image: Image.Image, path: Path) -> None:
-    try:
-        image.save(path)
-    except OSError as err:
-        raise StoreError(f"cannot write {path}: {err.strerror or err}.") from err
 
 
 def _title(result: DecodeResult) -> str:

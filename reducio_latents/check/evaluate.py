@@ -13,7 +13,6 @@ from torch import Tensor
 
 from reducio_latents.autoencoders import Autoencoder, load_autoencoder
 from reducio_latents.autoencoders.untrained import is_untrained
-from reducio_latents.check.decode import file_name, make_folder, save_picture
 from reducio_latents.check.pictures import Panel, SheetRow, contact_sheet, side_by_side
 from reducio_latents.check.reconstruct import (
     FrameRule,
@@ -23,6 +22,7 @@ from reducio_latents.check.reconstruct import (
     reconstruct,
 )
 from reducio_latents.check.sample import Sample, SampleSpec, read_sample
+from reducio_latents.check.writing import file_name, make_folder, write_picture
 from reducio_latents.core.devices import usable_device
 from reducio_latents.errors import ConfigError
 from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
@@ -288,7 +288,7 @@ def _write_pictures(out: Path, samples: Sequence[Sample], shown: _Shown) -> None
             title = f"{sample.name}-{number:03d}   {clip.video} at {clip.start_s:g} s"
             rows.append(SheetRow(title, panels))
             write_mp4(folder / f"{stem}-{number:03d}.mp4", side_by_side(panels), rate_fps)
-        save_picture(contact_sheet(rows), folder / f"{stem}.png")
+        write_picture(folder / f"{stem}.png", contact_sheet(rows))
 
 
 def corpus_names(corpora: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -69,9 +69,9 @@ def difference(original: Frames, decoded: Frames, gain: int = 4) -> Frames:
     return clipped
 
 
-def contact_sheet(rows: Sequence[SheetRow]) -> Image.Image:
-    """Return one picture: for each clip some of its frames in time from left to right, panel under
-    panel, so that the same moment stands in one column.
+def contact_sheet(rows: Sequence[SheetRow]) -> Frames:
+    """Return one picture, (H, W, 3): for each clip some frames in time from left to right, panel
+    under panel, so that the same moment stands in one column.
     """
     blocks = [_sheet_block(row) for row in rows]
     width = max(block.width for block in blocks)
@@ -80,7 +80,7 @@ def contact_sheet(rows: Sequence[SheetRow]) -> Image.Image:
     for block in blocks:
         sheet.paste(block, (0, top))
         top += block.height
-    return sheet
+    return np.asarray(sheet)
 
 
 def _sheet_block(row: SheetRow) -> Image.Image:

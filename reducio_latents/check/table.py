@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from reducio_latents.check.decode import make_folder
 from reducio_latents.check.evaluate import DatasetScores, Evaluation, MethodResult
 from reducio_latents.check.sample import about_video
-from reducio_latents.errors import StoreError
+from reducio_latents.check.writing import make_folder, write_text
 from reducio_latents.metrics.i3d import CLASSES
 
 TITLES = {
@@ -35,10 +34,7 @@ def write_tables(evaluation: Evaluation, out: Path) -> list[Path]:
         "table.json": as_json(evaluation),
     }
     for name, text in texts.items():
-        try:
-            (out / name).write_text(text, encoding="utf-8")
-        except OSError as err:
-            raise StoreError(f"cannot write {out / name}: {err.strerror}.") from err
+        write_text(out / name, text)
     return [out / name for name in texts]
 
 

@@ -51,9 +51,10 @@ def check(store: str, report: Path, protocol: str, scan: str, **settings: Any) -
     """
     from tqdm import tqdm
 
-    from reducio_latents.check.decode import DecodeOptions, make_folder
+    from reducio_latents.check.decode import DecodeOptions
     from reducio_latents.check.html import write_report
     from reducio_latents.check.report import build_report
+    from reducio_latents.check.writing import make_folder
     from reducio_latents.metrics.protocol import protocol_named
 
     options = DecodeOptions(**take_selection(settings))
