@@ -46,7 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {path.name: path for path in root.iterdir()}
 
 
-def image_encoder(folder: Path, **settings: str) -> ImageEncoder:
+def image_encoder(folder: Path, **settings: Any) -> ImageEncoder:
     return ImageEncoder(ContentClipOptions(model=str(folder), **{"dtype": "float32", **settings}))
 
 
@@ -385,12 +385,12 @@ def test_clip_weights_of_another_size_are_refused(models: dict[str, Path], tmp_p
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TextOptions(cleaning="pixar"), "choose one of none, pixart"),
+        (lambda: TextOptions(**{"cleaning": "pixar"}), "choose one of none, pixart"),
         (lambda: TextOptions(max_tokens=0), "max_tokens must be >= 1"),
-        (lambda: TextOptions(values="int4"), "float16, bfloat16, int8"),
-        (lambda: ContentClipOptions(resize="nearest"), "published, antialias"),
-        (lambda: ContentClipOptions(quantization="int4"), "none, int8"),
-        (lambda: ContentLatentOptions(dtype="half"), "auto, float32"),
+        (lambda: TextOptions(**{"values": "int4"}), "float16, bfloat16, int8"),
+        (lambda: ContentClipOptions(**{"resize": "nearest"}), "published, antialias"),
+        (lambda: ContentClipOptions(**{"quantization": "int4"}), "none, int8"),
+        (lambda: ContentLatentOptions(**{"dtype": "half"}), "auto, float32"),
     ],
 )
 def test_an_option_out_of_range_is_refused(make: Any, message: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from reducio_latents import LatentDataset, load_autoencoder, open_store
-from reducio_latents.autoencoders.protocol import Compile
+from reducio_latents.core.choices import Compile
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.dataset import LatentLoader
 from reducio_latents.encode.fast_path import fast_path_error, made_up_clips

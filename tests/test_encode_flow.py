@@ -20,6 +20,7 @@ from reducio_latents.core.geometry import Bucket
 from reducio_latents.core.images import decode_image
 from reducio_latents.encode import EncodeReport, Tally, plan_corpus, shards
 from reducio_latents.encode.gpu import DeviceFit
+from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
 from reducio_latents.files import LocalFiles
 from reducio_latents.files.source import VideoSource
@@ -131,7 +132,8 @@ def test_who_resizes_the_frames_changes_no_byte(
 
     monkeypatch.setattr(shards, "DeviceFit", Spy)
     monkeypatch.setattr(shards, "WHOLE_PX", whole_px)
-    encode(corpus, tmp_path / "store", resize_on="device")
+    monkeypatch.setattr(EncodeOptions, "resizes_on_device", True)
+    encode(corpus, tmp_path / "store")
     assert files_of(tmp_path / "store") == files_of(encoded[0])
     # Frames that are larger than is handed over whole have been resized by the workers.
     assert fitted == ([] if whole_px == 100 else [(16, 48, 64, 3)] * 4)

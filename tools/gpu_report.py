@@ -17,12 +17,13 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
-from reducio_latents.autoencoders.protocol import COMPILES
+from reducio_latents.core.choices import Compile
 from reducio_latents.core.geometry import Bucket, square_bucket
 from reducio_latents.encode.bench import (
     HEADER,
@@ -64,7 +65,7 @@ def worth(variant: Variant) -> tuple[bool, bool, bool, int]:
     bfloat16 = variant.dtype == torch.bfloat16
     channels_last = variant.layout == torch.channels_last_3d
     at_once = variant.compile != "all"
-    return at_once, bfloat16, channels_last, COMPILES.index(variant.compile)
+    return at_once, bfloat16, channels_last, get_args(Compile).index(variant.compile)
 
 
 def fastest(results: list[Measurement]) -> Measurement | None:

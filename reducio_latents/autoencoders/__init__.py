@@ -11,7 +11,8 @@ from typing import cast
 
 import torch
 
-from reducio_latents.autoencoders.protocol import Autoencoder, Compile, LoadOptions, TilingChoice
+from reducio_latents.autoencoders.protocol import Autoencoder, LoadOptions, TilingChoice
+from reducio_latents.core.choices import Compile
 from reducio_latents.errors import ConfigError
 from reducio_latents.vae.model import Parts
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from reducio_latents.core.choices import Compile
+from reducio_latents.core.config import check_choices
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError
@@ -16,8 +18,6 @@ from reducio_latents.vae.model import Parts
 from reducio_latents.vae.tiling import Tiling
 
 TilingChoice = Tiling | Literal["auto"] | None
-Compile = Literal["none", "norms", "all"]
-COMPILES: tuple[Compile, ...] = get_args(Compile)
 
 
 class Autoencoder(Protocol):
@@ -99,10 +99,7 @@ class LoadOptions:
     """Layout of weights and activations; channels_last_3d also lays images out channels last."""
 
     def __post_init__(self) -> None:
-        if self.compile not in COMPILES:
-            raise ConfigError(
-                f"compile is {self.compile!r}; choose one of {', '.join(map(repr, COMPILES))}."
-            )
+        check_choices(self)
 
     def compiles_whole(self, name: str) -> bool:
         """Whether to compile whole networks; ConfigError for norms, where they are not ours."""

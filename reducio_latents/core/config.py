@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from reducio_latents.errors import ConfigError
@@ -15,10 +17,6 @@ from reducio_latents.errors import ConfigError
 ConfigT = TypeVar("ConfigT")
 Scalar = str | int | float | bool
 """A plain value, as a column of Parquet or a member of JSON holds it."""
-
-RESIZE_MODES = ("bicubic", "bilinear")
-IMAGE_CODECS = ("webp", "png", "jpeg", "raw")
-DUPLICATE_POLICIES = ("refer", "encode")
 
 
 def from_mapping(cls: type[ConfigT], raw: Mapping[str, Any], *, where: str) -> ConfigT:
@@ -42,13 +40,42 @@ def convert(value: Any, hint: Any, *, where: str) -> Any:
         raise ConfigError(f"{where}{err}") from err
 
 
+def check_choices(settings: Any, where: str = "") -> None:
+    """Raise ConfigError for a field of a dataclass that is annotated as words and is none of them.
+
+    `where` stands before the field's name.
+    """
+    for name, hint in hints_of(settings.__class__).items():
+        value = getattr(settings, name)
+        if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
+            choices = ", ".join(map(str, typing.get_args(hint)))
+            raise ConfigError(f"{where}{name} is {value!r}; choose one of {choices}.")
+
+
+def made_from(cls: type[ConfigT], options: ConfigT | None, settings: Any, where: str) -> ConfigT:
+    """Return `options`, or what `settings` by name make; raise ConfigError for both."""
+    if options is None:
+        return from_mapping(cls, settings, where=where)
+    if settings:
+        raise ConfigError(f"{where}: give options, or settings by name, not both.")
+    return options
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """Return what to say of a key that is none of the known ones."""
+    known = list(known)
+    close = get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}."
+    return f"unknown key {key!r}; {hint}"
+
+
 class _MisfitError(ConfigError):
     """A value that is not what its annotation asks for; its place is added on the way out."""
 
-    def __init__(self, wanted: str, value: Any) -> None:
+    def __init__(self, what: str) -> None:
         super().__init__()
         self.place = ""
-        self.what = f" must be {wanted}, got {value!r}."
+        self.what = what
 
     def __str__(self) -> str:
         return f"{self.place}{self.what}"
@@ -63,11 +90,7 @@ def _build(cls: Any, raw: Mapping[str, Any]) -> Any:
     values = {}
     for key, value in raw.items():
         if key not in readers:
-            close = get_close_matches(str(key), readers, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(readers)}."
-            error = _MisfitError("", None)
-            error.what = f": unknown key {key!r}; {hint}"
-            raise error
+            raise _MisfitError(f": {unknown_key(str(key), readers)}")
         try:
             values[key] = readers[key](value)
         except _MisfitError as err:
@@ -75,9 +98,11 @@ def _build(cls: Any, raw: Mapping[str, Any]) -> Any:
     try:
         return cls(**values)
     except TypeError as err:  # a field without a default is missing
-        error = _MisfitError("", None)
-        error.what = f": {err}."
-        raise error from err
+        raise _MisfitError(f": {err}.") from err
+
+
+def _misfit(hint: Any, value: Any) -> _MisfitError:
+    return _MisfitError(f" must be {_words(hint)}, got {value!r}.")
 
 
 # Annotations are taken apart once: a store reads the same few types hundreds of thousands of times.
@@ -85,9 +110,15 @@ _Reader = Callable[[Any], Any]
 
 
 @cache
-def _field_readers(cls: Any) -> dict[str, _Reader]:
+def hints_of(cls: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields, by name."""
     hints = typing.get_type_hints(cls)
-    return {field.name: _reader(hints[field.name]) for field in fields(cls)}
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+@cache
+def _field_readers(cls: Any) -> dict[str, _Reader]:
+    return {name: _reader(hint) for name, hint in hints_of(cls).items()}
 
 
 @cache
@@ -118,7 +149,7 @@ def _checked(hint: Any, accepted: Any, read: _Reader) -> _Reader:
     def reader(value: Any) -> Any:
         if isinstance(value, accepted):
             return read(value)
-        raise _MisfitError(_words(hint), value)
+        raise _misfit(hint, value)
 
     return reader
 
@@ -165,7 +196,7 @@ def _tuple_reader(hint: Any, args: tuple[Any, ...]) -> _Reader:
     def reader(value: Any) -> Any:
         if isinstance(value, list | tuple) and len(value) == len(items):
             return tuple(read(v) for read, v in zip(items, value, strict=True))
-        raise _MisfitError(_words(hint), value)
+        raise _misfit(hint, value)
 
     return reader
 
@@ -194,12 +225,14 @@ def _scalar_reader(hint: Any, args: tuple[Any, ...]) -> _Reader:
         if literal:
             fits = value in args
         elif hint in (int, float):  # a bool is an int to Python, but not to a reader of YAML
-            fits = isinstance(value, int if hint is int else int | float)
+            fits = isinstance(value, Integral if hint is int else Real)
             fits = fits and not isinstance(value, bool)
+        elif hint is str:
+            fits = isinstance(value, str | os.PathLike)
         else:
             fits = isinstance(hint, type) and isinstance(value, hint)
         if not fits:
-            raise _MisfitError(_words(hint), value)
-        return float(value) if hint is float else value
+            raise _misfit(hint, value)
+        return hint(value) if hint in (int, float, str) else value
 
     return reader

@@ -95,15 +95,25 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def field_notes(cls: type) -> dict[str, str]:
-    """Return the string literal that follows each field of a class in its source, on one line."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    body = typing.cast(ast.ClassDef, tree.body[0]).body
+def field_notes(cls: type, *, brief: bool = False) -> dict[str, str]:
+    """Return the string literal that follows each field of a class in its source, on one line.
+
+    `brief`: its first paragraph. None if there is no source, as in a package of bytecode alone.
+    """
     notes = {}
-    for field, note in pairwise(body):
-        match field, note:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=text)):
-                notes[name] = " ".join(str(text).split())
+    for base in reversed(cls.__mro__):
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError):
+            continue
+        for field, note in pairwise(typing.cast(ast.ClassDef, tree.body[0]).body):
+            match field, note:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=text)),
+                ):
+                    paragraph = str(text).partition("\n\n" if brief else "\0")[0]
+                    notes[name] = " ".join(paragraph.split())
     return notes
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from reducio_latents.core.choices import ImageCodec
+from reducio_latents.core.config import convert, made_from
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import list_corpus
 from reducio_latents.encode.columns import CAPTIONS, ColumnEncoder
@@ -18,7 +20,6 @@ from reducio_latents.encode.prepare import Planned
 from reducio_latents.encode.progress import Progress, Silent
 from reducio_latents.encode.registry import build_columns, describe_column
 from reducio_latents.encode.report import EncodeReport
-from reducio_latents.encode.run import options_of
 from reducio_latents.encode.stored import COLUMN as CONTENT_IMAGE
 from reducio_latents.encode.stored import StoredContent
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
@@ -58,7 +59,8 @@ def add_column(
     start = time.perf_counter()
     opened = Store(open_files(store))
     names = tuple(dict.fromkeys([*columns, *replacing]))
-    chosen = _options_for(opened.meta, names, options_of(options, settings))
+    options = made_from(EncodeOptions, options, settings, "add_column")
+    chosen = _options_for(opened.meta, names, options)
     encoders = build_columns(chosen)
     meta = _describe(opened, encoders, replacing)
     needs_videos = _lacks_exact_content(opened, encoders)
@@ -79,7 +81,9 @@ def _options_for(meta: StoreMeta, names: tuple[str, ...], options: EncodeOptions
     if not names:
         raise ConfigError("name at least one column to add or to replace, as content_clip.")
     image = meta.columns.get(CONTENT_IMAGE)
-    codec = image.encoder if image and CONTENT_IMAGE not in names else options.image_codec
+    codec = options.image_codec
+    if image and CONTENT_IMAGE not in names:
+        codec = convert(image.encoder, ImageCodec, where=f"the codec of {CONTENT_IMAGE}")
     return replace(
         options,
         columns=names,

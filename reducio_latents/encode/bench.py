@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from reducio_latents.autoencoders import load_autoencoder
-from reducio_latents.autoencoders.protocol import Autoencoder, Compile
+from reducio_latents.autoencoders.protocol import Autoencoder
+from reducio_latents.core.choices import Compile
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.fast_path import FastPathError, fast_path_error, made_up_clips
 from reducio_latents.encode.gpu import BatchEncoder, Result, raise_compile_limit

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from reducio_latents.conditioning.options import (
     ContentClipOptions,
     ContentLatentOptions,
     TextOptions,
 )
+from reducio_latents.core.choices import (
+    Compile,
+    Container,
+    Dtype,
+    Duplicates,
+    ImageCodec,
+    ResizeMode,
+    VideoBackendName,
+    usable_cores,
+)
 from reducio_latents.core.clips import ClipSpec
-from reducio_latents.core.config import DUPLICATE_POLICIES, IMAGE_CODECS, RESIZE_MODES
+from reducio_latents.core.config import check_choices
 from reducio_latents.core.geometry import Bucket, aspect_buckets, square_bucket
 from reducio_latents.errors import ConfigError
 
-BUCKET_RULES = ("square", "aspect")
-DTYPES = ("float32", "bfloat16", "float16")
 BUCKET_MULTIPLE = 32
 """Sides of buckets are divisible by this, the largest spatial stride in use."""
-ENGINES = ("local", "ray")
-COMPILES = ("none", "norms", "all")
-MEASURES = ("auto", "none", "latents", "decoded")
-RESIZE_ON = ("auto", "worker", "device")
 COUNTS: dict[str, str | None] = {
     "shard_rows": None,
     "batch_size": "auto",
     "workers": None,
-    "worker_memory_mb": None,
-    "read_ahead_mb": None,
     "gpus": "all",
 }
 """Settings that are numbers from 1, and the word that each may be instead."""
@@ -37,110 +38,95 @@ AUTO_BATCH = 64
 """Clips of 16x256x256 that `auto` begins with; of larger clips, fewer."""
 
 
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @dataclass(frozen=True, kw_only=True)
 class EncodeOptions:
     """What `encode_corpus` makes and how. The first block decides bytes; the second only speed."""
 
     model: str = "reducio-ft4-fs32"
-    """Name of the autoencoder; `load_autoencoder` lists them."""
+    """Name of the autoencoder.
+
+    `load_autoencoder` lists them."""
     weights: str | None = None
-    """Checkpoint of the model: .ckpt, .safetensors, or the folder that import-checkpoint made."""
+    """The model's checkpoint: .ckpt, .safetensors, or the folder that import-checkpoint made."""
     resolution: int = 256
-    """Side of the square bucket, or of the square whose area the aspect buckets share, in px."""
-    buckets: str = "square"
+    """Side of the square bucket in px; of aspect buckets, the side of a square of their area."""
+    buckets: Literal["square", "aspect"] = "square"
     """`square`: one size. `aspect`: each video goes to the size nearest to its aspect ratio."""
     clip: ClipSpec = field(default_factory=ClipSpec)
     columns: tuple[str, ...] = ("motion", "content_image", "caption", "frame_times")
-    container: Literal["zarr", "webdataset"] = "zarr"
-    """`zarr` or `webdataset`."""
-    image_codec: str = "webp"
-    """How content images are kept: webp, png and raw are lossless, jpeg is not."""
-    resize: str = "bicubic"
-    duplicates: Literal["refer", "encode"] = "refer"
-    """`refer`: of files with equal bytes one is encoded. `encode`: each is."""
+    """What to store of each clip: motion, content_image, caption, frame_times, content_latent,
+    content_clip, content_clip_pooled, text."""
+    container: Container = "zarr"
+    """Files of the store: Zarr v3, or WebDataset tars."""
+    image_codec: ImageCodec = "webp"
+    """How content images are kept: webp, png and raw lose nothing, jpeg does."""
+    resize: ResizeMode = "bicubic"
+    """How frames are resized, always antialiased."""
+    duplicates: Duplicates = "refer"
+    """Of files with equal bytes, `refer` encodes one, `encode` each."""
     shard_rows: int = 512
-    dtype: str = "float32"
+    """Clips in a shard."""
+    dtype: Dtype = "float32"
     """Precision of the encoder."""
     content_latent: ContentLatentOptions = field(default_factory=ContentLatentOptions)
     content_clip: ContentClipOptions = field(default_factory=ContentClipOptions)
     """Also of the column content_clip_pooled."""
     text: TextOptions = field(default_factory=TextOptions)
     zstd: tuple[str, ...] = ()
-    """Columns whose rows are compressed. Raw content images and 8-bit codes shrink; moments hardly
-    do, and every row then costs its decompression when it is read."""
-    tiling: str = "auto"
+    """Columns whose rows are compressed. It pays for raw content images and 8-bit codes.
+
+    Moments hardly shrink, and every row then costs its decompression when it is read."""
+    tiling: Literal["auto", "none"] = "auto"
     """`auto`: tiles of 256 px for frames above 256 px, as published. `none`: whole frames."""
     path_column: str | None = None
+    """Column of a corpus table that holds the paths, if its name does not say so."""
     caption_column: str | None = None
+    """Column of a corpus table that holds the captions, if its name does not say so."""
     root: str | None = None
     """Folder that a table's relative paths start from, if not its own."""
 
     batch_size: int | Literal["auto"] = 8
-    """Clips that are encoded together. Part of the low bits: keep it for equal bytes. `auto`: as
-    many as fit in the GPU's memory."""
+    """Clips that are encoded together. `auto`: as many as fit in the GPU's memory.
+
+    Part of the low bits: keep it for equal bytes."""
     device: str = "auto"
-    """As torch names it; `auto`: the first GPU if there is one, else the CPU. A rank of several
-    gets the GPU of its number on the machine."""
-    compile: Literal["none", "norms", "all"] = "none"
-    """What torch.compile is used on: `all`, the encoder whole, which takes minutes for each size of
-    clip; `norms`, its normalisations with their activations, seconds; `none`. The compiler may take
-    other kernels at the next start, so the last bits of a resumed run need not be the same."""
-    engine: str = "local"
-    """`local`: this process, or one rank of those that torchrun or Slurm started. `ray`: actors."""
+    """Device: cpu, cuda, cuda:1, ... `auto`: the first GPU if there is one, else the CPU.
+
+    A rank of several gets the GPU of its number on the machine."""
+    compile: Compile = "none"
+    """What torch.compile is used on: `norms` takes seconds, `all` minutes for each size of clip.
+
+    `all` is the whole encoder; `norms`, its normalisations with their activations. The compiler may
+    take other kernels at the next start, so the last bits of a resumed run need not be the same."""
+    engine: Literal["local", "ray"] = "local"
+    """`local`: this process, `gpus` of them, or the ranks of torchrun or Slurm. `ray`: actors."""
     gpus: int | Literal["all"] = 1
-    """Encoding processes: of `local` on this machine, one for each GPU; of `ray` in its cluster.
-    `all`: as many as there are GPUs."""
+    """Encoding processes, one for each GPU, here or in Ray's cluster. `all`: one for every GPU."""
     ray_address: str | None = None
-    """Of a running Ray cluster, `auto` to find it; None starts Ray on this machine."""
+    """Address of a Ray cluster, `auto` to find it. Without it Ray starts on this machine."""
     rank_timeout_s: float = 300.0
-    """A rank that shows no sign of life for so long is taken for dead."""
-    measure_error: str = "auto"
-    """What to measure when a store is begun, of a precision or layout other than plain float32:
-    `latents`, their relative error on one clip, kept in the store as `float32_error`; `decoded`,
-    also what the video loses when it is decoded, `float32_psnr_loss_db`, which takes the decoder
-    into memory for a moment; `none`. `auto`: `decoded` with check_every, else `latents`."""
+    """A rank that shows no sign of life for so long counts as dead."""
     check_every: int = 0
-    """Decode every n-th clip of a bucket while it is encoded and record its PSNR; 0: none."""
+    """Decode every n-th clip while it is encoded and record its PSNR. 0: none."""
     min_psnr: float | None = None
-    """Mean PSNR of the clips decoded so far, in dB, below which the run stops."""
-    resize_on: str = "auto"
-    """Who resizes frames: `worker`, the decode processes; `device`, the encoder's device, which
-    takes work off them and hands whole frames over; the same bits. `auto`: the device if it is a
-    GPU."""
+    """Stop if the mean PSNR of the clips decoded so far falls below this, in dB."""
     workers: int = field(default_factory=usable_cores)
-    """Decode processes. Those of the ranks that `gpus` starts, together."""
-    video_backend: str = "pyav"
+    """Decode processes, one for each core by default; those of all `gpus` together."""
+    video_backend: VideoBackendName = "pyav"
+    """Library that reads videos; the frames are the same."""
     clip_timeout_s: float = 120.0
     """A decoder that brings no clip for so long has hung."""
-    worker_memory_mb: int = 4096
-    """Resident memory of one decode process, at most, in MiB."""
-    read_ahead_mb: int = 1024
-    """Decoded pixels that may wait for the encoder, in MiB."""
     retry_failed: bool = False
-    """Take up again what failed in an earlier run."""
+    """Try again what failed in an earlier run."""
     max_failed: float = 0.1
-    """Share of failed clips or videos above which a finished run counts as not well done."""
+    """Share of failed videos or clips above which the exit code is 3."""
+    worker_memory_mb: ClassVar[int] = 4096
+    """Resident memory of one decode process, at most, in MiB."""
+    read_ahead_mb: ClassVar[int] = 1024
+    """Decoded pixels that may wait for the encoder, in MiB."""
 
     def __post_init__(self) -> None:
-        for name, value, choices in [
-            ("buckets", self.buckets, BUCKET_RULES),
-            ("container", self.container, ("zarr", "webdataset")),
-            ("image_codec", self.image_codec, IMAGE_CODECS),
-            ("resize", self.resize, RESIZE_MODES),
-            ("measure_error", self.measure_error, MEASURES),
-            ("resize_on", self.resize_on, RESIZE_ON),
-            ("duplicates", self.duplicates, DUPLICATE_POLICIES),
-            ("dtype", self.dtype, DTYPES),
-            ("tiling", self.tiling, ("auto", "none")),
-            ("engine", self.engine, ENGINES),
-            ("compile", self.compile, COMPILES),
-        ]:
-            if value not in choices:
-                raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+        check_choices(self)
         for name, word in COUNTS.items():
             value = getattr(self, name)
             if value != word and (isinstance(value, str) or value < 1):
@@ -174,17 +160,11 @@ class EncodeOptions:
         return device.type if ":" not in self.device else str(device)
 
     @property
-    def measures(self) -> str:
-        """`measure_error` with `auto` resolved."""
-        if self.measure_error != "auto":
-            return self.measure_error
-        return "decoded" if self.check_every else "latents"
-
-    @property
     def resizes_on_device(self) -> bool:
-        """`resize_on` with `auto` resolved."""
-        if self.resize_on != "auto":
-            return self.resize_on == "device"
+        """Whether the encoder's device resizes frames, to the same bits as decode processes.
+
+        That takes work off them, and whole frames go to the device.
+        """
         return self.torch_device.startswith("cuda")
 
     @property

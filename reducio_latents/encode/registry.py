@@ -66,14 +66,12 @@ def _motion(build: Build) -> ColumnEncoder:
     )
     if options.compile != "none":
         raise_compile_limit(autoencoder, options.bucket_list(BUCKET_MULTIPLE))
-    decodes = options.measures == "decoded"
+    decodes = bool(options.check_every)
     return MotionColumn(
         autoencoder,
         options.resize,
         pad_to=options.clips_per_batch if options.compile != "none" else None,
-        load_exact=None
-        if options.measures == "none"
-        else partial(load, parts="all" if decodes else "encoder"),
+        load_exact=partial(load, parts="all" if decodes else "encoder"),
         decodes_to_measure=decodes,
     )
 

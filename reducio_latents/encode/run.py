@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reducio_latents.core.config import made_from
 from reducio_latents.corpus.summary import PlanSummary, summarise
 from reducio_latents.encode import engines
 from reducio_latents.encode.estimate import bytes_per_clip
@@ -14,7 +14,6 @@ from reducio_latents.encode.prepare import make_plan
 from reducio_latents.encode.progress import Progress, Silent
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.stop import Stop
-from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
 from reducio_latents.store.writer import read_meta_if_any
 
@@ -42,7 +41,7 @@ def encode_corpus(
     StoreError for a store that was made differently or cannot be written, QualityError for clips
     below the floor.
     """
-    chosen = options_of(options, settings)
+    chosen = made_from(EncodeOptions, options, settings, "encode_corpus")
     return engines.run(
         engines.Request(str(corpus), str(store), chosen, progress or Silent(), stop or Stop())
     )
@@ -61,20 +60,10 @@ def plan_corpus(
 
     The sizes are estimates: content images and captions take what they take.
     """
-    options = options_of(options, settings)
+    options = made_from(EncodeOptions, options, settings, "plan_corpus")
     files = open_files(store)
     read_meta_if_any(files)  # refuses a place that is taken by something else
     buckets = options.bucket_list(BUCKET_MULTIPLE)
     told = (progress or Silent()).probed
     planned = make_plan(corpus, files, options, buckets, told, write=write)
     return summarise(planned.plan, {b.name: bytes_per_clip(b, options) for b in buckets})
-
-
-def options_of(options: EncodeOptions | None, settings: Mapping[str, Any]) -> EncodeOptions:
-    """Return the options, or those made of settings by name; raise ConfigError for both."""
-    if options is not None and settings:
-        raise ConfigError("give options, or settings by name, not both.")
-    try:
-        return options if options is not None else EncodeOptions(**settings)
-    except TypeError as err:
-        raise ConfigError(f"settings: {err}.") from err

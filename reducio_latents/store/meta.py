@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 import google_crc32c
 
+from reducio_latents.core.choices import Container, ResizeMode
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import from_mapping
 from reducio_latents.core.fingerprint import compact_json, fingerprint_of
@@ -21,8 +22,6 @@ ATTRIBUTE = "reducio_latents"
 CHECKSUM = "reducio_latents_crc32c"
 """Key of its checksum: crc32c of the description as compact JSON."""
 ROOT = "zarr.json"
-
-Container = Literal["zarr", "webdataset"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,7 @@ class StoreMeta:
     clip: ClipSpec = field(default_factory=ClipSpec)
     buckets: tuple[str, ...] = ()
     """Names of the buckets, `TxHxW`."""
-    resize: str = "bicubic"
+    resize: ResizeMode = "bicubic"
     """How frames were resized to cover their bucket, before the centre crop; always antialiased."""
     corpus: str = ""
     """Where the videos were, as the run was told."""

@@ -13,18 +13,19 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from reducio_latents.core.choices import TextValues
 from reducio_latents.errors import StoreError
 from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.quantize import TAIL_BYTES, dequantize, quantize, relative_errors
 
 MEDIA_TYPE = "application/x-token-vectors"
 """`ColumnMeta.content` of a column of such rows."""
-VALUES = ("float16", "bfloat16", "int8")
+VALUES = get_args(TextValues)
 VERSION = 1
 _HEAD = struct.Struct("<BBHI")
 _CAPTION = struct.Struct("<II")

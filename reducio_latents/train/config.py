@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from reducio_latents.core.choices import ResizeMode, VideoBackendName
 from reducio_latents.core.clips import ClipSpec
-from reducio_latents.core.config import RESIZE_MODES
+from reducio_latents.core.config import check_choices
 from reducio_latents.errors import ConfigError
 from reducio_latents.train.schedule import Schedule
 from reducio_latents.vae import ReducioVAEConfig, Tiling
@@ -48,8 +49,8 @@ class DataConfig:
     """random_resized: smallest and largest share of the largest square in the frame."""
     flip: bool = True
     """Mirror every second clip left to right."""
-    resize: str = "bicubic"
-    video_backend: str = "pyav"
+    resize: ResizeMode = "bicubic"
+    video_backend: VideoBackendName = "pyav"
     workers: int = 4
     """Decoding processes of each rank."""
     ahead: int = 4
@@ -77,10 +78,7 @@ class DataConfig:
             0 <= self.validation_share < 1,
             f"data.validation_share must be in [0, 1), got {self.validation_share}.",
         )
-        require(
-            self.resize in RESIZE_MODES,
-            f"data.resize is {self.resize!r}; choose one of {', '.join(RESIZE_MODES)}.",
-        )
+        check_choices(self, "data.")
         require(
             self.workers >= 1 and self.ahead >= 1 and self.timeout_s > 0,
             "data.workers and data.ahead must be >= 1 and data.timeout_s > 0, got "

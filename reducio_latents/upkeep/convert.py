@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from reducio_latents.core.choices import Container
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Buffer, Files
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
 from reducio_latents.store.container import LAYOUTS, array_rows
 from reducio_latents.store.index import build_index, write_index
-from reducio_latents.store.meta import Container, StoreMeta
+from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.store import Store
 from reducio_latents.store.writer import ColumnRows, StoreWriter, row_checksum
 

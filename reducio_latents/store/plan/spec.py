@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
+from reducio_latents.core.choices import Duplicates
 from reducio_latents.core.clips import ClipSpec
-from reducio_latents.core.config import DUPLICATE_POLICIES
+from reducio_latents.core.config import check_choices
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError, StoreError
 
@@ -21,7 +22,7 @@ class PlanSpec:
     """Sizes; each video's clips go to the nearest in aspect ratio."""
     shard_rows: int = 512
     """Clips of one bucket in a shard."""
-    duplicates: Literal["refer", "encode"] = "refer"
+    duplicates: Duplicates = "refer"
     """Whether clips of a video with the same bytes as an earlier one refer to that one's rows."""
 
     def __post_init__(self) -> None:
@@ -36,10 +37,7 @@ class PlanSpec:
                 )
         if self.shard_rows < 1:
             raise ConfigError(f"shard_rows must be >= 1, got {self.shard_rows}.")
-        if self.duplicates not in DUPLICATE_POLICIES:
-            raise ConfigError(
-                f"duplicates is {self.duplicates!r}; choose one of {', '.join(DUPLICATE_POLICIES)}."
-            )
+        check_choices(self)
 
     def require_same(self, now: PlanSpec) -> None:
         """Raise StoreError, naming each difference, if `now` is not this, the stored spec."""

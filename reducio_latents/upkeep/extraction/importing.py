@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from reducio_latents.core.choices import Container
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.corpus.build import clip_prefix
 from reducio_latents.errors import StoreError
@@ -35,7 +36,7 @@ from reducio_latents.files import Files
 from reducio_latents.store.commit import Commit, Failure, ShardKey, list_commits
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.index import build_index, write_index
-from reducio_latents.store.meta import ColumnMeta, Container, StoreMeta
+from reducio_latents.store.meta import ColumnMeta, StoreMeta
 from reducio_latents.store.plan import (
     CLIP_SCHEMA,
     VIDEO_SCHEMA,

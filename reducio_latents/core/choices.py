@@ -1,0 +1,26 @@
+"""Settings that are one of a few words. Plain types: `get_args` lists the words."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+DtypeOrAuto = Literal["auto", "float32", "bfloat16", "float16"]
+Compile = Literal["none", "norms", "all"]
+Container = Literal["zarr", "webdataset"]
+ImageCodec = Literal["webp", "png", "jpeg", "raw"]
+"""webp (lossless here), png and raw keep every bit of a picture; jpeg does not."""
+ResizeMode = Literal["bicubic", "bilinear"]
+Duplicates = Literal["refer", "encode"]
+"""Of files with equal bytes `refer` encodes one, `encode` each."""
+VideoBackendName = Literal["pyav", "decord"]
+TextValues = Literal["float16", "bfloat16", "int8"]
+"""In the order of their numbers in a row of text vectors."""
+ProtocolName = Literal["standard", "paper"]
+MetricName = Literal["psnr", "psnr-clip", "ssim", "lpips-alex", "lpips-vgg", "fvd", "flicker"]
+
+
+def usable_cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
