@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from reducio_latents.cli import COMMANDS, main
+from reducio_latents.cli.options import FieldOption, takes
+from reducio_latents.conditioning.options import TextOptions
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.encode import EncodeOptions
 from tests.corpora import write_corpus, write_video
 
 FAST = ["--model", "reducio-random:8", "--resolution", "32", "--shard-rows", "2"]
@@ -52,6 +59,77 @@ def test_every_command_explains_itself(name: str) -> None:
     result = invoke(name, "--help")
     assert result.exit_code == 0
     assert "Usage:" in result.output
+
+
+def options_of(name: str) -> list[click.Option]:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    return [param for param in command.params if isinstance(param, click.Option)]
+
+
+def heavy_after(words: list[str]) -> str:
+    """Return what of the large packages is loaded once a command has been asked for help."""
+    code = (
+        "import sys\n"
+        "from reducio_latents.cli import main\n"
+        f"main({words!r}, standalone_mode=False)\n"
+        "heavy = {'torch', 'numpy', 'pyarrow', 'PIL', 'zarr', 'av', 'transformers', 'obstore'}\n"
+        "print('loaded:', *sorted(heavy & sys.modules.keys()))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.rpartition("loaded:")[2].strip()
+
+
+@pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=str)
+def test_help_loads_nothing_heavy(words: list[str]) -> None:
+    assert heavy_after([*words, "--help"]) == ""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_made_from_a_field_has_help(name: str) -> None:
+    for option in options_of(name):
+        if not isinstance(option, FieldOption):
+            continue
+        field = str(option.name).rpartition("__")[2]
+        assert field in {known.name for known in dataclasses.fields(option.owner)}
+        context = click.Context(click.Command(name))
+        record = option.get_help_record(context)
+        assert record is not None
+        assert not record[1].startswith("  ["), f"{option.owner.__name__}.{field} has no note"
+
+
+def test_what_is_given_reaches_the_dataclass_and_the_rest_is_its_default() -> None:
+    got: list[EncodeOptions] = []
+
+    @click.command()
+    @takes(EncodeOptions, {"Options": "model gpus columns clip.frames text.values retry_failed"})
+    def probe(options: EncodeOptions) -> None:
+        got.append(options)
+
+    words = "--gpus all --columns motion,text --columns caption --frames 8 --text-values int8"
+    for line in ("", words, "--gpus 2 --retry-failed"):
+        assert CliRunner().invoke(probe, line).exit_code == 0
+    assert got == [
+        EncodeOptions(),
+        EncodeOptions(
+            gpus="all",
+            columns=("motion", "text", "caption"),
+            clip=ClipSpec(frames=8),
+            text=TextOptions(values="int8"),
+        ),
+        EncodeOptions(gpus=2, retry_failed=True),
+    ]
+    for line in ("--gpus many", "--columns ,", "--text-values int4", "--frames 1.5"):
+        assert CliRunner().invoke(probe, line).exit_code == 2
+
+
+def test_encode_corpus_shows_the_everyday_options_first() -> None:
+    text = invoke("encode-corpus", "--help").output
+    first, *headed = re.split(r"\n\n(?=\w[\w ]+:\n)", text.partition("\nOptions:\n")[2])
+    assert {"--model", "--weights", "--dtype", "--batch-size"} <= set(re.findall(r"--\S+", first))
+    assert len(re.findall(r"^  -", first, re.MULTILINE)) <= 15
+    assert len(headed) >= 4
 
 
 def test_too_many_failures_exit_with_3_and_say_so(tmp_path: Path) -> None:

@@ -383,16 +383,18 @@ def test_clip_weights_of_another_size_are_refused(models: dict[str, Path], tmp_p
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("options", "settings", "message"),
     [
-        (lambda: TextOptions(**{"cleaning": "pixar"}), "choose one of none, pixart"),
-        (lambda: TextOptions(max_tokens=0), "max_tokens must be >= 1"),
-        (lambda: TextOptions(**{"values": "int4"}), "float16, bfloat16, int8"),
-        (lambda: ContentClipOptions(**{"resize": "nearest"}), "published, antialias"),
-        (lambda: ContentClipOptions(**{"quantization": "int4"}), "none, int8"),
-        (lambda: ContentLatentOptions(**{"dtype": "half"}), "auto, float32"),
+        (TextOptions, {"cleaning": "pixar"}, "choose one of none, pixart"),
+        (TextOptions, {"max_tokens": 0}, "max_tokens must be >= 1"),
+        (TextOptions, {"values": "int4"}, "float16, bfloat16, int8"),
+        (ContentClipOptions, {"resize": "nearest"}, "published, antialias"),
+        (ContentClipOptions, {"quantization": "int4"}, "none, int8"),
+        (ContentLatentOptions, {"dtype": "half"}, "auto, float32"),
     ],
 )
-def test_an_option_out_of_range_is_refused(make: Any, message: str) -> None:
+def test_an_option_out_of_range_is_refused(
+    options: Any, settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
-        make()
+        options(**settings)

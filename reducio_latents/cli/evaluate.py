@@ -109,8 +109,8 @@ def evaluate(
     from reducio_latents.check import evaluate as flow
     from reducio_latents.check.sample import PRESETS, SampleSpec
     from reducio_latents.check.table import markdown, write_tables
-    from reducio_latents.core.clips import ClipSpec
     from reducio_latents.core.choices import usable_cores
+    from reducio_latents.core.clips import ClipSpec
     from reducio_latents.metrics.protocol import protocol_named
 
     clip = ClipSpec(
