@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from reducio_latents import LatentDataset, LatentTable, open_store
+from reducio_latents.core.choices import Container
 from reducio_latents.files import LocalFiles
-from reducio_latents.store.meta import Container
 from reducio_latents.upkeep.convert import convert_store
 from reducio_latents.upkeep.verify import verify
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reducio_latents.core.choices import ImageCodec
+from reducio_latents.core.choices import ImageCodec, ResizeMode
 from reducio_latents.core.config import convert, made_from
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import list_corpus
@@ -90,7 +90,7 @@ def _options_for(meta: StoreMeta, names: tuple[str, ...], options: EncodeOptions
         container=meta.container,
         shard_rows=meta.shard_rows,
         clip=meta.clip,
-        resize=meta.resize,
+        resize=convert(meta.resize, ResizeMode, where="the resize rule of the store"),
         image_codec=codec,
     )
 

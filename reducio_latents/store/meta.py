@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 import google_crc32c
 
-from reducio_latents.core.choices import Container, ResizeMode
+from reducio_latents.core.choices import Container
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import from_mapping
 from reducio_latents.core.fingerprint import compact_json, fingerprint_of
@@ -72,7 +72,7 @@ class StoreMeta:
     clip: ClipSpec = field(default_factory=ClipSpec)
     buckets: tuple[str, ...] = ()
     """Names of the buckets, `TxHxW`."""
-    resize: ResizeMode = "bicubic"
+    resize: str = "bicubic"
     """How frames were resized to cover their bucket, before the centre crop; always antialiased."""
     corpus: str = ""
     """Where the videos were, as the run was told."""
