@@ -20,8 +20,9 @@ BUCKET = "latents"
 SECRET = "sEcReT-kEy-fOr-TeStS"
 
 Fault = str | float | None
-"""`500`, `403`, ...: this answer; `reset`: the connection ends; `cut`: it ends within the body of
-the answer; a number: this many seconds late; None: as it should be."""
+"""`500`, `403`, ...: this answer; `done 500`: the same, but the request was carried out; `reset`:
+the connection ends; `cut`: it ends within the body of the answer; a number: this many seconds late;
+None: as it should be."""
 
 
 @dataclass
@@ -97,20 +98,27 @@ def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
                 self._end()
             elif isinstance(fault, str) and fault.isdecimal():
                 self._answer(int(fault), b"<Error><Code>Injected</Code></Error>", {})
+            elif isinstance(fault, str) and fault.startswith("done "):
+                self._ask(body)
+                self._answer(int(fault[5:]), b"<Error><Code>Injected</Code></Error>", {})
             else:
                 time.sleep(fault if isinstance(fault, float) else 0)
                 self._hand_on(body, cut=fault == "cut")
 
-        def _hand_on(self, body: bytes, cut: bool) -> None:
+        def _ask(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
             upward = http.client.HTTPConnection(upstream, timeout=10)
             upward.request(self.command, self.path, body, dict(self.headers))
             answer = upward.getresponse()
             data = answer.read()
+            upward.close()
+            return answer, data
+
+        def _hand_on(self, body: bytes, cut: bool) -> None:
+            answer, data = self._ask(body)
             headers = {k: v for k, v in answer.getheaders() if k.lower() not in SKIPPED}
             if self.command == "HEAD":
                 headers["Content-Length"] = answer.getheader("Content-Length", "0")
             self._answer(answer.status, data, headers, cut)
-            upward.close()
 
         def _answer(
             self, status: int, data: bytes, headers: dict[str, str], cut: bool = False

@@ -208,6 +208,18 @@ class MemoryFiles:
         parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
         self.data[path] = b"".join(bytes(part) for part in parts)
 
+    def create(self, path: str, data: Any) -> bool:
+        if path not in self.data:
+            self.write(path, data)
+            return True
+        parts = [data] if isinstance(data, bytes | bytearray | memoryview) else data
+        return self.data[path] == b"".join(bytes(part) for part in parts)
+
+    def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
+        if self.data.get(path) == old:
+            self.write(path, new)
+        return self.data.get(path) == new
+
     def size(self, path: str) -> int | None:
         return len(self.data[path]) if path in self.data else None
 

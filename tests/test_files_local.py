@@ -7,6 +7,8 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -152,19 +154,174 @@ def test_many_writers_of_one_file_leave_one_whole_version(tmp_path: Path) -> Non
     assert everything(tmp_path) == ["a/b/x"]
 
 
-def test_a_store_whose_folder_is_another_file_system_is_written_there(
+def test_a_part_of_the_store_on_another_file_system_is_written_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    elsewhere = Path("/dev/shm")
-    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("needs a second file system")
-    folder = elsewhere / f"reducio-test-{os.getpid()}"
-    folder.mkdir()
+    (tmp_path / "mounted").mkdir()
+    genuine, renamed = Path.stat, []
+
+    def stat(self: Path, **options: bool) -> os.stat_result:
+        found = genuine(self, **options)
+        device = found.st_dev + ("mounted" in self.parts)
+        return os.stat_result([*found[:2], device, *found[3:]])
+
+    def replace(self: Path, target: Path) -> Path:
+        renamed.append((self.parent, target.parent))
+        return genuine_replace(self, target)
+
+    genuine_replace = Path.replace
+    monkeypatch.setattr(Path, "stat", stat)
+    monkeypatch.setattr(Path, "replace", replace)
+    LocalFiles(tmp_path).write("mounted/x", b"1")
+    assert renamed == [(tmp_path / "mounted" / ".partial", tmp_path / "mounted")]
+    assert (tmp_path / "mounted" / "x").read_bytes() == b"1"
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> LocalFiles:
+    """A store that somebody else has made, beside a file that is no part of it."""
+    (tmp_path / "secret").write_text("secret")
+    files = LocalFiles(tmp_path / "store")
+    files.write("a/x", b"1")
+    return files
+
+
+def every_way_in(files: LocalFiles, path: str) -> list[Callable[[], object]]:
+    return [
+        lambda: files.read(path),
+        lambda: files.read_range(path, 0, 4),
+        lambda: files.local_path(path),
+        lambda: files.create(path, b"x"),
+        lambda: files.swap(path, None, b"x"),
+        lambda: files.write(path, b"x"),
+        lambda: files.size(path),
+        lambda: files.delete(path),
+    ]
+
+
+@pytest.mark.parametrize("through", ["link", "folder/secret", "chain"])
+def test_a_link_that_leads_out_of_the_store_is_refused(
+    strange: LocalFiles, through: str, tmp_path: Path
+) -> None:
+    (strange.root / "link").symlink_to(tmp_path / "secret")
+    (strange.root / "folder").symlink_to("..")
+    (strange.root / "chain").symlink_to("a/../folder/secret")
+    for way in every_way_in(strange, through):
+        with pytest.raises(StoreError, match="is a link that leads out of the store") as caught:
+            way()
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "secret").read_text() == "secret"
+
+
+def test_a_link_inside_the_store_and_a_link_to_the_store_are_followed(
+    strange: LocalFiles, tmp_path: Path
+) -> None:
+    (strange.root / "b").symlink_to("a")
+    (tmp_path / "elsewhere").symlink_to(strange.root)
+    assert LocalFiles(tmp_path / "elsewhere").read("b/x") == b"1"
+
+
+def test_a_snapshot_of_the_hub_cache_is_read(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main" / "folder"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (blobs / "abc").write_bytes(b"1")
+    (tmp_path / "secret").write_bytes(b"2")
+    (snapshot / "x").symlink_to("../../../blobs/abc")
+    (snapshot / "y").symlink_to("../../../secret")
+    assert LocalFiles(snapshot).read("x") == b"1"
+    with pytest.raises(StoreError, match="leads out"):
+        LocalFiles(snapshot).read("y")
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a socket", "a device", "a folder"])
+def test_what_is_not_a_file_is_refused_at_once(strange: LocalFiles, kind: str) -> None:
+    path = strange.root / "x"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    else:
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 5))  # as /dev/zero
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    reading: list[Callable[[], object]] = [
+        lambda: strange.read("x"),
+        lambda: strange.read_range("x", 0, 4),
+        lambda: strange.local_path("x"),
+    ]
+    for read in reading:
+        with pytest.raises(StoreError, match=f"cannot read .*x: it is {kind}, not a file"):
+            read()
+    assert strange.size("x") is None
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EIO, "input/output error"),
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "your quota is used up"),
+        (errno.ESTALE, "stale handle"),
+    ],
+)
+@pytest.mark.parametrize(
+    "call", ["os.open", "os.fsync", "os.link", "os.replace", "os.unlink", "os.stat", "os.scandir"]
+)
+def test_a_file_system_that_fails_is_one_clear_error(
+    strange: LocalFiles, monkeypatch: pytest.MonkeyPatch, number: int, why: str, call: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    ways = [*every_way_in(strange, "a/x"), lambda: list(strange.list("")), strange.sweep]
+    ways += [lambda: strange.create("a/y", b"1"), lambda: strange.swap("a/x", b"1", b"2")]
+    before = everything(strange.root)
+    with monkeypatch.context() as patched:
+        patched.setattr(call, fail)
+        said = [err for way in ways if (err := error_of(way))]
+    assert said
+    for err in said:
+        assert why in err
+        assert "\n" not in err
+    if call not in ("os.unlink", "os.scandir"):  # which leave what could not be removed, or walked
+        strange.sweep()
+        assert set(before) - {"a/x"} <= set(everything(strange.root)) <= {*before, "a/x", "a/y"}
+
+
+def error_of(way: Callable[[], object]) -> str:
     try:
-        (tmp_path / "bucket").symlink_to(folder)
-        LocalFiles(tmp_path).write("bucket/x", b"1")
-        assert (folder / "x").read_bytes() == b"1"
-    finally:
-        for path in sorted(folder.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        folder.rmdir()
+        way()
+    except StoreError as err:
+        return str(err)
+    return ""
+
+
+def test_without_hard_links_a_file_is_still_created_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", no_links)
+    files, start, won = LocalFiles(tmp_path), threading.Barrier(6), []
+
+    def create(mine: bytes) -> None:
+        start.wait()
+        if files.create("x", mine):
+            won.append(mine)
+
+    threads = [threading.Thread(target=create, args=(bytes([n]),)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert won == [files.read("x")]
+    assert files.swap("x", files.read("x"), b"new")
+    assert files.swap("y", None, b"new")
+    assert everything(tmp_path) == ["x", "y"]

@@ -6,9 +6,11 @@ import os
 import pickle
 import signal
 import socket
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.files import Files, LocalFiles, open_files, remote
 from reducio_latents.files.hub import HubFiles
 from reducio_latents.files.remote import ObjectFiles, open_remote
-from tests.object_storage import BUCKET, SECRET, FaultyProxy, s3, s3_server, web_server
+from tests.object_storage import BUCKET, SECRET, Fault, FaultyProxy, s3, s3_server, web_server
 
 __all__ = ["s3", "s3_server"]
 
@@ -68,6 +70,82 @@ def test_ranges_are_those_of_a_slice(
     assert files.read_range("ten", start, length) == expected
 
 
+def test_a_file_is_created_once_and_never_replaced(files: Files) -> None:
+    assert files.create("a/x", [b"fi", b"rst"])
+    assert not files.create("a/x", b"second")
+    assert files.create("a/x", b"first"), "the same bytes again are no conflict"
+    assert files.read("a/x") == b"first"
+
+
+def test_a_file_is_swapped_for_another_only_if_it_is_as_it_was_seen(files: Files) -> None:
+    assert not files.swap("x", b"not there", b"new")
+    assert files.swap("x", None, b"one")
+    assert not files.swap("x", None, b"two")
+    assert not files.swap("x", b"other", b"two")
+    assert files.swap("x", b"one", b"two")
+    assert files.swap("x", b"one", b"two"), "what is there already needs no writing"
+    assert files.read("x") == b"two"
+
+
+def test_of_many_who_create_one_file_at_once_one_wins(files: Files) -> None:
+    start, won = threading.Barrier(8), []
+
+    def create(mine: bytes) -> None:
+        start.wait()
+        if files.create("a/b/x", mine):
+            won.append(mine)
+
+    in_threads(create, [bytes([n]) * 5000 for n in range(8)])
+    assert won == [files.read("a/b/x")]
+    assert list(files.list("")) == ["a/b/x"]
+
+
+def test_of_many_who_swap_one_file_at_once_nothing_is_lost(files: Files) -> None:
+    start = threading.Barrier(6)
+
+    def add(mine: bytes) -> None:
+        start.wait()
+        while not files.swap("x", found := read_if_any(files, "x"), (found or b"") + mine):
+            pass
+
+    in_threads(add, [bytes([ord("a") + n]) for n in range(6)])
+    assert sorted(files.read("x")) == sorted(b"abcdef")
+    assert list(files.list("")) == ["x"]
+
+
+def in_threads(target: Callable[[bytes], None], each: Sequence[bytes]) -> None:
+    with ThreadPoolExecutor(len(each)) as pool:
+        list(pool.map(target, each))
+
+
+def read_if_any(files: Files, path: str) -> bytes | None:
+    try:
+        return files.read(path)
+    except FileNotFoundError:
+        return None
+
+
+OUTSIDE = ["/etc/passwd", "../x", "a/../../x", "a//x", "./x", "a/.", "x\0y", "a/"]
+
+
+@pytest.mark.parametrize("path", [*OUTSIDE, ""])
+def test_no_path_leads_out_of_the_root(files: Files, path: str) -> None:
+    asked: list[Callable[[], object]] = [
+        lambda: files.read(path),
+        lambda: files.read_range(path, 0, 4),
+        lambda: files.size(path),
+        lambda: files.write(path, b"x"),
+        lambda: files.create(path, b"x"),
+        lambda: files.swap(path, None, b"x"),
+        lambda: files.delete(path),
+    ]
+    if path:
+        asked.append(lambda: list(files.list(path)))
+    for ask in asked:
+        with pytest.raises(StoreError, match="is no path of a file inside"):
+            ask()
+
+
 def test_what_is_missing_is_not_found(files: Files) -> None:
     files.write("folder/file", b"1")
     for path in ("nothing", "folder/nothing"):
@@ -111,6 +189,32 @@ def test_reading_survives_a_bad_server(s3: FaultyProxy, fault: str) -> None:
     assert s3.count("GET", "/x") == 3
     s3.fail([fault], "GET", "/x")
     assert files.read_range("x", 1000, 200_000) == data[1000:201_000]
+
+
+@pytest.mark.parametrize("faults", [["done 500"], ["done 503", "500"], ["done 500", "reset"]])
+def test_a_creation_that_arrived_before_its_answer_was_lost_is_ours(
+    s3: FaultyProxy, faults: list[Fault]
+) -> None:
+    files = open_remote(new_url())
+    s3.fail(faults, "PUT")
+    assert files.create("x", b"mine")
+    s3.fail(faults, "PUT")
+    assert files.swap("x", b"mine", b"mine too")
+    s3.fail(faults, "PUT")
+    assert not files.create("x", b"another's")
+    assert files.read("x") == b"mine too"
+
+
+def test_a_server_without_conditions_is_written_with_a_warning(
+    s3: FaultyProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    files = open_remote(new_url())
+    assert files.create("x", b"one")
+    assert "cannot write on condition" in caplog.text
+    assert not files.create("x", b"two")
+    assert files.swap("x", b"one", b"two")
+    assert files.read("x") == b"two"
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "reset"])
@@ -336,6 +440,10 @@ def test_a_web_server_is_read_and_never_written(site: tuple[LocalFiles, str]) ->
     with pytest.raises(StoreError, match="only read"):
         files.write("x", b"1")
     with pytest.raises(StoreError, match="only read"):
+        files.create("x", b"1")
+    with pytest.raises(StoreError, match="only read"):
+        files.swap("ten", b"0123456789", b"1")
+    with pytest.raises(StoreError, match="only read"):
         files.delete("ten")
     assert local.read("ten") == b"0123456789"
 
@@ -368,8 +476,18 @@ def test_a_hub_repository_is_read_by_fsspec() -> None:
     assert files.version("a/1") != files.version("a/2")
     with pytest.raises(FileNotFoundError):
         files.read("b")
-    with pytest.raises(StoreError, match="only read"):
-        files.write("x", b"1")
+    for path in OUTSIDE:
+        with pytest.raises(StoreError, match="is no path of a file inside"):
+            files.read(path)
+    changes: list[Callable[[], object]] = [
+        lambda: files.write("x", b"1"),
+        lambda: files.create("x", b"1"),
+        lambda: files.swap("a/1", b"one", b"1"),
+        lambda: files.delete("a/1"),
+    ]
+    for change in changes:
+        with pytest.raises(StoreError, match="only read"):
+            change()
 
 
 def test_a_hub_that_cannot_be_reached_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:

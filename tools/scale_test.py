@@ -23,6 +23,7 @@ from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus.build import plan_part
 from reducio_latents.corpus.probe import ProbeRecord
 from reducio_latents.files import Buffer, LocalFiles
+from reducio_latents.files.protocol import joined
 from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import Commit, ShardKey, commit_path, list_commits
 from reducio_latents.store.index import build_index, write_index
@@ -69,9 +70,10 @@ def write_commits(root: Path, plan: Plan) -> None:
 
 
 class _Unsynced(LocalFiles):
-    def _write(self, target: Path, parts: Sequence[Buffer]) -> None:
+    def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
+        target = self.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(b"".join(parts))
+        target.write_bytes(joined(data))
 
 
 def measure(clips: int, shard_rows: int) -> dict[str, float]:

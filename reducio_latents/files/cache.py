@@ -153,6 +153,14 @@ class CachedFiles:
         self._keys.pop(path, None)
         self.origin.write(path, data)
 
+    def create(self, path: str, data: Buffer | Sequence[Buffer]) -> bool:
+        self._keys.pop(path, None)
+        return self.origin.create(path, data)
+
+    def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
+        self._keys.pop(path, None)
+        return self.origin.swap(path, old, new)
+
     def size(self, path: str) -> int | None:
         return self.origin.size(path)
 

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.files.inside import require_inside
 from reducio_latents.files.protocol import Buffer
 
 PIECE_BYTES = 8 << 20
@@ -104,7 +105,7 @@ class HubFiles:
 
     def list(self, prefix: str) -> Iterator[str]:
         try:
-            found = self._system.find(self._at(prefix))
+            found = self._system.find(self._at(prefix) if prefix else self._root)
         except FileNotFoundError:
             return
         except Exception as err:
@@ -113,6 +114,12 @@ class HubFiles:
         yield from sorted(name.strip("/").removeprefix(f"{root}/") for name in found)
 
     def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
+        raise self._read_only(path)
+
+    def create(self, path: str, data: Buffer | Sequence[Buffer]) -> bool:
+        raise self._read_only(path)
+
+    def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
         raise self._read_only(path)
 
     def delete(self, path: str) -> None:
@@ -131,7 +138,7 @@ class HubFiles:
         return info if info["type"] == "file" else None
 
     def _at(self, path: str) -> str:
-        return f"{self._root}/{path}".rstrip("/")
+        return f"{self._root}/{require_inside(path, self._url)}"
 
     def _read_only(self, path: str) -> StoreError:
         return StoreError(

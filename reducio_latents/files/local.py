@@ -5,19 +5,25 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
+from reducio_latents.core.text import printable
 from reducio_latents.errors import StoreError
-from reducio_latents.files.protocol import Buffer
+from reducio_latents.files.inside import NotAFileError, kind_of, open_regular, place_inside
+from reducio_latents.files.protocol import Buffer, joined
 
 PARTIAL = ".partial"
 """Folder of files that are being written. What is in there is not in the store."""
 WRITE_BYTES = 8 << 20
 """What is written at once, where parts are small: the kernel then keeps the file in huge pages."""
 ATTEMPTS = 3
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+"""What file systems without hard links answer."""
 _numbers = count()
 
 
@@ -32,29 +38,64 @@ class LocalFiles:
         return str(self.root)
 
     def read(self, path: str) -> bytes:
-        return (self.root / path).read_bytes()
+        with self._open(path) as file:
+            return file.read()
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        with (self.root / path).open("rb") as file:
+        with self._open(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size + start) if start < 0 else start)
             return file.read(length)
 
-    def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
-        target = self.root / path
-        parts = [data] if isinstance(data, Buffer) else data
-        try:
-            self._write(target, parts)
-        except OSError as err:
-            raise _write_error(target, err) from err
+    @contextmanager
+    def _open(self, path: str) -> Iterator[BinaryIO]:
+        with _explained("read", self._at(path)), open_regular(self._at(path)) as file:
+            yield file
 
-    def _write(self, target: Path, parts: Sequence[Buffer]) -> None:
+    def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
+        with _explained("write", self._at(path)):
+            self._write(path, data, Path.replace)
+
+    def create(self, path: str, data: Buffer | Sequence[Buffer]) -> bool:
+        with _explained("write", self._at(path)):
+            try:
+                if not self._at(path).exists():
+                    self._write(path, data, self._link)
+                    return True
+            except FileExistsError:
+                if not self._at(path).exists():  # a file where a folder should be
+                    raise
+        return self.read(path) == joined(data)
+
+    def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
+        with _explained("write", self._at(path)):
+            _make_folders(self.root)
+            with self._alone():
+                if (found := self._read_if_any(path)) == old:
+                    self._write(path, new, Path.replace if old is not None else self._link_alone)
+                    return True
+        return found == new
+
+    def _read_if_any(self, path: str) -> bytes | None:
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return None
+
+    def _write(
+        self,
+        path: str,
+        data: Buffer | Sequence[Buffer],
+        put: Callable[[Path, Path], object],
+    ) -> None:
+        """Write under a temporary name, then `put` that in the place of the file."""
+        target = self._at(path)
         made = _make_folders(target.parent)
         for attempt in range(ATTEMPTS):
             partial = self._partial_of(target)
             try:
-                _write_durably(partial, parts)
-                partial.replace(target)
+                _write_durably(partial, [data] if isinstance(data, Buffer) else data)
+                put(partial, target)
                 break
             except FileNotFoundError:  # `sweep` took it between its creation and its lock
                 if attempt == ATTEMPTS - 1:
@@ -64,6 +105,46 @@ class LocalFiles:
                     partial.unlink()
         for folder in {target.parent, *made}:
             _sync_folder(folder)
+
+    def _link(self, partial: Path, target: Path) -> None:
+        """Give the file its name unless another has it: what a rename would not respect."""
+        try:
+            os.link(partial, target)
+        except OSError as err:
+            if err.errno not in NO_LINKS:
+                raise
+            with self._alone():
+                self._link_alone(partial, target)
+
+    def _link_alone(self, partial: Path, target: Path) -> None:
+        """Do the same where no other creates or swaps files, and links may not exist."""
+        try:
+            os.link(partial, target)
+        except OSError as err:
+            if err.errno not in NO_LINKS:
+                raise
+            if target.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from err
+            partial.replace(target)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep out everybody else who swaps files of this folder, also from other machines."""
+        path = self.root / PARTIAL / "swapping"
+        path.parent.mkdir(exist_ok=True)
+        while True:
+            file = path.open("ab")
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                    break
+            file.close()  # who held it has removed it
+        with file:
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def _partial_of(self, target: Path) -> Path:
         """Return a name that no other writer has, on the file system of `target`."""
@@ -84,25 +165,41 @@ class LocalFiles:
                     path.unlink()
 
     def size(self, path: str) -> int | None:
-        target = self.root / path
-        try:
-            return target.stat().st_size if target.is_file() else None
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        with _explained("look up", self._at(path)):
+            try:
+                status = self._at(path).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def list(self, prefix: str) -> Iterator[str]:
         found = []
-        for folder, folders, names in os.walk(self.root / prefix):
-            folders[:] = [name for name in folders if name != PARTIAL]
-            relative = Path(folder).relative_to(self.root)
-            found += [(relative / name).as_posix() for name in names]
+        top = self._at(prefix) if prefix else self.root
+        with _explained("list", top):
+            for folder, folders, names in os.walk(top, onerror=_unless_missing):
+                folders[:] = [name for name in folders if name != PARTIAL]
+                relative = Path(folder).relative_to(self.root)
+                found += [(relative / name).as_posix() for name in names]
         yield from sorted(found)
 
     def delete(self, path: str) -> None:
-        (self.root / path).unlink(missing_ok=True)
+        with _explained("delete", self._at(path)):
+            self._at(path).unlink(missing_ok=True)
 
     def local_path(self, path: str) -> Path | None:
-        return self.root / path
+        full = self._at(path)
+        with suppress(FileNotFoundError), _explained("read", full):
+            if kind := kind_of(full.stat().st_mode):
+                raise NotAFileError(full, kind)
+        return full
+
+    def _at(self, path: str) -> Path:
+        return place_inside(self.root, path)
+
+
+def _unless_missing(err: OSError) -> None:
+    if not isinstance(err, FileNotFoundError | NotADirectoryError):
+        raise err
 
 
 def _make_folders(folder: Path) -> list[Path]:
@@ -135,15 +232,33 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_error(path: Path, err: OSError) -> StoreError:
-    if err.errno in (errno.ENOSPC, errno.EDQUOT):
-        why = (
-            "the disk is full. Free some space and run the same command again: finished shards stay"
-        )
-    elif isinstance(err, PermissionError):
-        why = "permission denied. Check who owns the folder"
-    elif isinstance(err, NotADirectoryError | FileExistsError | IsADirectoryError):
-        why = f"{err.strerror}: {err.filename}. Give a folder of its own"
-    else:
-        why = err.strerror or str(err)
-    return StoreError(f"cannot write {path}: {why}.")
+CAUSES = {
+    errno.ENOSPC: "the disk is full. Free some space and run the same command again: finished "
+    "shards stay",
+    errno.EDQUOT: "your quota is used up. Free some space and run the same command again: finished "
+    "shards stay",
+    errno.EROFS: "the file system is read-only. If it was not before, its disk may have failed: "
+    "check it, then run the same command again",
+    errno.EIO: "the disk or the network did not answer (input/output error). Check it, then run "
+    "the same command again",
+    errno.ESTALE: "the network file system has lost the file (stale handle). Mount it anew, then "
+    "run the same command again",
+    errno.EACCES: "permission denied. Check who owns the folder",
+    errno.EPERM: "permission denied. Check who owns the folder",
+}
+
+
+@contextmanager
+def _explained(verb: str, path: Path) -> Iterator[None]:
+    """Turn what the system says into a StoreError of one line; a missing file stays one."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as err:
+        if verb != "write" and isinstance(err, FileNotFoundError | NotADirectoryError):
+            raise
+        why = CAUSES.get(err.errno or 0) or err.strerror or str(err)
+        if isinstance(err, NotADirectoryError | FileExistsError | IsADirectoryError):
+            why = f"{err.strerror}: {err.filename}. Give a folder of its own"
+        raise StoreError(f"cannot {verb} {printable(str(path))}: {printable(why)}.") from err

@@ -8,13 +8,21 @@ from typing import Protocol
 
 Buffer = bytes | bytearray | memoryview
 
+
+def joined(data: Buffer | Sequence[Buffer]) -> bytes:
+    return bytes(data) if isinstance(data, Buffer) else b"".join(data)
+
+
 LISTING = "listing.txt"
 """The names of a store's plan and commits, one a line, sorted: what `list` has where a place can
 be read but not listed, as on a web server."""
 
 
 class Files(Protocol):
-    """Named blobs. Paths are relative to the root, with `/` between their parts."""
+    """Named blobs. Paths are relative to the root, with `/` between their parts.
+
+    A path that leads out of the root, by its name or by a link, is a StoreError for every method.
+    """
 
     @property
     def url(self) -> str:
@@ -31,6 +39,20 @@ class Files(Protocol):
 
     def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
         """Write a whole file, replacing one of that name; durable when it returns."""
+
+    def create(self, path: str, data: Buffer | Sequence[Buffer]) -> bool:
+        """Write a whole file unless there is one; return whether it holds `data` now.
+
+        However many do this at once, one file appears, whole, and is never replaced. Who comes
+        second with the same bytes is told True as well: so is who tries again and does not know
+        that the first try arrived.
+        """
+
+    def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
+        """Write `new` if the file holds `old` (None: is not there); return whether it holds `new`.
+
+        Safe against everybody who changes this file by `swap` or `create`.
+        """
 
     def size(self, path: str) -> int | None:
         """Return the size in bytes, or None where there is no such file."""

@@ -13,8 +13,10 @@ REDUCIO_REMOTE_TIMEOUT_S seconds (60) of silence. A reading that breaks off goes
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
@@ -24,7 +26,10 @@ from urllib.parse import urlsplit
 
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files.explained import Explained
-from reducio_latents.files.protocol import LISTING, Buffer, Origin
+from reducio_latents.files.inside import require_inside
+from reducio_latents.files.protocol import LISTING, Buffer, Origin, joined
+
+logger = logging.getLogger(__name__)
 
 OBJECT_SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
 WEB_SCHEMES = ("https", "http")
@@ -35,6 +40,11 @@ PART_BYTES = 8 << 20
 """Larger files are sent in parts of this size, and appear when the last one has arrived."""
 PARTS_AT_ONCE = 4
 PAGE = 1000
+ATTEMPTS = 3
+UNCONDITIONAL = (
+    "this object storage cannot write on condition (If-None-Match), so that two runs which begin "
+    "at once may replace each other's files. Let one run at a time write to it."
+)
 
 T = TypeVar("T")
 _memory: dict[str, Any] = {}
@@ -141,6 +151,7 @@ class ObjectFiles:
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield a whole file in pieces of some MiB."""
+        require_inside(path, self._url)
         with Explained("read", f"{self._url}/{path}"):
             obstore, store = self._client()
             for piece in obstore.get(store, path).stream(min_chunk_size=PART_BYTES):
@@ -162,6 +173,48 @@ class ObjectFiles:
                 store, path, parts, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
             ),
         )
+
+    def create(self, path: str, data: Buffer | Sequence[Buffer]) -> bool:
+        return self._put_if(path, joined(data), "create")
+
+    def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
+        if old is None:
+            return self.create(path, new)
+        try:
+            there = self._call("read", path, lambda o, store: o.get(store, path))
+            found = bytes(there.bytes())
+        except FileNotFoundError:
+            return False
+        tags = {"e_tag": there.meta["e_tag"], "version": there.meta["version"]}
+        mode = {name: tag for name, tag in tags.items() if tag is not None}
+        return self._put_if(path, new, mode) if found == old else found == new
+
+    def _put_if(self, path: str, whole: bytes, mode: Any) -> bool:
+        """Write where nothing is (mode "create"), or over what has these tags; return whether
+        `whole` is there now: a try that was answered by an error may have arrived."""
+        self._require_writable(path)
+
+        def put(obstore: Any, store: Any) -> bool:
+            known = obstore.exceptions
+            try:
+                obstore.put(store, path, whole, mode=mode, use_multipart=False)
+            except (known.AlreadyExistsError, known.PreconditionError, FileNotFoundError):
+                return False
+            except (known.BaseError, NotImplementedError) as err:
+                if not (isinstance(err, NotImplementedError) or " 501 " in str(err)):
+                    raise
+                logger.warning("%s: %s", self._url, UNCONDITIONAL)
+                if mode == "create" and self._head(path) is not None:
+                    return False
+                obstore.put(store, path, whole, use_multipart=False)
+            return True
+
+        for _ in range(ATTEMPTS):  # S3 answers two who write at once with a conflict, at times both
+            if self._call("write", path, put):
+                return True
+            with suppress(FileNotFoundError):
+                return self.read(path) == whole
+        return False
 
     def size(self, path: str) -> int | None:
         head = self._head(path)
@@ -214,6 +267,8 @@ class ObjectFiles:
 
     def _call(self, verb: str, path: str, request: Callable[[Any, Any], T]) -> T:
         """Return what `request` makes of (obstore, store), its errors in our words."""
+        if path or verb != "list":
+            require_inside(path, self._url)
         with Explained(verb, f"{self._url}/{path}"):
             return request(*self._client())
 

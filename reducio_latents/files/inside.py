@@ -1,0 +1,83 @@
+"""What may be opened: paths that stay inside their root, and nothing but regular files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from reducio_latents.core.text import printable
+from reducio_latents.errors import StoreError
+
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class NotAFileError(OSError):
+    """It is there, and it is a folder, pipe, socket or device."""
+
+    def __init__(self, path: str | Path, kind: str) -> None:
+        super().__init__(errno.EINVAL, f"it is {kind}, not a file", str(path))
+
+
+def require_inside(path: str, url: str) -> str:
+    """Return `path`; raise StoreError unless it is relative and plain, whoever asks for it.
+
+    Paths come out of descriptions, commits and indices, which anybody may have written.
+    """
+    if "\0" in path or not all(part not in ("", ".", "..") for part in path.split("/")):
+        raise StoreError(
+            f"{printable(path)!r} is no path of a file inside {url}. Whoever wrote the store's "
+            "files is wrong or means harm: do not use it, or restore it from a copy."
+        )
+    return path
+
+
+def place_inside(root: Path, path: str) -> Path:
+    """Return where `path` lies below the folder `root`.
+
+    Raise StoreError if it would be outside, by its name or by a symbolic link in the store. Links
+    of the Hugging Face cache, whose snapshots hold links to blobs, are no such links.
+    """
+    full = root / require_inside(path, str(root))
+    real, home = os.path.realpath(full), os.path.realpath(root)
+    if real.startswith(home.rstrip("/") + "/"):
+        return full
+    if any(real.startswith(f"{blobs}/") for blobs in _hub_blobs(home)):
+        return full
+    raise StoreError(
+        f"{root}/{printable(path)} is a link that leads out of the store, to {printable(real)}. "
+        "Remove it, or put the file itself there."
+    )
+
+
+def _hub_blobs(home: str) -> list[str]:
+    revisions = [f for f in Path(home, "_").parents if f.parent.name == "snapshots"]
+    return [f"{revision.parent.parent}/blobs" for revision in revisions]
+
+
+def kind_of(mode: int) -> str | None:
+    """Return what is no regular file, by its mode, in words; None for a regular file."""
+    return next((words for test, words in KINDS if test(mode)), None)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file, or a link to one, for reading.
+
+    Raise NotAFileError, at once, for anything else: reading a pipe waits for ever for somebody to
+    write, reading a device never ends.
+    """
+    if kind := kind_of(Path(path).stat().st_mode):
+        raise NotAFileError(path, kind)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    if kind := kind_of(os.fstat(descriptor).st_mode):  # put in its place since
+        os.close(descriptor)
+        raise NotAFileError(path, kind)
+    return os.fdopen(descriptor, "rb")
