@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from reducio_latents.check.clips import Selection, all_clips, select_clips
-from reducio_latents.check.decode import DecodeOptions, decode_store, file_name, mean_psnr
+from reducio_latents.check.decode import DecodeOptions, decode_store, mean_psnr
 from reducio_latents.check.decoding import decode_clips
 from reducio_latents.check.model import load_store_model
 from reducio_latents.check.originals import Originals
@@ -26,6 +26,7 @@ from reducio_latents.check.pictures import (
     one_after_another,
     side_by_side,
 )
+from reducio_latents.check.writing import file_name
 from reducio_latents.cli import main
 from reducio_latents.cli.check_options import take_selection
 from reducio_latents.errors import ConfigError, LatentsError, StoreError

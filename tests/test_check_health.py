@@ -9,20 +9,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from reducio_latents.check.clips import StoredClip, all_clips
+from reducio_latents.check.clips import all_clips
 from reducio_latents.check.health import (
     FP16_MAX,
     LatentScan,
     Thresholds,
     frame_faults,
-    motion_warnings,
     scan_store,
 )
 from reducio_latents.check.stats import StatsOptions, store_stats
 from reducio_latents.cli import main
 from reducio_latents.errors import StoreError
 from reducio_latents.store import open_store
-from reducio_latents.store.commit import ShardKey
 from tests.spot_check import Frames, make_store, moving
 
 LIMITS = Thresholds()
@@ -95,9 +93,9 @@ def test_clips_with_equal_latents_are_duplicates() -> None:
     ("name", "faults"),
     [
         ("moving", []),
-        ("still", ["frozen"]),
-        ("dark", ["frozen", "black"]),
-        ("cut", ["cut"]),
+        ("still", ["frozen clips"]),
+        ("dark", ["black clips", "frozen clips"]),
+        ("cut", ["cut-through clips"]),
         ("flashing", []),
     ],
 )
@@ -110,25 +108,23 @@ def test_frozen_black_and_cut_through_clips_are_told_apart(name: str, faults: li
         "cut": np.concatenate([scene[:6], other[6:]]),
         "flashing": np.stack([scene[0], other[0]] * 8),  # much motion all through is no cut
     }
-    assert frame_faults(clips[name], LIMITS) == faults
+    assert list(frame_faults(clips[name], LIMITS)) == faults
 
 
 def test_a_black_clip_with_a_few_bright_pixels_is_still_black_but_not_half_of_one() -> None:
     frames = np.zeros((2, 20, 20, 3), np.uint8)
     frames[:, 0, :3] = 255
-    assert "black" in frame_faults(frames, LIMITS)
+    assert "black clips" in frame_faults(frames, LIMITS)
     frames[:, :10] = 40
-    assert "black" not in frame_faults(frames, LIMITS)
+    assert "black clips" not in frame_faults(frames, LIMITS)
 
 
-def test_motion_warnings_name_the_clips_and_the_threshold() -> None:
-    clips = [
-        (StoredClip(name, f"{name}.mp4", 0.0, ShardKey("16x64x64", 0), i, ()), frames)
-        for i, (name, frames) in enumerate(
-            [("a", moving(1)), ("b", moving(1)[:1].repeat(16, axis=0)), ("c", moving(2))]
-        )
-    ]
-    [warning] = motion_warnings(clips)
+def test_warnings_of_frames_name_the_clips_and_the_threshold() -> None:
+    scan = LatentScan()
+    still = moving(1)[:1].repeat(16, axis=0)
+    for name, frames in [("a", moving(1)), ("b", still), ("c", moving(2)), ("b", still[:1])]:
+        scan.add_frames(name, frames)
+    [warning] = scan.warnings()
     assert (warning.kind, warning.clips) == ("frozen clips", ("b",))
     assert "0.5 of 255" in warning.text
 
@@ -139,7 +135,8 @@ def test_a_store_is_scanned_clip_by_clip_without_those_that_failed(tmp_path: Pat
     root, _ = make_store(tmp_path, videos, broken=("c.mp4",))
     store = open_store(root)
     told: list[tuple[int, int]] = []
-    scan = scan_store(store, progress=lambda done, total: told.append((done, total)))
+    scan = LatentScan()
+    scan_store(store, scan, lambda done, total: told.append((done, total)))
     assert scan.clips == 3
     assert told[-1] == (3, 3)
     names = dict(zip(*(store.plan.clips[c].to_pylist() for c in ("clip_id", "video")), strict=True))

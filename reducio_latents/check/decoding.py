@@ -125,8 +125,13 @@ def read_content_image(store: Store, clip: StoredClip) -> NDArray[np.uint8] | No
         raise StoreError(f"clip {clip.clip_id}: its content image is not there: {err}") from err
     if row is None:
         raise StoreError(f"clip {clip.clip_id} has no content image in {store.files.url}.")
+    return content_pixels(row, clip.clip_id)
+
+
+def content_pixels(row: NDArray[np.generic] | bytes, clip_id: str) -> NDArray[np.uint8]:
+    """Return the pixels of a row of content_image, uint8 RGB (H, W, 3)."""
     if isinstance(row, bytes):
-        return decode_image(row, f"content image of clip {clip.clip_id}")
+        return decode_image(row, f"content image of clip {clip_id}")
     return np.ascontiguousarray(row.transpose(1, 2, 0).astype(np.uint8))
 
 

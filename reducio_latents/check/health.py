@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,14 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.check.clips import CONTENT_IMAGE, MOTION, StoredClip
-from reducio_latents.check.decoding import read_content_image
-from reducio_latents.core.images import decode_image
+from reducio_latents.check.decoding import content_pixels
 from reducio_latents.errors import StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.writer import row_checksum
-
-Frames = NDArray[np.uint8]
 
 FP16_MAX = 65504.0
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -55,9 +53,9 @@ class HealthWarning:
 
 @dataclass
 class LatentScan:
-    """What one pass over stored moments and content images found, clip by clip."""
+    """What was found in stored moments, content images and frames, clip by clip."""
 
-    thresholds: Thresholds
+    thresholds: Thresholds = field(default_factory=Thresholds)
     clips: int = 0
     count: int = 0
     """Values seen per channel."""
@@ -66,32 +64,25 @@ class LatentScan:
     kl: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     """Sums per channel, of the means' values, their squares, and of the KL in nats."""
     examples: list[str] = field(default_factory=list)
-    saturated: list[str] = field(default_factory=list)
-    not_finite: list[str] = field(default_factory=list)
-    collapsed: list[str] = field(default_factory=list)
-    black: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    """Clips whose bytes do not match their checksums; they count in nothing else."""
-    digests: dict[bytes, list[str]] = field(default_factory=dict)
+    _found: dict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
+    """Kind of fault -> the clips that have it, each once, in the order in which they came."""
+    _digests: dict[bytes, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add_moments(self, clip_id: str, moments: NDArray[np.generic], payload: bytes) -> None:
         """Take in one clip's moments (2D, t, h, w) and the bytes they were read from."""
         self.clips += 1
-        if len(self.examples) < 3:
-            self.examples.append(clip_id)
-        self.digests.setdefault(hashlib.blake2b(payload, digest_size=16).digest(), []).append(
-            clip_id
-        )
+        self.examples += [clip_id] if len(self.examples) < 3 else []
+        self._digests[hashlib.blake2b(payload, digest_size=16).digest()].append(clip_id)
         values = moments.astype(np.float64)
         if not np.isfinite(values).all():
-            self.not_finite.append(clip_id)
+            self._found["not finite"][clip_id] = None
             return
         if moments.dtype == np.float16 and np.abs(values).max() >= self._fp16_limit:
-            self.saturated.append(clip_id)
+            self._found["saturated float16"][clip_id] = None
         mean, logvar = np.split(values.reshape(len(values), -1), 2)
         kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)
         if kl.mean() < self.thresholds.collapsed_kl:
-            self.collapsed.append(clip_id)
+            self._found["posterior collapse"][clip_id] = None
         if not self.count:
             self.total, self.squares, self.kl = (np.zeros(len(mean)) for _ in range(3))
         self.count += mean.shape[1]
@@ -100,15 +91,14 @@ class LatentScan:
         self.kl += kl.sum(1)
 
     def add_damaged(self, clip_id: str, column: str) -> None:
-        """Take in a clip whose bytes in a column cannot be trusted."""
+        """Take in a clip whose bytes do not match their checksum; it counts in nothing else."""
         self.clips += column == MOTION
-        if clip_id not in self.damaged:
-            self.damaged.append(clip_id)
+        self._found["damaged clips"][clip_id] = None
 
-    def add_image(self, clip_id: str, image_HWC: Frames) -> None:
-        luma = image_HWC.astype(np.float32) @ LUMA
-        if np.quantile(luma, 0.99) < self.thresholds.black_luma:
-            self.black.append(clip_id)
+    def add_frames(self, clip_id: str, frames_THWC: NDArray[np.uint8]) -> None:
+        """Take in a clip's frames, or its content image alone, (1, H, W, 3)."""
+        for kind in frame_faults(frames_THWC, self.thresholds):
+            self._found[kind][clip_id] = None
 
     @property
     def _fp16_limit(self) -> float:
@@ -129,96 +119,83 @@ class LatentScan:
 
     def warnings(self) -> list[HealthWarning]:
         limits, found = self.thresholds, []
-        some = tuple(self.examples)
-        std, kl = self.channel_std, self.channel_kl
+        some, std = tuple(self.examples), self.channel_std
         if len(std):
             floor = limits.dead_std_share * float(np.median(std))
             if dead := np.flatnonzero(std <= floor).tolist():
                 text = f"channels {_names(dead)} hardly vary: std at most {floor:.2g}, "
                 text += f"{limits.dead_std_share:.0%} of the median channel's"
                 found.append(HealthWarning("dead channels", text, some))
-            if flat := np.flatnonzero(kl < limits.collapsed_kl).tolist():
+            if flat := np.flatnonzero(self.channel_kl < limits.collapsed_kl).tolist():
                 text = f"channels {_names(flat)} carry under {limits.collapsed_kl:g} nats a value"
                 found.append(HealthWarning("posterior collapse", text, some))
-        found += self._clip_warnings()
-        return found
+        twins = [clip for same in self._digests.values() if len(same) > 1 for clip in same]
+        clips = {**self._found, "duplicate clips": dict.fromkeys(twins)}
+        return found + [
+            HealthWarning(kind, text, tuple(clips[kind]))
+            for kind, text in self._texts().items()
+            if clips.get(kind)
+        ]
 
-    def _clip_warnings(self) -> Iterator[HealthWarning]:
+    def _texts(self) -> dict[str, str]:
         limits = self.thresholds
-        for kind, text, clips in [
-            (
-                "damaged clips",
-                "bytes do not match their checksums; run `verify` to see all the damage",
-                self.damaged,
-            ),
-            ("not finite", "latents hold NaN or infinity", self.not_finite),
-            (
-                "saturated float16",
-                f"latents reach {self._fp16_limit:.0f}, {limits.fp16_share:.0%} of float16's range",
-                self.saturated,
-            ),
-            (
-                "posterior collapse",
-                f"clips carry under {limits.collapsed_kl:g} nats a latent value",
-                self.collapsed,
-            ),
-            (
-                "black clips",
-                f"99 % of the content image has a luma under {limits.black_luma:g} of 255",
-                self.black,
-            ),
-            ("duplicate clips", "clips with equal latents, byte by byte", self._duplicates()),
-        ]:
-            if clips:
-                yield HealthWarning(kind, text, tuple(clips))
-
-    def _duplicates(self) -> list[str]:
-        return [clip for same in self.digests.values() if len(same) > 1 for clip in same]
+        return {
+            "damaged clips": "bytes do not match their checksums; "
+            "run `verify` to see all the damage",
+            "not finite": "latents hold NaN or infinity",
+            "saturated float16": f"latents reach {self._fp16_limit:.0f}, "
+            f"{limits.fp16_share:.0%} of float16's range",
+            "posterior collapse": f"clips carry under {limits.collapsed_kl:g} nats a latent value",
+            "black clips": f"99 % of all pixels have a luma under {limits.black_luma:g} of 255",
+            "duplicate clips": "clips with equal latents, byte by byte",
+            "frozen clips": f"no frame differs from the last by more than {limits.frozen_step:g} "
+            "of 255",
+            "cut-through clips": f"a frame differs from the last by {limits.cut_step:g} of 255 or "
+            f"more, and by {limits.cut_ratio:g} times the clip's median step",
+        }
 
 
 def scan_store(
     store: Store,
-    thresholds: Thresholds | None = None,
+    scan: LatentScan,
     progress: Callable[[int, int], None] = lambda _, __: None,
-) -> LatentScan:
+) -> None:
     """Read every stored moment and content image once; `progress` is told (clips done, in all)."""
     store.require_columns([MOTION])
-    scan = LatentScan(thresholds or Thresholds())
     shards = store.index.shards([MOTION])
     total = sum(rows - len(empty) for rows, empty in shards.values())
     images = store.index.shards([CONTENT_IMAGE])
     for key in shards:
         clip_ids = store.plan.shard_clips(key.bucket, key.shard)["clip_id"].to_pylist()
-        for row, payload in _payloads(store, key, MOTION):
-            if payload is None:
-                scan.add_damaged(clip_ids[row], MOTION)
-                continue
-            value = store.decode_row(payload, key.bucket, MOTION)
-            assert isinstance(value, np.ndarray)
-            scan.add_moments(clip_ids[row], value, payload)
-        if key in images:
-            for row, payload in _payloads(store, key, CONTENT_IMAGE):
+        for column in (MOTION, CONTENT_IMAGE) if key in images else (MOTION,):
+            for row, payload in _payloads(store, key, column):
                 if payload is None:
-                    scan.add_damaged(clip_ids[row], CONTENT_IMAGE)
+                    scan.add_damaged(clip_ids[row], column)
                 else:
-                    scan.add_image(clip_ids[row], _image(store, key, payload))
+                    value = store.decode_row(payload, key.bucket, column)
+                    _add(scan, clip_ids[row], column, value, payload)
         progress(scan.clips, total)
-    return scan
 
 
-def scan_clips(
-    store: Store, clips: Sequence[StoredClip], thresholds: Thresholds | None = None
-) -> LatentScan:
+def scan_clips(store: Store, scan: LatentScan, clips: Sequence[StoredClip]) -> None:
     """Look at these clips alone; raise StoreError for one whose bytes are damaged."""
-    scan = LatentScan(thresholds or Thresholds())
     for clip in clips:
-        row = store.read_row(clip.key, clip.row, MOTION)
+        for column in (MOTION, CONTENT_IMAGE):
+            known = column in store.meta.columns
+            row = store.read_row(clip.key, clip.row, column) if known else None
+            if row is not None:
+                payload = row if isinstance(row, bytes) else row.tobytes()
+                _add(scan, clip.clip_id, column, row, payload)
+
+
+def _add(
+    scan: LatentScan, clip_id: str, column: str, row: NDArray[np.generic] | bytes, payload: bytes
+) -> None:
+    if column == CONTENT_IMAGE:
+        scan.add_frames(clip_id, content_pixels(row, clip_id)[None])
+    else:
         assert isinstance(row, np.ndarray)
-        scan.add_moments(clip.clip_id, row, row.tobytes())
-        image = read_content_image(store, clip)
-        if image is not None:
-            scan.add_image(clip.clip_id, image)
-    return scan
+        scan.add_moments(clip_id, row, payload)
 
 
 def _payloads(store: Store, key: ShardKey, column: str) -> Iterator[tuple[int, bytes | None]]:
@@ -239,62 +216,17 @@ def _payloads(store: Store, key: ShardKey, column: str) -> Iterator[tuple[int, b
             yield row, payload if row_checksum(payload) == commit.row_crc32c[row] else None
 
 
-def _image(store: Store, key: ShardKey, payload: bytes) -> Frames:
-    value = store.decode_row(payload, key.bucket, CONTENT_IMAGE)
-    if isinstance(value, bytes):
-        return decode_image(value, f"a content image of shard {key}")
-    image: Frames = value.transpose(1, 2, 0).astype(np.uint8)
-    return image
-
-
-def motion_warnings(
-    clips: Sequence[tuple[StoredClip, Frames]], thresholds: Thresholds | None = None
-) -> list[HealthWarning]:
-    """Return what is wrong with the frames (T, H, W, 3) of clips: frozen, black, cut through."""
-    limits = thresholds or Thresholds()
-    kinds: dict[str, list[str]] = {"frozen": [], "black": [], "cut": []}
-    for clip, frames in clips:
-        for kind in frame_faults(frames, limits):
-            kinds[kind].append(clip.clip_id)
-    dark, frozen, cut = limits.black_luma, limits.frozen_step, limits.cut_step
-    texts = {
-        "frozen": f"no frame differs from the last by more than {frozen:g} of 255",
-        "black": f"99 % of all pixels have a luma under {dark:g} of 255",
-        "cut": f"a frame differs from the last by {cut:g} of 255 or more, and by "
-        f"{limits.cut_ratio:g} times the clip's median step",
-    }
-    names = {"frozen": "frozen clips", "black": "black clips", "cut": "cut-through clips"}
-    return [
-        HealthWarning(names[kind], texts[kind], tuple(found))
-        for kind, found in kinds.items()
-        if found
-    ]
-
-
-def merge_warnings(
-    first: Sequence[HealthWarning], second: Sequence[HealthWarning]
-) -> list[HealthWarning]:
-    """Return all warnings; the second ones without clips that a first one of that kind names."""
-    merged = list(first)
-    for warning in second:
-        known = {clip for other in first if other.kind == warning.kind for clip in other.clips}
-        if fresh := tuple(clip for clip in warning.clips if clip not in known):
-            merged.append(HealthWarning(warning.kind, warning.text, fresh))
-    return merged
-
-
-def frame_faults(frames_THWC: Frames, thresholds: Thresholds) -> list[str]:
-    """Return which of `frozen`, `black`, `cut` a clip is."""
+def frame_faults(frames_THWC: NDArray[np.uint8], thresholds: Thresholds) -> Iterator[str]:
+    """Yield what a clip is of frozen, black and cut through; one frame can only be black."""
     luma = frames_THWC.astype(np.float32) @ LUMA
-    found = []
+    if np.quantile(luma, 0.99) < thresholds.black_luma:
+        yield "black clips"
     steps = np.abs(np.diff(luma, axis=0)).mean((1, 2))
     if len(steps) and steps.max() <= thresholds.frozen_step:
-        found.append("frozen")
-    if np.quantile(luma, 0.99) < thresholds.black_luma:
-        found.append("black")
-    if len(steps) and steps.max() >= thresholds.cut_step:
-        found += ["cut"] if steps.max() >= thresholds.cut_ratio * np.median(steps) else []
-    return found
+        yield "frozen clips"
+    cut = max(thresholds.cut_step, thresholds.cut_ratio * np.median(steps)) if len(steps) else 0
+    if len(steps) and steps.max() >= cut:
+        yield "cut-through clips"
 
 
 def _names(numbers: Sequence[int]) -> str:

@@ -23,16 +23,10 @@ from reducio_latents.check.charts import (
 )
 from reducio_latents.check.report import HISTOGRAM_LIMIT, Report, ReportClip, Scores
 from reducio_latents.check.writing import make_folder, write_text
-from reducio_latents.errors import ConfigError
+from reducio_latents.core.libraries import import_library
 from reducio_latents.version import __version__
 
-try:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-except ImportError as err:
-    raise ConfigError(
-        f"the report needs Jinja2, which cannot be imported ({err}). "
-        "pip install 'reducio-latents[encode]'."
-    ) from err
+jinja2 = import_library("jinja2", "the report", extra="encode")  # told before clips are decoded
 
 LIMITS = {"FAILED_SHOWN": 200, "WARNED_SHOWN": 12, "BUCKETS_NAMED": 3}
 """How much of what may be long the page shows."""
@@ -56,15 +50,15 @@ def write_report(report: Report, path: Path) -> None:
 
 def render(report: Report) -> str:
     """Return the page. Everything that comes from the store is escaped."""
-    environment = Environment(
-        loader=PackageLoader("reducio_latents.check"),
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("reducio_latents.check"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
-        undefined=StrictUndefined,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    return environment.get_template("report.html.j2").render(
+    page: str = environment.get_template("report.html.j2").render(
         report=report,
         meta=report.meta,
         name=Path(report.store).name,
@@ -83,6 +77,7 @@ def render(report: Report) -> str:
         SORTS=SORTS,
         **LIMITS,
     )
+    return page
 
 
 def _tiles(report: Report) -> dict[str, str]:

@@ -22,15 +22,13 @@ from reducio_latents.check.clips import (
 from reducio_latents.check.decode import DecodeOptions, panels_of
 from reducio_latents.check.decoding import DecodedClip, decode_clips
 from reducio_latents.check.health import (
-    Frames,
     HealthWarning,
+    LatentScan,
     Thresholds,
-    merge_warnings,
-    motion_warnings,
     scan_clips,
     scan_store,
 )
-from reducio_latents.check.pictures import Panel, difference, side_by_side
+from reducio_latents.check.pictures import Frames, Panel, difference, side_by_side
 from reducio_latents.core.gaussian import kl_to_unit_normal
 from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
 from reducio_latents.metrics.psnr import flicker, psnr
@@ -142,21 +140,23 @@ def build_report(
     recorded = recorded_quality(opened)
     known = {clip.clip_id: clip.psnr_db for clip in recorded}
     shown: list[ReportClip] = []
-    seen: list[tuple[StoredClip, Frames]] = []
+    scan, looked = LatentScan(thresholds or Thresholds()), 0
     with options.originals(opened) as originals:
         seed = options.sample_seed
         for decoded in decode_clips(opened, model, clips, originals, sample_seed=seed):
             measured = _measure(decoded, protocol, opened.meta.clip.rate_fps)
             shown.append(replace(measured, recorded_db=known.get(decoded.clip.clip_id)))
-            if decoded.original_THWC is not None:
-                seen.append((decoded.clip, decoded.original_THWC))
-            elif not untrained:  # whose noise would say nothing about the clip
-                seen.append((decoded.clip, decoded.decoded_THWC))
+            frames = decoded.original_THWC
+            if frames is None and not untrained:  # whose noise would say nothing about the clip
+                frames = decoded.decoded_THWC
+            if frames is not None:
+                scan.add_frames(decoded.clip.clip_id, frames)
+                looked += 1
             on_clip(len(shown), len(clips))
     if scan_all:
-        scan = scan_store(opened, thresholds, on_scan)
+        scan_store(opened, scan, on_scan)
     else:
-        scan = scan_clips(opened, clips, thresholds)
+        scan_clips(opened, scan, clips)
     notes = []
     if originals.problem is not None:
         notes.append(f"No originals to compare with: {originals.problem}.")
@@ -167,9 +167,9 @@ def build_report(
         )
     if not scan_all:
         notes.append("Faults were looked for among the clips shown alone.")
-    elif len(seen) < scan.clips:
+    elif looked < scan.clips:
         notes.append(
-            f"Frozen and cut-through clips were looked for among {len(seen)} of those shown, "
+            f"Frozen and cut-through clips were looked for among {looked} of those shown, "
             f"all other faults among all {scan.clips} clips of the store."
         )
     return Report(
@@ -178,7 +178,7 @@ def build_report(
         model=model.name,
         protocol=protocol,
         clips=shown,
-        warnings=merge_warnings(scan.warnings(), motion_warnings(seen, thresholds)),
+        warnings=scan.warnings(),
         channel_std=tuple(scan.channel_std.tolist()),
         channel_kl=tuple(scan.channel_kl.tolist()),
         failed=list(_failures(opened)),

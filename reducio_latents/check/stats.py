@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reducio_latents.check.clips import Selection, StoredClip, select_clips
-from reducio_latents.check.health import (
-    Frames,
-    HealthWarning,
-    LatentScan,
-    Thresholds,
-    merge_warnings,
-    motion_warnings,
-    scan_store,
-)
+from reducio_latents.check.clips import Selection, select_clips
+from reducio_latents.check.health import HealthWarning, LatentScan, Thresholds, scan_store
 from reducio_latents.check.originals import Originals
 from reducio_latents.errors import StoreError, VideoError
 from reducio_latents.store import Store, open_store
@@ -62,44 +54,43 @@ def store_stats(
     """
     options = options or StatsOptions()
     store = open_store(path)
-    scan = scan_store(store, options.thresholds, progress)
+    scan = LatentScan(options.thresholds)
+    scan_store(store, scan, progress)
     if not scan.clips:
         raise StoreError(
             f"{store.files.url} holds no encoded clip. See `status` for what it holds."
         )
-    notes: list[str] = []
-    seen: list[tuple[StoredClip, Frames]] = []
-    if options.look:
-        with Originals(
-            store,
-            options.corpus,
-            root=options.root,
-            backend=options.video_backend,
-            timeout_s=options.clip_timeout_s,
-        ) as originals:
-            seen = list(_read(store, originals, options, notes))
-    left = scan.clips - len(seen)
-    if left:
+    looked, notes = _look_at_originals(store, scan, options) if options.look else (0, [])
+    if looked < scan.clips:
         notes.append(
-            f"Frozen and cut-through clips were looked for in {len(seen)} of {scan.clips} clips."
+            f"Frozen and cut-through clips were looked for in {looked} of {scan.clips} clips."
         )
-    found = merge_warnings(scan.warnings(), motion_warnings(seen, options.thresholds))
-    return StoreStats(store=store, scan=scan, warnings=found, looked=len(seen), notes=tuple(notes))
+    return StoreStats(
+        store=store, scan=scan, warnings=scan.warnings(), looked=looked, notes=tuple(notes)
+    )
 
 
-def _read(
-    store: Store, originals: Originals, options: StatsOptions, notes: list[str]
-) -> Iterator[tuple[StoredClip, Frames]]:
-    if originals.problem is not None:
-        notes.append(f"No originals: {originals.problem}.")
-        return
-    missed: dict[str, str] = {}
-    for clip in select_clips(store, Selection(num=options.look, seed=options.seed)):
-        try:
-            yield clip, originals.read(clip)
-        except VideoError as err:
-            missed[clip.clip_id] = str(err)
-    if missed:
-        clip_id, why = next(iter(missed.items()))
-        number = f"{len(missed)} original" + ("" if len(missed) == 1 else "s")
-        notes.append(f"{number} could not be read, such as of {clip_id}: {why}.")
+def _look_at_originals(
+    store: Store, scan: LatentScan, options: StatsOptions
+) -> tuple[int, list[str]]:
+    """Return how many originals were seen, and what must be said of the others."""
+    chosen = select_clips(store, Selection(num=options.look, seed=options.seed))
+    missed: list[str] = []
+    with Originals(
+        store,
+        options.corpus,
+        root=options.root,
+        backend=options.video_backend,
+        timeout_s=options.clip_timeout_s,
+    ) as originals:
+        if originals.problem is not None:
+            return 0, [f"No originals: {originals.problem}."]
+        for clip in chosen:
+            try:
+                scan.add_frames(clip.clip_id, originals.read(clip))
+            except VideoError as err:
+                missed.append(f"{clip.clip_id}: {err}")
+    if not missed:
+        return len(chosen), []
+    number = f"{len(missed)} original" + ("" if len(missed) == 1 else "s")
+    return len(chosen) - len(missed), [f"{number} could not be read, such as of {missed[0]}."]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from reducio_latents.errors import ConfigError, GeometryError
+from reducio_latents.core.libraries import import_library
+from reducio_latents.errors import GeometryError
 from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
 from reducio_latents.metrics.psnr import require_same_shape
 
@@ -21,13 +22,6 @@ def ssim(
     Only windows that lie inside the frame count; channels are averaged. Raises GeometryError for
     frames smaller than the window.
     """
-    try:
-        from pytorch_msssim import ssim as windowed_ssim
-    except ImportError as err:
-        raise ConfigError(
-            f"SSIM needs pytorch-msssim, which cannot be imported ({err}). "
-            "pip install 'reducio-latents[encode]'."
-        ) from err
     require_same_shape(x_NCHW, y_NCHW)
     x, y = x_NCHW.float(), y_NCHW.float()
     if protocol.ssim_side_px is not None:
@@ -37,7 +31,8 @@ def ssim(
         raise GeometryError(
             f"SSIM needs frames of at least {WINDOW_PX} px a side, got {tuple(x.shape[-2:])}."
         )
-    found: Tensor = windowed_ssim(
+    library = import_library("pytorch_msssim", "SSIM", extra="encode")
+    found: Tensor = library.ssim(
         x, y, data_range=1.0, size_average=False, win_size=WINDOW_PX, win_sigma=SIGMA_PX
     )
     return found

@@ -15,9 +15,9 @@ from dit.flow import Draw, Velocity, flow_loss, sample_euler, start_noise
 from dit.model import Conditions
 from dit.settings import SampleSettings
 from reducio_latents.autoencoders import Autoencoder
-from reducio_latents.check.decode import file_name
 from reducio_latents.check.model import load_store_model
 from reducio_latents.check.pictures import Panel, side_by_side
+from reducio_latents.check.writing import file_name
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.dataset import LatentDataset
 from reducio_latents.dataset.batches import Batch
