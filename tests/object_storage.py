@@ -60,7 +60,7 @@ def start_s3() -> tuple[Any, str]:
 
 
 def request(address: str, method: str, path: str) -> int:
-    connection = http.client.HTTPConnection(address, timeout=10)
+    connection = http.client.HTTPConnection(address, timeout=100)
     connection.request(method, path, headers={"Content-Length": "0"})
     status = connection.getresponse().status
     connection.close()
@@ -106,7 +106,7 @@ def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
                 self._hand_on(body, cut=fault == "cut")
 
         def _ask(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
-            upward = http.client.HTTPConnection(upstream, timeout=10)
+            upward = http.client.HTTPConnection(upstream, timeout=100)
             upward.request(self.command, self.path, body, dict(self.headers))
             answer = upward.getresponse()
             data = answer.read()

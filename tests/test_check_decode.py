@@ -166,12 +166,12 @@ def test_an_original_whose_decoder_hangs_is_given_up_and_the_clip_is_decoded_wit
     root, corpus = make_store(tmp_path, {"a.mp4": moving(1, frames=32)})
     (corpus / "a.mp4").unlink()
     os.mkfifo(corpus / "a.mp4")
-    options = DecodeOptions(clip_timeout_s=0.5)
+    options = DecodeOptions(clip_timeout_s=3.0)
     began = time.monotonic()
     first, second = decode_store(root, tmp_path / "out", options)
-    assert "the decoder hung: no answer for 0.5 s" in str(first.problem)
+    assert "the decoder hung: no answer for 3 s" in str(first.problem)
     assert second.problem == first.problem  # and is not waited for twice
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300
 
 
 def test_clips_can_be_written_as_animated_pictures(made: tuple[Path, Path], tmp_path: Path) -> None:

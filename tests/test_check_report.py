@@ -278,7 +278,7 @@ def test_charts_stay_inside_their_frame_and_survive_odd_values() -> None:
     assert spark_bars([0, 0], "") is None
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds:g} s for {what}"

@@ -42,16 +42,19 @@ def store(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_help_takes_little_cpu_time_and_names_every_command() -> None:
+def python(*words: str) -> tuple[str, float]:
+    """Run Python; return what it printed, and its CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run = subprocess.run(
-        [sys.executable, "-m", "reducio_latents", "--help"], capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert run.returncode == 0
-    assert all(name in run.stdout for name in COMMANDS)
-    assert used_s < 0.3
+    return run.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_takes_little_cpu_time_and_names_every_command() -> None:
+    _, least_s = python("-c", "import click")
+    shown, used_s = python("-m", "reducio_latents", "--help")
+    assert all(name in shown for name in COMMANDS)
+    assert used_s < 8 * least_s  # torch alone takes 30 times as long
 
 
 @pytest.mark.parametrize("name", COMMANDS)

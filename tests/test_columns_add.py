@@ -336,7 +336,7 @@ def test_a_process_that_is_killed_in_the_middle_resumes_to_the_same_bytes(
         [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while process.poll() is None and not (store / "commits" / BUCKET / "text").is_dir():
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "shard_rows": 2,
     "batch_size": 2,
     "workers": 1,
-    "rank_timeout_s": 20.0,
+    "rank_timeout_s": 200.0,
 }
 VIDEOS = Tally(found=20, encoded=14, skipped=2, failed=4)
 CLIPS = Tally(found=16, encoded=15, skipped=1, failed=0)
@@ -135,7 +135,7 @@ def test_a_rank_that_dies_stops_no_other_and_its_shards_are_left(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = tmp_path / "store"
-    asked = request(corpus, store, rank_timeout_s=2.0)
+    asked = request(corpus, store, rank_timeout_s=4.0)
     other = start_rank(asked, Rank(1, 2))
     sign = store / "runs" / "run" / "rank-00001.json"
     killing = kill_when(sign.exists, other)  # it lives, and has not encoded yet
@@ -157,13 +157,13 @@ def test_without_rank_0_the_others_do_their_share_and_say_what_is_left(
     corpus: Path, expected: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = tmp_path / "store"
-    asked = request(corpus, store, rank_timeout_s=2.0)
+    asked = request(corpus, store, rank_timeout_s=4.0)
     lead = start_rank(asked, Rank(0, 2))
     order = store / "runs" / "run" / "order.json"
     killing = kill_when(order.exists, lead)
     with caplog.at_level(logging.WARNING):
         report = run_rank(
-            replace(asked, options=replace(asked.options, rank_timeout_s=6.0)), Rank(1, 2)
+            replace(asked, options=replace(asked.options, rank_timeout_s=8.0)), Rank(1, 2)
         )
     killing.join()
     assert "rank 0 has shown no sign of life" in caplog.text

@@ -13,10 +13,12 @@ from click.testing import CliRunner
 from torch import nn
 
 from reducio_latents import load_autoencoder, open_store
+from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.cli import main
 from reducio_latents.core.geometry import Bucket, aspect_buckets
 from reducio_latents.encode.columns import MotionColumn
 from reducio_latents.encode.fast_path import (
+    FastPathError,
     fast_path_error,
     is_exact,
     made_up_clips,
@@ -27,6 +29,7 @@ from reducio_latents.vae.blocks import Downsample
 from reducio_latents.vae.norm import NormSiLU, fuse_norms
 from reducio_latents.vae.tiling import Tiling
 from tests.corpora import write_video
+from tests.half_precision import SLACK, rounding
 from tests.test_encode_flow import encode, files_of
 
 MODEL = "reducio-random:16"
@@ -34,23 +37,22 @@ SMALL = Bucket(16, 32, 32)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "layout", "error", "loss_db"),
-    [
-        # Rows are stored as float16, whose step is 2**-11 of a value.
-        (torch.float32, torch.contiguous_format, 2**-11, 0.001),
-        (torch.float32, torch.channels_last_3d, 2**-11, 0.001),
-        (torch.bfloat16, torch.contiguous_format, 3e-2, 0.05),
-        (torch.bfloat16, torch.channels_last_3d, 3e-2, 0.05),
-    ],
+    "layout", [torch.contiguous_format, torch.channels_last_3d], ids=["contiguous", "last"]
 )
+@pytest.mark.parametrize(("dtype", "loss_db"), [(torch.float32, 0.001), (torch.bfloat16, 0.05)])
 def test_what_is_stored_by_a_fast_path_stays_near_float32(
-    dtype: torch.dtype, layout: torch.memory_format, error: float, loss_db: float
+    dtype: torch.dtype, layout: torch.memory_format, loss_db: float
 ) -> None:
-    frames = made_up_clips(2, SMALL)
-    fast = load_autoencoder(MODEL, dtype=dtype, memory_format=layout, parts="encoder")
-    moments = BatchEncoder(fast).launch(frames)()
-    found = fast_path_error(moments, load_autoencoder(MODEL), frames, decode=True)
-    assert 0 < found.relative < error
+    frames, exact = made_up_clips(2, SMALL), load_autoencoder(MODEL)
+
+    def error(fast: Autoencoder) -> FastPathError:
+        return fast_path_error(BatchEncoder(fast).launch(frames)(), exact, frames, decode=True)
+
+    found = error(load_autoencoder(MODEL, dtype=dtype, memory_format=layout, parts="encoder"))
+    rounded = load_autoencoder(MODEL)
+    rounded.model = rounding(rounded.model, dtype)  # type: ignore[attr-defined]
+    # Rows are stored as float16 either way, whose step is 2**-11 of a value.
+    assert 0 < found.relative < SLACK * error(rounded).relative
     assert found.psnr_loss_db is not None
     assert abs(found.psnr_loss_db) < loss_db
 

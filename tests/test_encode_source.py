@@ -41,7 +41,7 @@ def paint_clips(task: DecodeTask, channel: Channel) -> None:
             if what == "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
             elif what == "hang":
-                time.sleep(60)
+                time.sleep(600)
             elif what == "bug":
                 raise RuntimeError("a bug")
             elif what == "error":
@@ -73,7 +73,7 @@ def shards_of(videos: dict[str, int], shard_rows: int) -> list[ShardWork]:
 def read(
     works: list[ShardWork], gone: frozenset[str] = frozenset(), **options: object
 ) -> list[ReadyBatch]:
-    settings: dict[str, object] = {"batch_size": 3, "workers": 2, "timeout_s": 1.0}
+    settings: dict[str, object] = {"batch_size": 3, "workers": 2, "timeout_s": 20.0}
     decode = DecodeOptions(buckets=(BUCKET,), **{**settings, **options})  # type: ignore[arg-type]
 
     def locate(video: str) -> tuple[VideoSource, int] | None:
@@ -128,9 +128,9 @@ def test_a_crash_costs_the_clip_that_was_being_decoded(read_ahead_bytes: int) ->
 
 def test_a_hang_costs_the_clip_that_was_being_decoded() -> None:
     works = shards_of({"a": 2, "b!hang@0": 2, "c": 2}, 6)
-    failed = check(works, read(works, timeout_s=0.5))
+    failed = check(works, read(works, timeout_s=2.0))
     assert list(failed) == ["b!hang@0_0.0"]
-    assert "hung: no answer for 0.5 s" in failed["b!hang@0_0.0"]
+    assert "hung: no answer for 2 s" in failed["b!hang@0_0.0"]
 
 
 def test_a_video_that_kills_every_worker_is_given_up_after_some_attempts() -> None:

@@ -346,7 +346,7 @@ def test_shards_come_from_s3_through_faults(s3: FaultyProxy, tmp_path: Path) -> 
     assert s3.count("GET", "/shard") == count
 
 
-def wait_until(condition: object, seconds: float = 5.0) -> None:
+def wait_until(condition: object, seconds: float = 100.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "it never came to pass"

@@ -87,7 +87,7 @@ def _slow_write(ready: Event) -> Callable[[Path, Sequence[Buffer]], None]:
             file.write(b"half")
             file.flush()
             ready.set()
-            time.sleep(60)
+            time.sleep(600)
 
     return write
 
@@ -99,7 +99,7 @@ def test_a_killed_writer_leaves_nothing_that_counts_and_is_swept_up(tmp_path: Pa
     ready = context.Event()
     writer = context.Process(target=write_and_stall, args=(tmp_path, ready))
     writer.start()
-    assert ready.wait(10)
+    assert ready.wait(100)
     assert len(everything(tmp_path)) == 2
     assert list(files.list("")) == ["x"]
     files.sweep()

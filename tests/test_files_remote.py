@@ -229,13 +229,13 @@ def test_writing_survives_a_bad_server(s3: FaultyProxy, fault: str) -> None:
 
 
 def test_a_silent_server_is_asked_again(s3: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REDUCIO_REMOTE_TIMEOUT_S", "0.3")
+    monkeypatch.setenv("REDUCIO_REMOTE_TIMEOUT_S", "1")
     files = open_remote(new_url())
     files.write("x", b"1234")
-    s3.fail([1.0], "GET", "/x")
+    s3.fail([15.0], "GET", "/x")
     started = time.monotonic()
     assert files.read("x") == b"1234"
-    assert 0.3 < time.monotonic() - started < 1.0
+    assert 1 <= time.monotonic() - started < 15
 
 
 def test_a_large_file_goes_in_parts_and_each_is_sent_again(s3: FaultyProxy) -> None:
@@ -316,7 +316,7 @@ def test_an_unreachable_place_is_an_error_at_open_and_soon(
         started = time.monotonic()
         with pytest.raises(StoreError, match=r"cannot open s3://.*: no answer\. Check the network"):
             open_remote(new_url())
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 30
 
 
 def test_no_credentials_are_named_as_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

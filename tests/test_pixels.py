@@ -23,7 +23,7 @@ def frames_of(height: int, width: int, count: int = 2, seed: int = 0) -> torch.T
     return torch.from_numpy(frames)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIDES, SIDES, SIDES, SIDES, st.sampled_from(["bicubic", "bilinear"]))
 def test_a_clip_is_resized_to_the_same_bits_as_its_frames(
     height: int, width: int, to_height: int, to_width: int, mode: str

@@ -22,7 +22,7 @@ def assert_close(
     np.testing.assert_allclose(ours.std, flat.std(axis=1), rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     sizes=st.lists(st.integers(0, 9), min_size=1, max_size=8),

@@ -160,7 +160,7 @@ def test_gnu_tar_extracts_it(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / f"{clip_id}.json").read_text())["clip_id"] == clip_id
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(clip_id=st.text(min_size=1, max_size=80))
 def test_any_clip_id_is_one_key_for_webdataset_and_comes_back(clip_id: str) -> None:
     members = {"motion": tar.member_of(CAPTION, "motion", BUCKET, [b"payload"])}

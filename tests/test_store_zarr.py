@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reducio_latents.errors import StoreError
@@ -101,7 +101,7 @@ def test_every_type_of_number_survives(tmp_path: Path, dtype: str, compression: 
         np.testing.assert_array_equal(store.read_row(ShardKey(BUCKET, 0), number, "x"), row)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15)
 @given(
     rows=st.lists(
         st.one_of(st.none(), st.binary(max_size=40), st.just(b""), st.just(b"x" * 100_000)),

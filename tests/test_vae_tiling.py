@@ -77,7 +77,7 @@ def pixels(*shape: int) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(sum(shape))) * 2 - 1
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sides, sides, tiles, st.sampled_from([None, 1, 4, 100]))
 def test_moments_are_tiled_as_the_sheet_says(
     height: int, width: int, p: int, max_batch: int | None
@@ -95,7 +95,7 @@ def test_moments_are_tiled_as_the_sheet_says(
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sides, sides, tiles, st.sampled_from([None, 3]))
 def test_pixels_and_content_are_tiled_as_the_sheet_says(
     height: int, width: int, p: int, max_batch: int | None

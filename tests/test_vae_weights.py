@@ -145,7 +145,7 @@ def test_a_model_outlives_its_file(tmp_path: Path, tensors: dict[str, Tensor]) -
 widths = st.integers(1, 8).map(lambda n: 8 * n)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     widths,
     widths,

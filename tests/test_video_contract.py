@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reducio_latents.core.clips import ClipSpec, clip_starts
@@ -53,11 +53,7 @@ def expected(times_s: Sequence[float], start_s: float) -> list[int]:
     return [shown_at(times_s, start_s + i / RATE) for i in range(FRAMES)]
 
 
-@settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=25)
 @given(
     gaps_ticks=st.lists(st.integers(150, 30000), min_size=4, max_size=60),
     place=st.floats(0, 1),

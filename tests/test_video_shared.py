@@ -28,6 +28,8 @@ VIDEOS = Path(os.environ.get("REDUCIO_SHARED", BESIDE)) / "videos"
 pytestmark = pytest.mark.skipif(not VIDEOS.is_dir(), reason="no shared videos here")
 
 REFUSED_BY_DECORD = {"av1.mp4", "h264.ts", "h264_10bit.mp4", "hflip.mp4", "mpeg2_bf.mpg"}
+TIMED_BACKWARDS = {"lpms__skip_1.ts"}
+"""Odd, but not to be read: a picture without a time puts those of others out of order."""
 CUT_SHORT = {"bad_trunc50_faststart_g250.mp4", "bad_trunc95_faststart.mp4", "bad_trunc50.webm"}
 
 
@@ -89,7 +91,8 @@ def test_every_strange_file_gives_its_clips_or_a_reason(folder: str) -> None:
         )
         assert len(clips) == len(starts)
         failed = [clip for clip in clips if isinstance(clip, VideoError)]
-        if folder == "odd" or path.name in CUT_SHORT - {"bad_trunc95_faststart.mp4"}:
+        whole = folder == "odd" and path.name not in TIMED_BACKWARDS
+        if whole or path.name in CUT_SHORT - {"bad_trunc95_faststart.mp4"}:
             assert not failed
         for clip in failed:
             assert "clip at " in str(clip)
