@@ -24,7 +24,7 @@ from reducio_latents.check.evaluate import (
     corpus_names,
     evaluate,
 )
-from reducio_latents.check.reconstruct import frame_rule, reconstruct
+from reducio_latents.check.round_trip import frame_rule, round_trip
 from reducio_latents.check.sample import SampleSpec, read_sample
 from reducio_latents.check.table import as_csv, as_json, markdown, write_tables
 from reducio_latents.cli import main
@@ -158,7 +158,7 @@ def test_a_corpus_without_a_single_clip_is_refused(tmp_path: Path) -> None:
 def test_repeat_content_shows_the_centre_frame_sixteen_times() -> None:
     model = load_autoencoder("repeat-content")
     clip = moving(1)
-    made = reconstruct(model, clip[None], frame_rule(model, 16, 64, 64))
+    made = round_trip(model, clip[None], frame_rule(model, 16, 64, 64))
     assert made.video_BCTHW.shape == (1, 3, 16, 64, 64)
     expected = torch.from_numpy(clip[7]).permute(2, 0, 1).float() / 127.5 - 1
     for frame in made.video_BCTHW[0].transpose(0, 1):
@@ -217,7 +217,7 @@ def test_a_model_with_another_frame_rule_gets_repeated_frames_that_are_not_measu
     corpus: Path, causal: None
 ) -> None:
     model = CausalBicubic(LoadOptions())
-    made = reconstruct(model, moving(1)[None], frame_rule(model, 16, 64, 64))
+    made = round_trip(model, moving(1)[None], frame_rule(model, 16, 64, 64))
     assert model.seen == (1, 3, 17, 64, 64)
     assert made.video_BCTHW.shape[2] == 16
     found = evaluate({"demo": corpus}, options("causal"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from torch import Tensor
 
 from reducio_latents.autoencoders import Autoencoder, load_autoencoder
 from reducio_latents.autoencoders.untrained import is_untrained
-from reducio_latents.check.pictures import Panel, SheetRow, contact_sheet, side_by_side
-from reducio_latents.check.reconstruct import (
-    FrameRule,
-    as_frames,
-    count_parameters,
-    frame_rule,
-    reconstruct,
+from reducio_latents.check.pictures import (
+    Panel,
+    SheetRow,
+    contact_sheet,
+    frames_of,
+    side_by_side,
 )
+from reducio_latents.check.round_trip import FrameRule, count_parameters, frame_rule, round_trip
 from reducio_latents.check.sample import Sample, SampleSpec, read_sample
 from reducio_latents.check.writing import file_name, make_folder, write_picture
 from reducio_latents.core.devices import usable_device
@@ -114,6 +115,25 @@ class MethodResult:
     """Frames given, and what they were filled up to."""
     datasets: dict[str, DatasetScores]
 
+    @classmethod
+    def of(
+        cls,
+        choice: ModelChoice,
+        model: Autoencoder,
+        rule: FrameRule,
+        datasets: dict[str, DatasetScores],
+    ) -> MethodResult:
+        geometry = model.geometry
+        return cls(
+            name=choice.name if choice.weights is None else f"{choice.name} ({choice.weights})",
+            channels=geometry.channels,
+            strides=(geometry.temporal_stride, geometry.spatial_stride),
+            parameters=count_parameters(model),
+            untrained=is_untrained(model),
+            frames=str(rule),
+            datasets=datasets,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -160,49 +180,39 @@ def evaluate(
     )
     for remedy in suite.unavailable.values():
         on_missing(remedy)
-    rules = [_try_out(choice, options, device) for choice in options.models]
+    # Each is loaded once now: an unusable one is told before an hour has passed.
+    rules = [_frame_rule(_load(choice, options, device), options) for choice in options.models]
     if out is not None:
         make_folder(out)
     with ExitStack() as stack:
-        samples = []
+        trials = []
         for name, corpus in corpora.items():
-            told = _told(on_sample, name)
+            told = partial(on_sample, name)
             sample = read_sample(corpus, options.sample, name=name, progress=told)
-            samples.append(stack.enter_context(sample))
-        shown = {sample.name: _originals(sample, options.pictures) for sample in samples}
-        real = {sample.name: _features(sample, suite) for sample in samples}
-        methods, biased = [], False
+            trials.append(_Trial.of(stack.enter_context(sample), suite, options.pictures))
+        methods = []
         for choice, rule in zip(options.models, rules, strict=True):
             model = _load(choice, options, device)
-            datasets = {}
-            for sample in samples:
-                tally = RunningScores(suite, real[sample.name])
-                told = _told(on_clip, model.name)
-                datasets[sample.name] = _run(
-                    model, rule, sample, tally, options.batch_size, shown[sample.name], told
-                )
-                biased = biased or tally.fvd_is_biased
-            methods.append(_describe(choice, model, rule, datasets))
+            told = partial(on_clip, model.name)
+            datasets = {
+                trial.sample.name: trial.run(model, rule, options.batch_size, told)
+                for trial in trials
+            }
+            methods.append(MethodResult.of(choice, model, rule, datasets))
         if out is not None:
-            _write_pictures(out, samples, shown)
+            make_folder(out / "pictures")
+            for trial in trials:
+                trial.write_pictures(out / "pictures")
         return Evaluation(
             methods=methods,
-            datasets={sample.name: sample.failed for sample in samples},
+            datasets={trial.sample.name: trial.sample.failed for trial in trials},
             protocol=options.protocol,
             resolution=options.sample.resolution,
             unavailable=suite.unavailable,
-            biased=biased,
+            biased=any(trial.biased for trial in trials),
             fvd_file=suite.fvd_file,
             machine=f"{device.type}, {options.dtype}, batch {options.batch_size}",
         )
-
-
-_Shown = dict[str, list[list[Panel]]]
-"""Corpus -> for each clip that is shown its panels."""
-
-
-def _told(tell: Callable[[str, int, int], None], name: str) -> Callable[[int, int], None]:
-    return lambda done, total: tell(name, done, total)
 
 
 def _load(choice: ModelChoice, options: EvaluateOptions, device: torch.device) -> Autoencoder:
@@ -210,85 +220,72 @@ def _load(choice: ModelChoice, options: EvaluateOptions, device: torch.device) -
     return load_autoencoder(choice.name, choice.weights, device=device, dtype=dtype)
 
 
-def _try_out(choice: ModelChoice, options: EvaluateOptions, device: torch.device) -> FrameRule:
-    """Load a model and let go of it again: an unusable one is told before an hour has passed."""
+def _frame_rule(model: Autoencoder, options: EvaluateOptions) -> FrameRule:
     bucket = options.sample.bucket
-    model = _load(choice, options, device)
     return frame_rule(model, bucket.frames, bucket.height, bucket.width)
 
 
-def _originals(sample: Sample, count: int) -> list[list[Panel]]:
-    return [[Panel("original", sample[n])] for n in range(min(count, len(sample)))]
+@dataclass
+class _Trial:
+    """The clips of one corpus, which every model is put to."""
 
+    sample: Sample
+    suite: Suite
+    real_ND: Tensor
+    """What FVD compares of the originals."""
+    shown: list[list[Panel]]
+    """Of each clip that is shown, its panels; every model adds one."""
+    biased: bool = False
 
-def _features(sample: Sample, suite: Suite) -> Tensor:
-    """Return what FVD compares of the originals."""
-    clips = (to_unit(torch.from_numpy(frames)) for frames in sample.batches(1))
-    return torch.cat([suite.features(clip) for clip in clips])
+    @classmethod
+    def of(cls, sample: Sample, suite: Suite, pictures: int) -> _Trial:
+        clips = (to_unit(torch.from_numpy(frames)) for frames in sample.batches(1))
+        real = torch.cat([suite.features(clip) for clip in clips])
+        originals = map(sample.__getitem__, range(min(pictures, len(sample))))
+        return cls(sample, suite, real, [[Panel("original", clip)] for clip in originals])
 
+    def run(
+        self,
+        model: Autoencoder,
+        rule: FrameRule,
+        batch_size: int,
+        told: Callable[[int, int], None],
+    ) -> DatasetScores:
+        """Put all clips through the model."""
+        sample, scores = self.sample, RunningScores(self.suite, self.real_ND)
+        times: list[tuple[int, float]] = []
+        stored = done = 0
+        for frames in sample.batches(batch_size):
+            made = round_trip(model, frames, rule)
+            originals = to_unit(torch.from_numpy(frames))
+            for original, decoded in zip(originals, made.video_BCTHW, strict=True):
+                scores.add(original, decoded)
+                if done < len(self.shown):
+                    self.shown[done].append(Panel(model.name, frames_of(decoded)))
+                done += 1
+            times.append((len(frames), made.seconds))
+            stored += made.stored_bytes
+            told(done, len(sample))
+        self.biased = self.biased or scores.fvd_is_biased
+        timed = times[1:] or times
+        return DatasetScores(
+            clips=len(sample),
+            scores=scores.means(),
+            clips_per_s=sum(n for n, _ in timed) / max(1e-9, sum(s for _, s in timed)),
+            bytes_per_s=stored / (len(sample) * sample.spec.clip.span_s),
+        )
 
-def _run(
-    model: Autoencoder,
-    rule: FrameRule,
-    sample: Sample,
-    tally: RunningScores,
-    batch_size: int,
-    shown: list[list[Panel]],
-    told: Callable[[int, int], None],
-) -> DatasetScores:
-    """Put all clips through the model; the clips of `shown` each get one more panel."""
-    times: list[tuple[int, float]] = []
-    stored = done = 0
-    for frames in sample.batches(batch_size):
-        made = reconstruct(model, frames, rule)
-        originals = to_unit(torch.from_numpy(frames))
-        for original, decoded in zip(originals, made.video_BCTHW, strict=True):
-            tally.add(original, decoded)
-            if done < len(shown):
-                shown[done].append(Panel(model.name, as_frames(decoded)))
-            done += 1
-        times.append((len(frames), made.seconds))
-        stored += made.stored_bytes
-        told(done, len(sample))
-    timed = times[1:] or times
-    return DatasetScores(
-        clips=len(sample),
-        scores=tally.scores(),
-        clips_per_s=sum(n for n, _ in timed) / max(1e-9, sum(s for _, s in timed)),
-        bytes_per_s=stored / (len(sample) * sample.spec.clip.span_s),
-    )
-
-
-def _describe(
-    choice: ModelChoice, model: Autoencoder, rule: FrameRule, datasets: dict[str, DatasetScores]
-) -> MethodResult:
-    geometry = model.geometry
-    return MethodResult(
-        name=choice.name if choice.weights is None else f"{choice.name} ({choice.weights})",
-        channels=geometry.channels,
-        strides=(geometry.temporal_stride, geometry.spatial_stride),
-        parameters=count_parameters(model),
-        untrained=is_untrained(model),
-        frames=str(rule),
-        datasets=datasets,
-    )
-
-
-def _write_pictures(out: Path, samples: Sequence[Sample], shown: _Shown) -> None:
-    folder = out / "pictures"
-    make_folder(folder)
-    for sample in samples:
-        panels_of_clips = shown[sample.name]
-        if not panels_of_clips:
-            continue
-        stem, rate_fps = file_name(sample.name), sample.spec.clip.rate_fps
+    def write_pictures(self, folder: Path) -> None:
+        """Write a contact sheet of the clips that are shown, and a video of each."""
+        name, rate_fps = self.sample.name, self.sample.spec.clip.rate_fps
         rows = []
-        for number, panels in enumerate(panels_of_clips):
-            clip = sample.clips[number]
-            title = f"{sample.name}-{number:03d}   {clip.video} at {clip.start_s:g} s"
+        for number, (clip, panels) in enumerate(zip(self.sample.clips, self.shown, strict=False)):
+            title = f"{name}-{number:03d}   {clip.video} at {clip.start_s:g} s"
             rows.append(SheetRow(title, panels))
-            write_mp4(folder / f"{stem}-{number:03d}.mp4", side_by_side(panels), rate_fps)
-        write_picture(folder / f"{stem}.png", contact_sheet(rows))
+            path = folder / f"{file_name(name)}-{number:03d}.mp4"
+            write_mp4(path, side_by_side(panels), rate_fps)
+        if rows:
+            write_picture(folder / f"{file_name(name)}.png", contact_sheet(rows))
 
 
 def corpus_names(corpora: Sequence[str]) -> Iterator[tuple[str, str]]:

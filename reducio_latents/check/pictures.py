@@ -8,6 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from reducio_latents.video.pixels import to_uint8
 
 Frames = NDArray[np.uint8]
 
@@ -17,6 +20,11 @@ GAP_PX = 4
 INK, PAPER, FAINT = (240, 240, 240), (24, 24, 24), (150, 150, 150)
 THUMBNAIL_PX = 144
 SHEET_COLUMNS = 8
+
+
+def frames_of(video_CTHW: Tensor) -> Frames:
+    """Pixels in [-1, 1] (3, T, H, W), clamped, to uint8 frames."""
+    return np.ascontiguousarray(to_uint8(video_CTHW).permute(1, 2, 3, 0).cpu().numpy())
 
 
 class Panel(NamedTuple):

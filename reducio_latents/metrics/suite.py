@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from reducio_latents.core.choices import MetricName
 from reducio_latents.errors import ConfigError
 from reducio_latents.metrics.frechet import frechet_of_features
 from reducio_latents.metrics.i3d import CLASSES, FVDNetwork, load_i3d
@@ -19,7 +20,6 @@ from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr, to_pictures
 from reducio_latents.metrics.ssim import ssim
 from reducio_latents.metrics.weights import MetricUnavailableError
 
-MetricName = Literal["psnr", "psnr-clip", "ssim", "lpips-alex", "lpips-vgg", "fvd", "flicker"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 OF_PICTURES: dict[str, Callable[[Tensor, Tensor, ComparisonRule], Tensor]] = {
     "psnr": psnr,
@@ -117,7 +117,7 @@ class RunningScores:
                 value = _lpips(suite.lpips[name], *pair)
             self._sums[name] = self._sums.get(name, 0.0) + float(value.mean())
 
-    def scores(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Return each metric's mean over clips; FVD only where there are at least 2 clips."""
         found = {name: total / self._clips for name, total in self._sums.items()}
         if len(self._made) > 1:

@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.check.pictures import Frames
+from reducio_latents.core.clips import centre_frame
 from reducio_latents.core.images import encode_image
 from reducio_latents.errors import GeometryError
 from reducio_latents.video.pixels import to_unit
@@ -33,7 +33,7 @@ class FrameRule:
         return str(self.given) if self.used == self.given else f"{self.given} as {self.used}"
 
 
-class Reconstruction(NamedTuple):
+class RoundTrip(NamedTuple):
     """What came back of a batch of clips."""
 
     video_BCTHW: Tensor
@@ -48,7 +48,7 @@ def frame_rule(model: Autoencoder, frames: int, height: int, width: int) -> Fram
     """Return how clips of this size go through `model`.
 
     The last frame is repeated up to the next length that the model takes; what is decoded of the
-    repetitions is dropped. Raises GeometryError where no length near does.
+    repetitions is dropped. Raises GeometryError if no length near it does.
     """
     geometry, refusal = model.geometry, None
     first = 1 if geometry.causal else 0
@@ -65,10 +65,11 @@ def frame_rule(model: Autoencoder, frames: int, height: int, width: int) -> Fram
 
 
 @torch.inference_mode()
-def reconstruct(model: Autoencoder, frames_BTHWC: Frames, rule: FrameRule) -> Reconstruction:
+def round_trip(model: Autoencoder, frames_BTHWC: Frames, rule: FrameRule) -> RoundTrip:
     """Encode, take the final latents of the mean, and decode; frames are uint8."""
     video = to_unit(torch.from_numpy(frames_BTHWC)).contiguous()
-    content = video[:, :, (rule.given - 1) // 2] if model.needs_content else None
+    centre = centre_frame(rule.given)
+    content = video[:, :, centre].to(model.device) if model.needs_content else None
     if rule.used > rule.given:
         last = video[:, :, -1:].expand(-1, -1, rule.used - rule.given, -1, -1)
         video = torch.cat([video, last], dim=2)
@@ -76,22 +77,14 @@ def reconstruct(model: Autoencoder, frames_BTHWC: Frames, rule: FrameRule) -> Re
     _synchronise(model.device)
     start = time.perf_counter()
     latents = model.final_latents(model.encode(video))
-    decoded = model.decode(latents, None if content is None else content.to(model.device))
+    decoded = model.decode(latents, content)
     _synchronise(model.device)
     seconds = time.perf_counter() - start
     stored = latents.numel() * LATENT_BYTES
     if model.needs_content:
-        stored += sum(
-            len(encode_image(clip[(rule.given - 1) // 2], "webp")) for clip in frames_BTHWC
-        )
+        stored += sum(len(encode_image(clip[centre], "webp")) for clip in frames_BTHWC)
     pixels = decoded[:, :, : rule.given].float().clamp(-1, 1).cpu()
-    return Reconstruction(pixels, seconds, stored)
-
-
-def as_frames(video_CTHW: Tensor) -> Frames:
-    """Pixels in [-1, 1] -> uint8 (T, H, W, 3)."""
-    pixels = video_CTHW.permute(1, 2, 3, 0).add(1).mul(127.5).round().clamp(0, 255)
-    return np.ascontiguousarray(pixels.to(torch.uint8).numpy())
+    return RoundTrip(pixels, seconds, stored)
 
 
 def count_parameters(model: Autoencoder) -> int:
