@@ -5,7 +5,6 @@ The page is `templates/report.html.j2`; what it shows beside the report itself i
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections import Counter
@@ -21,12 +20,10 @@ from reducio_latents.check.charts import (
     spark_bars,
     spark_line,
 )
+from reducio_latents.check.rendering import render_template
 from reducio_latents.check.report import HISTOGRAM_LIMIT, Report, ReportClip, Scores
 from reducio_latents.check.writing import make_folder, write_text
-from reducio_latents.core.libraries import import_library
 from reducio_latents.version import __version__
-
-jinja2 = import_library("jinja2", "the report", extra="encode")  # told before clips are decoded
 
 LIMITS = {"FAILED_SHOWN": 200, "WARNED_SHOWN": 12, "BUCKETS_NAMED": 3}
 """How much of what may be long the page shows."""
@@ -50,15 +47,8 @@ def write_report(report: Report, path: Path) -> None:
 
 def render(report: Report) -> str:
     """Return the page. Everything that comes from the store is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("reducio_latents.check"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
-    page: str = environment.get_template("report.html.j2").render(
+    return render_template(
+        "report.html.j2",
         report=report,
         meta=report.meta,
         name=Path(report.store).name,
@@ -77,7 +67,6 @@ def render(report: Report) -> str:
         SORTS=SORTS,
         **LIMITS,
     )
-    return page
 
 
 def _tiles(report: Report) -> dict[str, str]:
