@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -23,8 +25,9 @@ from reducio_latents.corpus.probe import ProbeRecord
 from reducio_latents.corpus.summary import summarise
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
 from reducio_latents.files.source import VideoSource
-from reducio_latents.store.plan import CLIP_SCHEMA, Plan, PlanPart, PlanSpec, plan_json_schema
+from reducio_latents.store.plan import CLIP_SCHEMA, Plan, PlanPart, PlanSpec
 
+ROOT = Path(__file__).parents[1]
 SPEC = PlanSpec(clip=ClipSpec(), buckets=(square_bucket(16, 256),), shard_rows=4)
 
 
@@ -447,7 +450,7 @@ def test_a_summary_says_what_encoding_comes_to() -> None:
 
 
 def validators() -> tuple[Any, Any]:
-    schema = plan_json_schema()
+    schema = json.loads((ROOT / "schemas" / "plan.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     return tuple(
         jsonschema.Draft202012Validator({**schema, "oneOf": [{"$ref": f"#/$defs/{kind}"}]})

@@ -16,10 +16,23 @@ import pytest
 
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import from_mapping
-from reducio_latents.core.schema import field_notes, json_schema_of, json_schema_of_table
+from reducio_latents.core.notes import field_notes
 from reducio_latents.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
+
+
+def make_schemas() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_schemas", ROOT / "tools/make_schemas.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TOOL = make_schemas()
+json_schema_of, json_schema_of_table = TOOL.json_schema_of, TOOL.json_schema_of_table
 
 
 @dataclass(frozen=True)
@@ -131,18 +144,6 @@ def test_the_schema_of_a_table_accepts_its_rows() -> None:
     assert valid(schema, row | {"x": None, "s": None})
     for change in ({"n": 256}, {"n": -1}, {"n": None}, {"texts": "a"}, {"s": "a"}, {"more": 1}):
         assert not valid(schema, row | change)
-
-
-def make_schemas() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_schemas", ROOT / "tools/make_schemas.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-TOOL = make_schemas()
 
 
 @pytest.mark.parametrize("name", TOOL.SCHEMAS)

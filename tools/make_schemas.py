@@ -15,18 +15,44 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # this checkout, installed or not
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]  # this checkout, installed or not
 
-from reducio_latents.core.schema import json_schema_of, json_schema_of_table  # noqa: E402
+from json_schema import DIALECT, json_schema_of, json_schema_of_table  # noqa: E402
+
 from reducio_latents.encode.options import EncodeOptions  # noqa: E402
 from reducio_latents.store.commit import Commit  # noqa: E402
 from reducio_latents.store.index import IndexEntry  # noqa: E402
 from reducio_latents.store.meta import StoreMeta  # noqa: E402
-from reducio_latents.store.plan import plan_json_schema  # noqa: E402
+from reducio_latents.store.plan import CLIP_SCHEMA, VIDEO_SCHEMA  # noqa: E402
 from reducio_latents.store.reports import ERRORS_SCHEMA, QUALITY_SCHEMA  # noqa: E402
 from reducio_latents.train.config import TrainConfig  # noqa: E402
 
 FOLDER = ROOT / "schemas"
+
+
+def plan_json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a plan's rows: `$defs` clip and video."""
+    clip = json_schema_of_table(
+        CLIP_SCHEMA,
+        title="clip",
+        description="A row of plan/part-*.parquet. Columns of the corpus table follow.",
+        extra=True,
+    )
+    video = json_schema_of_table(
+        VIDEO_SCHEMA,
+        title="video",
+        description="A row of plan/videos-*.parquet.",
+        extra=False,
+    )
+    return {
+        "$schema": DIALECT,
+        "title": "plan",
+        "description": "A row of the plan of a latent store.",
+        "oneOf": [{"$ref": "#/$defs/clip"}, {"$ref": "#/$defs/video"}],
+        "$defs": {"clip": clip, "video": video},
+    }
+
+
 SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "commit.schema.json": lambda: json_schema_of(Commit),
     "encode_options.schema.json": lambda: json_schema_of(EncodeOptions),

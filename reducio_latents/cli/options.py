@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from reducio_latents.core.config import hints_of
-from reducio_latents.core.schema import field_notes
+from reducio_latents.core.notes import field_notes
 
 Decorated = Callable[..., Any]
 

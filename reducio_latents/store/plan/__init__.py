@@ -3,7 +3,7 @@
 from reducio_latents.store.plan.parts import PlanPart, read_parts, verify_parts, write_part
 from reducio_latents.store.plan.plan import Plan, PlanCounts, PlannedShard, read_plan
 from reducio_latents.store.plan.spec import PlanSpec
-from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA, plan_json_schema
+from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 
 __all__ = [
     "CLIP_SCHEMA",
@@ -13,7 +13,6 @@ __all__ = [
     "PlanPart",
     "PlanSpec",
     "PlannedShard",
-    "plan_json_schema",
     "read_parts",
     "read_plan",
     "verify_parts",

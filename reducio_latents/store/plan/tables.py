@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 
 from reducio_latents.core.config import Scalar
-from reducio_latents.core.schema import DIALECT, json_schema_of_table
 
 VIDEO_STATUS = ("planned", "too_short", "duplicate", "failed")
 CLIP_STATUS = ("planned", "duplicate")
@@ -78,29 +77,6 @@ VIDEO_SCHEMA = pa.schema(
     ]
 )
 """One row a video that was listed."""
-
-
-def plan_json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a plan's rows: `$defs` clip and video."""
-    clip = json_schema_of_table(
-        CLIP_SCHEMA,
-        title="clip",
-        description="A row of plan/part-*.parquet. Columns of the corpus table follow.",
-        extra=True,
-    )
-    video = json_schema_of_table(
-        VIDEO_SCHEMA,
-        title="video",
-        description="A row of plan/videos-*.parquet.",
-        extra=False,
-    )
-    return {
-        "$schema": DIALECT,
-        "title": "plan",
-        "description": "A row of the plan of a latent store.",
-        "oneOf": [{"$ref": "#/$defs/clip"}, {"$ref": "#/$defs/video"}],
-        "$defs": {"clip": clip, "video": video},
-    }
 
 
 def extra_columns(extras: Sequence[Mapping[str, Scalar]]) -> dict[str, pa.Array]:

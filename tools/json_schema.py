@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import inspect
 import json
-import textwrap
 import types
 import typing
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+from reducio_latents.core.notes import field_notes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,28 +92,6 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     return json.loads(json.dumps(value))
-
-
-def field_notes(cls: type, *, brief: bool = False) -> dict[str, str]:
-    """Return the string literal that follows each field of a class in its source, on one line.
-
-    `brief`: its first paragraph. None if there is no source, as in a package of bytecode alone.
-    """
-    notes = {}
-    for base in reversed(cls.__mro__):
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError):
-            continue
-        for field, note in pairwise(typing.cast(ast.ClassDef, tree.body[0]).body):
-            match field, note:
-                case (
-                    ast.AnnAssign(target=ast.Name(id=name)),
-                    ast.Expr(value=ast.Constant(value=text)),
-                ):
-                    paragraph = str(text).partition("\n\n" if brief else "\0")[0]
-                    notes[name] = " ".join(paragraph.split())
-    return notes
 
 
 def json_schema_of_table(schema: pa.Schema, *, title: str, description: str, extra: bool) -> Json:
