@@ -8,17 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.check.clips import Selection, StoredClip, select_clips
-from reducio_latents.check.decoding import DecodedClip, decode_clips
+from reducio_latents.check.decoding import decode_clips
 from reducio_latents.check.model import load_store_model
 from reducio_latents.check.originals import Originals
 from reducio_latents.check.pictures import (
     Frames,
-    Panel,
     SheetRow,
     contact_sheet,
     one_after_another,
@@ -126,7 +124,7 @@ def decode_store(
     with options.originals(opened) as originals:
         seed = options.sample_seed
         for decoded in decode_clips(opened, model, clips, originals, sample_seed=seed):
-            panels = panels_of(decoded)
+            panels = decoded.panels
             path = out / f"{file_name(decoded.clip.clip_id)}.{options.format}"
             picture = side_by_side(panels)
             write(path, picture, rate_fps)
@@ -140,17 +138,6 @@ def decode_store(
     if joined:
         write(out / f"{JOINED}.{options.format}", one_after_another(joined), rate_fps)
     return results
-
-
-def panels_of(decoded: DecodedClip) -> list[Panel]:
-    """Return what to show of a clip, left to right: original or content image, then decoded."""
-    panels = [Panel("decoded", decoded.decoded_THWC)]
-    if decoded.original_THWC is not None:
-        panels.insert(0, Panel("original", decoded.original_THWC))
-    elif decoded.content_HWC is not None:
-        still = np.repeat(decoded.content_HWC[None], len(panels[0].frames), axis=0)
-        panels.insert(0, Panel("content image", still))
-    return panels
 
 
 def mean_psnr(results: list[DecodeResult]) -> float:

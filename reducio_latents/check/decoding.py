@@ -14,19 +14,19 @@ from torch import Tensor
 from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.check.clips import CONTENT_IMAGE, MOTION, StoredClip
 from reducio_latents.check.originals import Originals
+from reducio_latents.check.pictures import Frames, Panel
 from reducio_latents.core.gaussian import final_latents
 from reducio_latents.core.images import decode_image
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import StoreError, VideoError
-from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
 from reducio_latents.metrics.psnr import psnr, to_pictures
 from reducio_latents.store import Store
-from reducio_latents.video.pixels import to_uint8
+from reducio_latents.video.pixels import to_uint8, to_unit
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedClip:
-    """A stored clip, decoded, and the frames it was made of where they could be had."""
+    """A stored clip, decoded, and the frames it was made of if they could be had."""
 
     clip: StoredClip
     posterior: Posterior
@@ -35,7 +35,7 @@ class DecodedClip:
     """Final latents (D, t, h, w) that were decoded."""
     decoded_TCHW: Tensor
     """float32 in [0, 1], clamped, not rounded."""
-    original_THWC: NDArray[np.uint8] | None
+    original_THWC: Frames | None
     content_HWC: NDArray[np.uint8] | None
     """The stored content image, if the store has that column."""
     problem: str | None
@@ -49,20 +49,26 @@ class DecodedClip:
         return torch.from_numpy(self.original_THWC).permute(0, 3, 1, 2).float() / 255
 
     @property
-    def decoded_THWC(self) -> NDArray[np.uint8]:
+    def decoded_THWC(self) -> Frames:
         frames = to_uint8(self.decoded_TCHW * 2 - 1).permute(0, 2, 3, 1)
-        return np.ascontiguousarray(frames.cpu().numpy())
-
-    def frame_psnr(self, protocol: ComparisonRule = PROTOCOLS["standard"]) -> Tensor | None:
-        """Return the PSNR of each frame in dB, (T,), or None without the original."""
-        original = self.original_TCHW
-        return None if original is None else psnr(original, self.decoded_TCHW, protocol)
+        return np.ascontiguousarray(frames.numpy())
 
     @property
     def psnr_db(self) -> float | None:
         """The mean over frames of their PSNR, by the protocol `standard`."""
-        frames = self.frame_psnr()
-        return None if frames is None else float(frames.mean())
+        original = self.original_TCHW
+        return None if original is None else float(psnr(original, self.decoded_TCHW).mean())
+
+    @property
+    def panels(self) -> list[Panel]:
+        """What to show, left to right: original or content image, then decoded."""
+        decoded = Panel("decoded", self.decoded_THWC)
+        if self.original_THWC is not None:
+            return [Panel("original", self.original_THWC), decoded]
+        if self.content_HWC is not None:
+            still = np.repeat(self.content_HWC[None], len(decoded.frames), axis=0)
+            return [Panel("content image", still), decoded]
+        return [decoded]
 
 
 def decode_clips(
@@ -76,8 +82,8 @@ def decode_clips(
     """Yield each of `clips` decoded, one at a time, in order.
 
     The posterior's mean is decoded, or with `sample_seed` a draw from it, which depends on the
-    seed and the clip alone. Raises StoreError for a model that needs content images, where the
-    store has none, and for rows that are damaged.
+    seed and the clip alone. Raises StoreError for a model that needs content images if the store
+    has none, and for rows that are damaged.
     """
     store.require_columns([MOTION])
     if model.needs_content and CONTENT_IMAGE not in store.meta.columns:
@@ -85,17 +91,26 @@ def decode_clips(
             f"{store.files.url} has no column content_image, without which {model.name} cannot "
             "decode. Encode the column: encode-corpus ... --columns motion,content_image."
         )
+    rule = store.meta.columns[MOTION].final
+    if rule is None:
+        raise StoreError(f"{store.files.url} names no rule for final latents of motion.")
     for clip in clips:
-        posterior = read_posterior(store, clip)
+        row = store.read_row(clip.key, clip.row, MOTION)
+        if not isinstance(row, np.ndarray):
+            raise StoreError(f"clip {clip.clip_id} has no motion latents in {store.files.url}.")
+        posterior = Posterior.of_moments(torch.from_numpy(row.astype(np.float32))[None])
         noise = None if sample_seed is None else _noise(posterior.mean, clip.clip_id, sample_seed)
-        rule = store.meta.columns[MOTION].final
-        if rule is None:
-            raise StoreError(f"{store.files.url} names no rule for final latents of motion.")
         latents = final_latents(posterior, noise, rule)
-        content = read_content_image(store, clip)
-        image = _content_tensor(content, clip) if model.needs_content else None
+        content = _read_content_image(store, clip)
+        image = None
+        if model.needs_content and content is not None:
+            image = to_unit(torch.from_numpy(content)[None, None])[:, :, 0]
         pixels = model.decode(latents, image)[0, :, : clip.bucket.frames]
-        original, problem = _original(originals, clip)
+        original, problem = None, None
+        try:
+            original = originals.read(clip)
+        except VideoError as err:
+            problem = str(err)
         yield DecodedClip(
             clip=clip,
             posterior=posterior,
@@ -107,15 +122,7 @@ def decode_clips(
         )
 
 
-def read_posterior(store: Store, clip: StoredClip) -> Posterior:
-    """Return the stored moments of a clip, float32, as a batch of one."""
-    row = store.read_row(clip.key, clip.row, MOTION)
-    if not isinstance(row, np.ndarray):
-        raise StoreError(f"clip {clip.clip_id} has no motion latents in {store.files.url}.")
-    return Posterior.of_moments(torch.from_numpy(row.astype(np.float32))[None])
-
-
-def read_content_image(store: Store, clip: StoredClip) -> NDArray[np.uint8] | None:
+def _read_content_image(store: Store, clip: StoredClip) -> NDArray[np.uint8] | None:
     """Return the stored content image, uint8 RGB (H, W, 3); None if there is no such column."""
     if CONTENT_IMAGE not in store.meta.columns:
         return None
@@ -135,22 +142,7 @@ def content_pixels(row: NDArray[np.generic] | bytes, clip_id: str) -> NDArray[np
     return np.ascontiguousarray(row.transpose(1, 2, 0).astype(np.uint8))
 
 
-def _content_tensor(content_HWC: NDArray[np.uint8] | None, clip: StoredClip) -> Tensor:
-    if content_HWC is None:
-        raise StoreError(f"clip {clip.clip_id} has no content image to decode with.")
-    return torch.from_numpy(content_HWC).permute(2, 0, 1)[None].float() / 127.5 - 1
-
-
 def _noise(mean: Tensor, clip_id: str, seed: int) -> Tensor:
     digest = hashlib.sha256(f"{seed}\0{clip_id}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.randn(mean.shape, generator=generator)
-
-
-def _original(
-    originals: Originals, clip: StoredClip
-) -> tuple[NDArray[np.uint8] | None, str | None]:
-    try:
-        return originals.read(clip), None
-    except VideoError as err:
-        return None, str(err)

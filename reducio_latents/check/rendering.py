@@ -11,7 +11,7 @@ jinja2 = import_library("jinja2", "a report", extra="encode")  # told before cli
 
 
 def render_template(template: str, /, **values: Any) -> str:
-    """Return `templates/TEMPLATE` with `values`; one that is used there and not given is an error."""
+    """Return `templates/TEMPLATE` with `values`; a value that is not given is an error."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reducio_latents.check"),
         autoescape=lambda name: ".html" in name,

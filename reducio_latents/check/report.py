@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from reducio_latents.check.clips import (
     recorded_quality,
     select_clips,
 )
-from reducio_latents.check.decode import DecodeOptions, panels_of
+from reducio_latents.check.decode import DecodeOptions
 from reducio_latents.check.decoding import DecodedClip, decode_clips
 from reducio_latents.check.health import (
     HealthWarning,
@@ -35,13 +35,14 @@ from reducio_latents.metrics.psnr import flicker, psnr
 from reducio_latents.metrics.ssim import WINDOW_PX, ssim
 from reducio_latents.store import Store, open_store
 from reducio_latents.store.meta import StoreMeta
+from reducio_latents.store.reports import ClipError, Reports
 from reducio_latents.video.write import write_mp4
 
 HISTOGRAM_BINS = 31
 HISTOGRAM_LIMIT = 4.0
 """Final latents of a sound store lie mostly within +-4."""
 DIFFERENCE_GAIN = 4
-CRF = "23"
+PAGE_CRF = "23"
 """Of the videos inside the page: a third of the bytes that `decode` writes."""
 
 
@@ -85,15 +86,6 @@ class ReportClip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failed:
-    """A clip that the store does not have, and why."""
-
-    video: str
-    clip_id: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
     """All that the page shows."""
 
@@ -105,7 +97,7 @@ class Report:
     warnings: Sequence[HealthWarning]
     channel_std: tuple[float, ...]
     channel_kl: tuple[float, ...]
-    failed: Sequence[Failed]
+    failed: Sequence[ClipError]
     untrained: bool = False
     """The model has random weights: its pictures are noise, and its numbers judge nothing."""
     recorded: Sequence[RecordedClip] = ()
@@ -181,7 +173,7 @@ def build_report(
         warnings=scan.warnings(),
         channel_std=tuple(scan.channel_std.tolist()),
         channel_kl=tuple(scan.channel_kl.tolist()),
-        failed=list(_failures(opened)),
+        failed=_failures(opened),
         untrained=untrained,
         recorded=recorded,
         notes=tuple(notes),
@@ -189,7 +181,7 @@ def build_report(
 
 
 def _measure(decoded: DecodedClip, protocol: ComparisonRule, rate_fps: float) -> ReportClip:
-    panels = panels_of(decoded)
+    panels = decoded.panels
     if decoded.original_THWC is not None:
         apart = difference(decoded.original_THWC, decoded.decoded_THWC, DIFFERENCE_GAIN)
         panels.append(Panel(f"difference x{DIFFERENCE_GAIN}", apart))
@@ -228,20 +220,19 @@ def encode_mp4(frames_THWC: Frames, rate_fps: float) -> bytes:
     """Return a clip as an MP4 file that browsers play."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        write_mp4(path, frames_THWC, rate_fps, crf=CRF)
+        write_mp4(path, frames_THWC, rate_fps, crf=PAGE_CRF)
         return path.read_bytes()
 
 
-def _failures(store: Store) -> Iterator[Failed]:
-    """Yield videos that failed, then clips that did; the first column that lacks one speaks."""
-    for row in store.plan.videos.select(["video", "status", "reason"]).to_pylist():
-        if row["status"] == "failed":
-            yield Failed(video=row["video"], clip_id="", reason=row["reason"] or "")
-    told: set[str] = set()
+def _failures(store: Store) -> list[ClipError]:
+    """Return videos that failed, without a clip, then clips that did."""
+    reports = Reports()
     for (column, key), entry in store.index.entries.items():
-        if not entry.failed:
-            continue
-        for failure in store.commit(key, column).failed:
-            if failure.clip_id not in told:
-                told.add(failure.clip_id)
-                yield Failed(video=failure.video, clip_id=failure.clip_id, reason=failure.reason)
+        if entry.failed:
+            reports.add(store.commit(key, column))
+    videos = store.plan.videos.select(["video", "status", "reason"]).to_pylist()
+    return [
+        ClipError(row["video"], "", "probe", row["reason"] or "")
+        for row in videos
+        if row["status"] == "failed"
+    ] + reports.errors
