@@ -19,13 +19,12 @@ from reducio_latents.autoencoders import LOADERS, load_autoencoder
 from reducio_latents.autoencoders.baselines import Bicubic
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.check.evaluate import (
-    EvaluateOptions,
-    ModelChoice,
     corpus_names,
     evaluate,
 )
+from reducio_latents.check.options import EvaluateOptions, ModelChoice, SampleSpec
 from reducio_latents.check.round_trip import frame_rule, round_trip
-from reducio_latents.check.sample import SampleSpec, read_sample
+from reducio_latents.check.sample import read_sample
 from reducio_latents.check.table import as_csv, as_json, markdown, write_tables
 from reducio_latents.cli import main
 from reducio_latents.core.clips import ClipSpec

@@ -17,7 +17,8 @@ from reducio_latents.check.health import (
     frame_faults,
     scan_store,
 )
-from reducio_latents.check.stats import StatsOptions, store_stats
+from reducio_latents.check.options import StatsOptions
+from reducio_latents.check.stats import store_stats
 from reducio_latents.cli import main
 from reducio_latents.errors import StoreError
 from reducio_latents.store import open_store

@@ -15,9 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from reducio_latents.check.charts import bar_chart, histogram, line_chart, spark_bars, spark_line
-from reducio_latents.check.clips import Selection
-from reducio_latents.check.decode import DecodeOptions
 from reducio_latents.check.html import render, write_report
+from reducio_latents.check.options import DecodeOptions, Selection
 from reducio_latents.check.report import HISTOGRAM_BINS, Report, build_report
 from reducio_latents.cli import main
 from reducio_latents.errors import StoreError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import re
@@ -14,6 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from reducio_latents import cli
 from reducio_latents.cli import COMMANDS, main
 from reducio_latents.cli.options import FieldOption, takes
 from reducio_latents.conditioning.options import TextOptions
@@ -100,6 +102,17 @@ def test_an_option_made_from_a_field_has_help(name: str) -> None:
         record = option.get_help_record(context)
         assert record is not None
         assert not record[1].startswith("  ["), f"{option.owner.__name__}.{field} has no note"
+
+
+def test_no_default_is_written_in_the_command_line() -> None:
+    for path in Path(cli.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not ast.unparse(node.func).endswith("option"):
+                continue
+            for keyword in node.keywords:
+                where = f"{path.name}:{node.lineno}"
+                assert keyword.arg != "show_default", where
+                assert keyword.arg != "default" or ast.unparse(keyword.value) == "None", where
 
 
 def test_what_is_given_reaches_the_dataclass_and_the_rest_is_its_default() -> None:

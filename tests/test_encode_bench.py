@@ -49,10 +49,14 @@ def test_bench_prints_every_variant_against_the_naive_loop_and_a_whole_run(tmp_p
     assert re.search(r"1 clips: naive loop [\d.]+ s, a run [\d.]+ s", result.output)
 
 
-def test_sizes_that_are_none_are_a_usage_error() -> None:
-    result = CliRunner().invoke(main, ["bench", "--batches", "8,many"])
-    assert result.exit_code == 2
-    assert "'8,many' is not a list of numbers" in result.output
+@pytest.mark.parametrize(
+    ("sizes", "code", "says"),
+    [("8,many", 2, "'many' is not a valid integer"), ("8,0", 1, "numbers from 1, got [8, 0]")],
+)
+def test_batch_sizes_are_numbers_from_1(sizes: str, code: int, says: str) -> None:
+    result = CliRunner().invoke(main, ["bench", "--batches", sizes])
+    assert result.exit_code == code
+    assert says in result.output
 
 
 def test_gpu_report_needs_torch_and_numpy_alone_and_says_what_it_had_no_time_for() -> None:

@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reducio_latents.core.choices import LpipsNet
 from reducio_latents.errors import GeometryError, WeightsError
 from reducio_latents.metrics import i3d as i3d_module
 from reducio_latents.metrics.frechet import frechet_distance, frechet_of_features
 from reducio_latents.metrics.i3d import FILE, I3D, PROGRAM_FILE, StateDictI3D, load_i3d, pad_same
-from reducio_latents.metrics.lpips import BACKBONES, LPIPS, Net, load_lpips
+from reducio_latents.metrics.lpips import BACKBONES, LPIPS, load_lpips
 from reducio_latents.metrics.weights import MetricUnavailableError, hub_path
 
 
-def peer_features(net: Net) -> nn.Sequential:
+def peer_features(net: LpipsNet) -> nn.Sequential:
     """Build torchvision's `features` of AlexNet or VGG16 with small random weights."""
     torch.manual_seed(5)
     if net == "alex":
@@ -50,7 +51,7 @@ def save_backbone(features: nn.Sequential, path: Path) -> Path:
 
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_lpips_equals_torchmetrics_with_the_same_backbone(
-    net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: LpipsNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torchmetrics.functional.image.lpips as peer
 

@@ -25,10 +25,10 @@ from reducio_latents.store.plan import read_plan
 from reducio_latents.store.text_rows import decode_text_row
 from reducio_latents.upkeep.convert import convert_store
 from reducio_latents.upkeep.extraction.importing import (
-    ReferenceOptions,
     ReferenceReport,
     import_reference,
 )
+from reducio_latents.upkeep.extraction.options import ReferenceOptions
 from reducio_latents.upkeep.verify import verify
 from tests.stores import KilledError, MemoryFiles
 

@@ -20,7 +20,8 @@ from reducio_latents import load_autoencoder
 from reducio_latents.errors import ConfigError, TrainingError, WeightsError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.train import checkpoint, loop
-from reducio_latents.train.loop import RunOptions, TrainReport, train
+from reducio_latents.train.loop import TrainReport, train
+from reducio_latents.train.options import RunOptions
 from reducio_latents.train.settings import read_settings
 from reducio_latents.video import get_backend
 from tests.corpora import write_video

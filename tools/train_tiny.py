@@ -42,7 +42,8 @@ from reducio_latents.files import open_files  # noqa: E402
 from reducio_latents.store.plan import read_plan  # noqa: E402
 from reducio_latents.train.checkpoint import checkpoints  # noqa: E402
 from reducio_latents.train.config import TrainConfig  # noqa: E402
-from reducio_latents.train.loop import CHECKPOINTS, RunOptions, train  # noqa: E402
+from reducio_latents.train.loop import CHECKPOINTS, train  # noqa: E402
+from reducio_latents.train.options import RunOptions  # noqa: E402
 from reducio_latents.train.order import BatchOrder  # noqa: E402
 from reducio_latents.train.settings import read_settings, to_yaml  # noqa: E402
 from reducio_latents.train.split import make_split  # noqa: E402

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reducio_latents.check.options import Selection
 from reducio_latents.core.geometry import Bucket
-from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.errors import StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.reports import read_quality
@@ -44,28 +44,6 @@ class RecordedClip(NamedTuple):
     psnr_db: float
     """The mean over its frames."""
     frame_psnr_db: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """What to look at. `ids` or `worst` come before a random choice."""
-
-    ids: tuple[str, ...] = ()
-    """Clip ids, in the order to show them in."""
-    num: int = 8
-    """How many, if no ids are given; fewer where the store holds fewer."""
-    seed: int = 0
-    """Of the random choice: the same seed and store give the same clips."""
-    worst: bool = False
-    """Take the clips with the lowest PSNR that was recorded while encoding."""
-    buckets: tuple[str, ...] = ()
-    """Only clips of these; none: of all."""
-
-    def __post_init__(self) -> None:
-        if self.num < 1 and not self.ids:
-            raise ConfigError(f"the number of clips is {self.num}; ask for at least 1.")
-        for name in self.buckets:
-            Bucket.parse(name)
 
 
 def select_clips(store: Store, selection: Selection) -> list[StoredClip]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from reducio_latents.autoencoders import Autoencoder
-from reducio_latents.check.clips import Selection, StoredClip, select_clips
+from reducio_latents.check.clips import StoredClip, select_clips
 from reducio_latents.check.decoding import decode_clips
 from reducio_latents.check.model import load_store_model
+from reducio_latents.check.options import DecodeOptions
 from reducio_latents.check.originals import Originals
 from reducio_latents.check.pictures import (
     Frames,
@@ -23,7 +23,6 @@ from reducio_latents.check.pictures import (
     side_by_side,
 )
 from reducio_latents.check.writing import file_name, make_folder, write_picture
-from reducio_latents.errors import ConfigError
 from reducio_latents.store import Store, open_store
 from reducio_latents.video.write import write_mp4, write_webp
 
@@ -35,57 +34,20 @@ WRITERS: dict[str, Callable[[Path, Frames, float], None]] = {"mp4": write_mp4, "
 """mp4: H.264, for players. webp: an animation, for pages and chats that show no video."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecodeOptions:
-    """What to decode with, and what to compare it with."""
+def load_model(store: Store, options: DecodeOptions) -> Autoencoder:
+    """Load the model that decodes `store`."""
+    return load_store_model(
+        store,
+        model=options.model,
+        weights=options.weights,
+        device=options.device,
+        dtype=getattr(torch, options.dtype),
+    )
 
-    selection: Selection = field(default_factory=Selection)
-    model: str | None = None
-    """Name of the autoencoder; None: the one that the store names."""
-    weights: str | None = None
-    """Where its weights lie now."""
-    corpus: str | None = None
-    """Where the original videos are; None: where the store says they were."""
-    root: str | None = None
-    """Folder that a table's relative paths start from, if not its own."""
-    sample_seed: int | None = None
-    """Decode a seeded draw from each posterior instead of its mean."""
-    device: str = "cpu"
-    dtype: str = "float32"
-    video_backend: str = "pyav"
-    clip_timeout_s: float = 120.0
-    """A decoder that brings no original for so long has hung."""
-    format: str = "mp4"
-    """Of what is written: a key of `WRITERS`."""
 
-    def __post_init__(self) -> None:
-        if self.format not in WRITERS:
-            raise ConfigError(f"format is {self.format!r}; choose {' or '.join(WRITERS)}.")
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
-
-    def load(self, store: Store) -> Autoencoder:
-        """Load the model that decodes `store`."""
-        return load_store_model(
-            store,
-            model=self.model,
-            weights=self.weights,
-            device=self.device,
-            dtype=self.torch_dtype,
-        )
-
-    def originals(self, store: Store) -> Originals:
-        """Open what the store was made of."""
-        return Originals(
-            store,
-            self.corpus,
-            root=self.root,
-            backend=self.video_backend,
-            timeout_s=self.clip_timeout_s,
-        )
+def open_originals(store: Store, options: DecodeOptions) -> Originals:
+    """Open what `store` was made of."""
+    return Originals(store, options.corpus, root=options.root, timeout_s=options.clip_timeout_s)
 
 
 class DecodeResult(NamedTuple):
@@ -116,12 +78,12 @@ def decode_store(
     """
     opened = open_store(store)
     clips = select_clips(opened, options.selection)
-    model = options.load(opened)
+    model = load_model(opened, options)
     make_folder(out)
     write, rate_fps = WRITERS[options.format], opened.meta.clip.rate_fps
     results, rows = [], []
     joined: list[Frames] = []
-    with options.originals(opened) as originals:
+    with open_originals(opened, options) as originals:
         seed = options.sample_seed
         for decoded in decode_clips(opened, model, clips, originals, sample_seed=seed):
             panels = decoded.panels

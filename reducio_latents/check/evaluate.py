@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reducio_latents.autoencoders import Autoencoder, load_autoencoder
 from reducio_latents.autoencoders.untrained import is_untrained
+from reducio_latents.check.options import EvaluateOptions, ModelChoice
 from reducio_latents.check.pictures import (
     Panel,
     SheetRow,
@@ -22,68 +23,14 @@ from reducio_latents.check.pictures import (
     side_by_side,
 )
 from reducio_latents.check.round_trip import FrameRule, count_parameters, frame_rule, round_trip
-from reducio_latents.check.sample import Sample, SampleSpec, read_sample
+from reducio_latents.check.sample import Sample, read_sample
 from reducio_latents.check.writing import file_name, make_folder, write_picture
 from reducio_latents.core.devices import usable_device
 from reducio_latents.errors import ConfigError
-from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
-from reducio_latents.metrics.suite import METRICS, RunningScores, Suite, load_suite
+from reducio_latents.metrics.protocol import ComparisonRule, protocol_named
+from reducio_latents.metrics.suite import RunningScores, Suite, load_suite
 from reducio_latents.video.pixels import to_unit
 from reducio_latents.video.write import write_mp4
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """A model to evaluate: a name for `load_autoencoder`, and where its weights lie."""
-
-    name: str
-    weights: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> ModelChoice:
-        """Read `NAME` or `NAME=WEIGHTS`.
-
-        >>> ModelChoice.parse("reducio-ft4-fs32=weights/ft4.ckpt")
-        ModelChoice(name='reducio-ft4-fs32', weights='weights/ft4.ckpt')
-        """
-        name, _, weights = text.partition("=")
-        if not name:
-            raise ConfigError(f"--model is {text!r}; write NAME or NAME=WEIGHTS.")
-        return cls(name, weights or None)
-
-    def __str__(self) -> str:
-        return self.name if self.weights is None else f"{self.name}={self.weights}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """What is compared, on what, and how it is measured."""
-
-    models: tuple[ModelChoice, ...]
-    sample: SampleSpec = field(default_factory=SampleSpec)
-    metrics: tuple[str, ...] = METRICS
-    protocol: ComparisonRule = PROTOCOLS["standard"]
-    batch_size: int = 1
-    device: str = "auto"
-    dtype: str = "float32"
-    lpips_weights: Mapping[str, Path] = field(default_factory=dict)
-    """`alex` or `vgg` -> the backbone's file, where it is not in torch.hub's folder."""
-    fvd_weights: Path | None = None
-    pictures: int = 4
-    """Clips of each corpus that are also shown."""
-
-    def __post_init__(self) -> None:
-        if not self.models:
-            raise ConfigError("no model is named; give --model NAME, once for each.")
-        for number, choice in enumerate(self.models):
-            if choice in self.models[:number]:
-                raise ConfigError(f"--model {choice} is given twice; once is enough.")
-        if not self.metrics:
-            raise ConfigError(f"no metric is named; choose of {', '.join(METRICS)}.")
-        if self.pictures < 0:
-            raise ConfigError(f"pictures must be >= 0, got {self.pictures}.")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be >= 1, got {self.batch_size}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +118,12 @@ def evaluate(
     clip is read.
     """
     device = usable_device(options.device)
+    protocol, spec = protocol_named(options.protocol_name), options.sample_spec
     suite = load_suite(
         options.metrics,
-        options.protocol,
+        protocol,
         device=device,
-        lpips_weights=dict(options.lpips_weights),  # type: ignore[arg-type]
+        lpips_weights=dict(options.lpips_weights),
         fvd_weights=options.fvd_weights,
     )
     for remedy in suite.unavailable.values():
@@ -188,7 +136,7 @@ def evaluate(
         trials = []
         for name, corpus in corpora.items():
             told = partial(on_sample, name)
-            sample = read_sample(corpus, options.sample, name=name, progress=told)
+            sample = read_sample(corpus, spec, name=name, progress=told)
             trials.append(_Trial.of(stack.enter_context(sample), suite, options.pictures))
         methods = []
         for choice, rule in zip(options.models, rules, strict=True):
@@ -206,8 +154,8 @@ def evaluate(
         return Evaluation(
             methods=methods,
             datasets={trial.sample.name: trial.sample.failed for trial in trials},
-            protocol=options.protocol,
-            resolution=options.sample.resolution,
+            protocol=protocol,
+            resolution=spec.resolution,
             unavailable=suite.unavailable,
             biased=any(trial.biased for trial in trials),
             fvd_file=suite.fvd_file,

@@ -19,7 +19,7 @@ from reducio_latents.check.clips import (
     recorded_quality,
     select_clips,
 )
-from reducio_latents.check.decode import DecodeOptions
+from reducio_latents.check.decode import load_model, open_originals
 from reducio_latents.check.decoding import DecodedClip, decode_clips
 from reducio_latents.check.health import (
     HealthWarning,
@@ -28,6 +28,7 @@ from reducio_latents.check.health import (
     scan_clips,
     scan_store,
 )
+from reducio_latents.check.options import DecodeOptions
 from reducio_latents.check.pictures import Frames, Panel, difference, side_by_side
 from reducio_latents.core.gaussian import kl_to_unit_normal
 from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
@@ -127,13 +128,13 @@ def build_report(
     """
     opened = open_store(store)
     clips = select_clips(opened, options.selection)
-    model = options.load(opened)
+    model = load_model(opened, options)
     untrained = is_untrained(model)
     recorded = recorded_quality(opened)
     known = {clip.clip_id: clip.psnr_db for clip in recorded}
     shown: list[ReportClip] = []
     scan, looked = LatentScan(thresholds or Thresholds()), 0
-    with options.originals(opened) as originals:
+    with open_originals(opened, options) as originals:
         seed = options.sample_seed
         for decoded in decode_clips(opened, model, clips, originals, sample_seed=seed):
             measured = _measure(decoded, protocol, opened.meta.clip.rate_fps)

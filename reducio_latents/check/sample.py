@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -13,45 +12,12 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from reducio_latents.check.options import SampleSpec
 from reducio_latents.check.pictures import Frames
-from reducio_latents.core.clips import ClipSpec
-from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import CorpusVideo, list_corpus
-from reducio_latents.errors import ConfigError, CorpusError
+from reducio_latents.errors import CorpusError
 from reducio_latents.video import get_backend
 from reducio_latents.video.guarded import ClipRequest, GuardedReader, Read
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleSpec:
-    """Which clips of a corpus, and how they are fitted."""
-
-    clip: ClipSpec = field(default_factory=lambda: ClipSpec(policy="centre"))
-    resolution: int = 256
-    """Side of the square that frames are resized to cover and cropped to, in px."""
-    videos: int | None = None
-    """How many videos, drawn by `clip.seed`; None: all."""
-    resize: str = "bicubic"
-    video_backend: str = "pyav"
-    workers: int = 1
-    """Processes that read videos."""
-    timeout_s: float = 120.0
-    """A decoder that brings no clip for so long has hung."""
-
-    def __post_init__(self) -> None:
-        if self.videos is not None and self.videos < 1:
-            raise ConfigError(f"the number of videos is {self.videos}; ask for at least 1.")
-        if self.resolution < 1:
-            raise ConfigError(f"the resolution is {self.resolution}; give a side in px.")
-
-    @property
-    def bucket(self) -> Bucket:
-        return Bucket(self.clip.frames, self.resolution, self.resolution)
-
-
-PRESETS: dict[str, int | None] = {"pexels-1k": 1000, "ucf-101": None}
-"""How many videos the paper measures on, None for all; the defaults of `SampleSpec` are its other
-settings. It does not say which videos: here a seed draws them, and the clip is the middle one."""
 
 
 class SampledClip(NamedTuple):
@@ -133,7 +99,7 @@ def read_sample(
     A video that fails is recorded and another one takes its place, as long as there are any.
     `progress` is told (videos read, videos wanted). Raises CorpusError if there is no clip at all.
     """
-    get_backend(spec.video_backend)  # one that is not installed is told before anything is read
+    get_backend("pyav")  # one that is not installed is told before anything is read
     listed = list_corpus(corpus)
     order: Sequence[CorpusVideo] = listed
     if spec.videos is not None:
@@ -212,8 +178,8 @@ class _Reading:
             source=video.source,
             bucket=spec.bucket,
             clip=spec.clip,
-            resize=spec.resize,
-            backend=spec.video_backend,
+            resize="bicubic",
+            backend="pyav",
         )
 
     def _take(self, read: Read) -> None:

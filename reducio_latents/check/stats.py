@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from reducio_latents.check.clips import Selection, select_clips
+from reducio_latents.check.clips import select_clips
 from reducio_latents.check.health import HealthWarning, LatentScan, Thresholds, scan_store
+from reducio_latents.check.options import Selection, StatsOptions
 from reducio_latents.check.originals import Originals
 from reducio_latents.errors import StoreError, VideoError
 from reducio_latents.store import Store, open_store
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatsOptions:
-    """What is looked at beside the latents themselves."""
-
-    look: int = 32
-    """Clips whose original frames are read again, to find frozen and cut-through ones; 0: none."""
-    seed: int = 0
-    """Of the choice of these clips."""
-    corpus: str | None = None
-    """Where the originals are; None: where the store says they were."""
-    root: str | None = None
-    video_backend: str = "pyav"
-    clip_timeout_s: float = 120.0
-    """A decoder that brings no original for so long has hung."""
-    thresholds: Thresholds = field(default_factory=Thresholds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +38,7 @@ def store_stats(
     """
     options = options or StatsOptions()
     store = open_store(path)
-    scan = LatentScan(options.thresholds)
+    scan = LatentScan(Thresholds())
     scan_store(store, scan, progress)
     if not scan.clips:
         raise StoreError(
@@ -76,13 +60,7 @@ def _look_at_originals(
     """Return how many originals were seen, and what must be said of the others."""
     chosen = select_clips(store, Selection(num=options.look, seed=options.seed))
     missed: list[str] = []
-    with Originals(
-        store,
-        options.corpus,
-        root=options.root,
-        backend=options.video_backend,
-        timeout_s=options.clip_timeout_s,
-    ) as originals:
+    with Originals(store, options.corpus, root=options.root) as originals:
         if originals.problem is not None:
             return 0, [f"No originals: {originals.problem}."]
         for clip in chosen:

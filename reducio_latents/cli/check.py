@@ -2,45 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
+from reducio_latents.check.options import CheckOptions
 from reducio_latents.cli import show
-from reducio_latents.cli.check_options import check_options, take_selection
+from reducio_latents.cli.options import command, takes
 
-PROTOCOL_NAMES = ("standard", "paper")
-CLIPS_SHOWN = 5
+LOOKED_AT = """selection.ids selection.num selection.seed selection.worst selection.buckets
+    model weights corpus root sample_seed device dtype"""
+REPORT = "report.html"
 
 
-@click.command("check")
+@command("check")
 @click.argument("store")
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
-    default="report.html",
-    show_default=True,
     metavar="FILE",
+    help=f"The page.  [{REPORT}]",
 )
-@check_options(num=24)
-@click.option(
-    "--protocol",
-    type=click.Choice(PROTOCOL_NAMES),
-    default="standard",
-    show_default=True,
-    help="How PSNR and SSIM are measured; `paper` as the published repository does.",
-)
-@click.option(
-    "--scan",
-    type=click.Choice(["all", "shown"]),
-    default="all",
-    show_default=True,
-    help="Look for faults among all clips of the store, which reads it whole, or those shown.",
-)
-def check(store: str, report: Path, protocol: str, scan: str, **settings: Any) -> None:
+@takes(CheckOptions, {"Options": f"{LOOKED_AT} protocol scan"})
+def check(store: str, report: Path | None, options: CheckOptions) -> None:
     """Decode clips of STORE and write one HTML page about them, which opens anywhere.
 
     The page plays original, decoded and difference side by side, with scores, curves, statistics,
@@ -49,34 +34,31 @@ def check(store: str, report: Path, protocol: str, scan: str, **settings: Any) -
     \b
     reducio-latents check pexels.latents --num 24 --report pexels.html --weights FILE
     """
-    from tqdm import tqdm
-
-    from reducio_latents.check.decode import DecodeOptions
     from reducio_latents.check.html import write_report
     from reducio_latents.check.report import build_report
     from reducio_latents.check.writing import make_folder
     from reducio_latents.metrics.protocol import protocol_named
 
-    options = DecodeOptions(**take_selection(settings))
-    make_folder(report.parent)  # now, as decoding may take an hour
-    with tqdm(unit="clip", file=sys.stderr, delay=0.5) as bar:
+    path = report or Path(REPORT)
+    make_folder(path.parent)  # now, as decoding may take an hour
+    with show.bar("clip") as advance:
         found = build_report(
             store,
             options,
-            protocol=protocol_named(protocol),
-            scan_all=scan == "all",
-            on_clip=partial(show.advance, bar, "decode"),
-            on_scan=partial(show.advance, bar, "scan"),
+            protocol=protocol_named(options.protocol),
+            scan_all=options.scan == "all",
+            on_clip=partial(advance, "decode"),
+            on_scan=partial(advance, "scan"),
         )
-    write_report(found, report)
+    write_report(found, path)
     scored = [scores.psnr_db for _, scores in found.scored]
     if scored:
         mean = sum(scored) / len(scored)
         of = show.counted(len(scored), "clip")
-        click.echo(f"mean PSNR {mean:.2f} dB of {of} (protocol: {protocol})")
+        show.echo(f"mean PSNR {mean:.2f} dB of {of} (protocol: {options.protocol})")
     if found.untrained:
-        click.echo(f"{found.model} has random weights: its pictures are noise")
-    show.warnings(found.warnings, CLIPS_SHOWN)
+        show.echo(f"{found.model} has random weights: its pictures are noise")
+    show.warnings(found.warnings)
     for note in found.notes:
-        click.echo(note)
-    click.echo(f"Wrote {report} with {show.counted(len(found.clips), 'clip')}.")
+        show.echo(note)
+    show.echo(f"Wrote {path} with {show.counted(len(found.clips), 'clip')}.")

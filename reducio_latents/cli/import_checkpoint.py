@@ -6,16 +6,17 @@ from pathlib import Path
 
 import click
 
+from reducio_latents.cli.options import command
 from reducio_latents.cli.show import count, pairs
 
 
-@click.command("import-checkpoint")
+@command("import-checkpoint")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--ema/--no-ema",
     default=None,
-    help="Take the averaged or the plain weights, where the checkpoint holds both.",
+    help="Take the averaged or the plain weights, if the checkpoint holds both.",
 )
 def import_checkpoint(checkpoint: Path, folder: Path, ema: bool | None) -> None:
     """Turn a published CHECKPOINT into FOLDER/model.safetensors with its config beside it.

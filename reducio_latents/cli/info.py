@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from reducio_latents.cli import show
+from reducio_latents.cli.options import command, json_instead
 
 if TYPE_CHECKING:
     from reducio_latents.store.meta import StoreMeta
 
 
-@click.command("info")
+@command("info")
 @click.argument("store")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole description as JSON.")
+@json_instead
 def info(store: str, as_json: bool) -> None:
     """Describe STORE: what it holds, what made it, how large it is."""
     from reducio_latents.store import open_store
@@ -25,7 +26,7 @@ def info(store: str, as_json: bool) -> None:
     opened = open_store(store)
     meta = opened.meta
     if as_json:
-        click.echo(json.dumps(asdict(meta), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(asdict(meta), indent=2))
         return
     clip = meta.clip
     show.pairs(
@@ -46,7 +47,7 @@ def info(store: str, as_json: bool) -> None:
     for name, column in meta.columns.items():
         mine = [row for row in rows if row.column == name]
         clips, total = sum(r.clips_done for r in mine), sum(r.bytes for r in mine)
-        click.echo()
+        show.echo()
         show.pairs(
             {
                 "column": f"{name}: {column.content}, {column.dtype}",

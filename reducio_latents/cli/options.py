@@ -30,38 +30,44 @@ SPELLED = {
     "selection.buckets": "bucket",
     "sample_seed": "sample",
     "models": "model",
-    "all_clips": "clips",
 }
 """Options that are called otherwise than their field."""
 METAVARS = {
-    "batch_size": "CLIPS|auto",
-    "corpus": "CORPUS",
+    "batches": "N,N,...",
     "caption_column": "NAME",
+    "check_every": "N",
+    "corpus": "CORPUS",
     "device": "NAME",
     "frames": "N",
     "fvd_weights": "FILE",
     "gpus": "N|all",
-    "max_failed": "SHARE",
-    "path_column": "NAME",
-    "seed": "N",
-    "workers": "N",
-    "check_every": "N",
-    "max_tokens": "N",
-    "rate_fps": "FPS",
     "look": "CLIPS",
+    "lpips_weights": "NET=FILE",
+    "max_failed": "SHARE",
+    "max_tokens": "N",
     "min_psnr": "DB",
     "model": "NAME",
     "models": "NAME[=WEIGHTS]",
+    "num": "N",
     "out": "DIR",
+    "path_column": "NAME",
+    "pictures": "N",
     "policy": "POLICY",
+    "pretrained": "FILE|DIR",
+    "rate_fps": "FPS",
     "ray_address": "ADDRESS",
     "report": "FILE",
     "resolution": "PX",
     "root": "DIR",
     "sample_seed": "SEED",
+    "seconds": "SECONDS",
+    "seed": "N",
     "selection.buckets": "TxHxW,...",
+    "selection.ids": "ID,ID,...",
     "shard_rows": "CLIPS",
+    "videos": "N",
     "weights": "FILE|DIR",
+    "workers": "N",
 }
 
 
@@ -177,6 +183,12 @@ dry_run = click.option(
 )
 
 
+every_clip = click.option(
+    "--clips", "every_clip", is_flag=True, help="Name every clip, not the first five."
+)
+json_instead = click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
+
+
 def takes(cls: type, headed: Mapping[str, str]) -> Callable[[Decorated], Decorated]:
     """Return a decorator that gives a command options for fields of `cls`: heading -> their names.
 
@@ -189,7 +201,7 @@ def takes(cls: type, headed: Mapping[str, str]) -> Callable[[Decorated], Decorat
         def run(*args: Any, **settings: Any) -> Any:
             given = {path: settings.pop(_param(path)) for path, _ in fields}
             given = {p: value for p, value in given.items() if value not in (None, (), False)}
-            return function(*args, options=build(cls, given), **settings)
+            return function(*args, options=dataclass_of(cls, given), **settings)
 
         decorated: Decorated = run
         for path, heading in reversed(fields):
@@ -199,7 +211,7 @@ def takes(cls: type, headed: Mapping[str, str]) -> Callable[[Decorated], Decorat
     return decorate
 
 
-def build(cls: type, given: Mapping[str, Any], base: Any = None) -> Any:
+def dataclass_of(cls: type, given: Mapping[str, Any], base: Any = None) -> Any:
     """Return the dataclass with the values of `given`, by paths such as `clip.frames`.
 
     All others are those of `base`, or the defaults.
@@ -214,7 +226,7 @@ def build(cls: type, given: Mapping[str, Any], base: Any = None) -> Any:
             values[name] = value
     for name, inner in nested.items():
         default = _default(cls, name, base)
-        values[name] = build(type(default), inner, default)
+        values[name] = dataclass_of(type(default), inner, default)
     return cls(**values) if base is None else dataclasses.replace(base, **values)
 
 
@@ -288,7 +300,7 @@ def _type(hint: Any) -> click.ParamType:  # type: ignore[type-arg]
         inner = [arg for arg in args if arg is not type(None)]
         if len(inner) == 1:
             return _type(inner[0])
-        return NumberOr(*typing.get_args(inner[1]))
+        return NumberOr(typing.get_args(inner[1])[0])
     if origin is typing.Literal:
         return OneOf(args)
     if hint is Path:

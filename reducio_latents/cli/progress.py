@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import click
 from tqdm import tqdm
 
 from reducio_latents.cli import show
@@ -93,27 +92,27 @@ def print_report(report: EncodeReport, store: str) -> None:
     if report.share or report.signal:
         _print_share(report)
         return
-    click.echo(f"videos  {report.videos}")
-    click.echo(f"clips   {report.clips}")
+    show.echo(f"videos  {report.videos}")
+    show.echo(f"clips   {report.clips}")
     for reason, number in report.skipped.items():
-        click.echo(f"  skipped {number}: {reason}")
+        show.echo(f"  skipped {number}: {reason}")
     for reason, number in report.failed.items():
-        click.echo(f"  failed {number}: {reason}")
+        show.echo(f"  failed {number}: {reason}")
     if report.failed:
-        click.echo(f"  each one with its reason: {store}/errors.parquet")
+        show.echo(f"  each one with its reason: {store}/errors.parquet")
     for name, summary in report.statistics.items():
         column, _, bucket = name.partition("/")
         if bucket == "all":
             for what, values in summary.items():
-                click.echo(f"{column} {what}, {show.count(len(values['mean']))} channels")
+                show.echo(f"{column} {what}, {show.count(len(values['mean']))} channels")
                 for kind in ("mean", "std"):
-                    click.echo(f"  {kind:<4} {_channels(values[kind])}")
+                    show.echo(f"  {kind:<4} {_channels(values[kind])}")
     if report.psnr is not None:
-        click.echo(f"decoded on the spot: mean PSNR {report.psnr:.2f} dB")
+        show.echo(f"decoded on the spot: mean PSNR {report.psnr:.2f} dB")
     _print_times(report)
     _print_left(report)
     if report.exit_code == 3:
-        click.echo(
+        show.echo(
             f"{report.failed_share:.0%} failed, more than --max-failed {report.max_failed:.0%}.",
             err=True,
         )
@@ -121,34 +120,32 @@ def print_report(report: EncodeReport, store: str) -> None:
 
 def _print_share(report: EncodeReport) -> None:
     who = f"{report.share}: " if report.share else ""
-    click.echo(f"{who}{report.clips.encoded} clips encoded, {report.clips.failed} failed")
+    show.echo(f"{who}{report.clips.encoded} clips encoded, {report.clips.failed} failed")
     _print_left(report)
 
 
 def _print_left(report: EncodeReport) -> None:
     if report.shards_left:
-        click.echo(
+        show.echo(
             f"{report.shards_left} shards are not done; run the same command again.", err=True
         )
 
 
 def _print_times(report: EncodeReport) -> None:
-    stages = dict(report.stages)
-    busy = stages.pop("gpu busy", None)
-    total = sum(stages.values())
-    if not total or not report.clips.encoded:
+    shares, busy = show.spent(report.stages, report.seconds)
+    if not shares or not report.clips.encoded:
         return
     rate = report.clips.encoded / report.seconds
-    shares = ", ".join(f"{stage} {seconds / total:.0%}" for stage, seconds in stages.items())
-    gpu = "" if busy is None else f", GPU busy {busy / report.seconds:.0%}"
+    gpu = f", {busy}" if busy else ""
     took = show.duration(report.seconds)
-    click.echo(f"{took}, {rate:.2f} clips/s{gpu}; time went to: {shares}")
+    show.echo(f"{took}, {rate:.2f} clips/s{gpu}; time went to: {shares}")
 
 
 def print_stop(seconds: float) -> None:
     """Say that a request to stop was heard."""
-    click.echo(
-        f"\nstopping: the shard in hand has {seconds:.0f} s to be finished; once more ends at once",
+    show.echo(err=True)
+    show.echo(
+        f"stopping: the shard in hand has {seconds:.0f} s to be finished; once more ends at once",
         err=True,
     )
 
@@ -165,15 +162,15 @@ def print_summary(summary: PlanSummary) -> None:
     for what, counts in (("videos", summary.counts.videos), ("clips", summary.counts.clips)):
         rest = {name: number for name, number in counts.items() if name != "found"}
         parts = ", ".join(f"{show.count(number)} {name}" for name, number in rest.items())
-        click.echo(f"{what:<7} {show.count(counts['found'])} found: {parts}")
-    click.echo(f"hours   {summary.video_hours:.2f} of video, {summary.clip_hours:.2f} of clips")
+        show.echo(f"{what:<7} {show.count(counts['found'])} found: {parts}")
+    show.echo(f"hours   {summary.video_hours:.2f} of video, {summary.clip_hours:.2f} of clips")
     for bucket in summary.buckets:
         if bucket.clips:
             size = show.size(bucket.bytes or 0)
-            click.echo(
+            show.echo(
                 f"bucket  {bucket.bucket}: {show.count(bucket.clips)} clips in "
                 f"{show.count(bucket.shards)} shards, about {size}"
             )
     for reason, number in summary.reasons.items():
-        click.echo(f"  {show.count(number)}: {reason}")
-    click.echo(f"store   about {show.size(summary.bytes or 0)}")
+        show.echo(f"  {show.count(number)}: {reason}")
+    show.echo(f"store   about {show.size(summary.bytes or 0)}")

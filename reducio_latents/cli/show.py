@@ -1,14 +1,28 @@
-"""How numbers look on a terminal."""
+"""What the commands print: text with control characters written out, numbers, tables, bars."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
+from reducio_latents.core.text import printable
+
 if TYPE_CHECKING:
     from reducio_latents.check.health import HealthWarning
+
+CLIPS_SHOWN = 5
+"""Clips that a finding names, if not all are asked for."""
+Advance = Callable[[str, int, int | None], None]
+"""Takes what is done, how much of it, and out of how much."""
+
+
+def echo(text: object = "", *, err: bool = False) -> None:
+    """Print a line. What it holds is text from elsewhere: nothing in it moves a terminal."""
+    click.echo(printable(str(text)), err=err)
 
 
 def count(number: int) -> str:
@@ -38,28 +52,20 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def spent(stages: Mapping[str, float], seconds: float) -> tuple[str, str]:
+    """Return what share of the time each stage took, and how busy the GPU was in `seconds`."""
+    busy_s = stages.get("gpu busy")
+    took = {stage: s for stage, s in stages.items() if stage != "gpu busy"}
+    total = sum(took.values())
+    shares = ", ".join(f"{stage} {s / total:.0%}" for stage, s in took.items()) if total else ""
+    return shares, "" if busy_s is None or not seconds else f"GPU busy {busy_s / seconds:.0%}"
+
+
 def pairs(rows: Mapping[str, object]) -> None:
     """Print names and values in two columns."""
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
-        click.echo(f"{name:<{width}}  {value}")
-
-
-def warnings(found: Iterable[HealthWarning], clips: int | None) -> None:
-    """Print each warning, and below it up to `clips` of those that show it; None: all of them."""
-    for warning in found:
-        shown = warning.clips[:clips]
-        more = len(warning.clips) - len(shown)
-        click.echo(f"warning: {warning.kind}: {warning.text}")
-        click.echo(f"  clips: {', '.join(shown)}" + (f" and {more} more" if more else ""))
-
-
-def advance(bar: Any, what: str, done: int, total: int) -> None:
-    """Move a bar of tqdm to `done` of `total`; it begins anew where `what` is another thing."""
-    if bar.desc != f"{what}: ":
-        bar.reset(total)
-        bar.set_description(what)
-    bar.update(done - bar.n)
+        echo(f"{name:<{width}}  {value}")
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -72,4 +78,34 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
             cell.rjust(width) if cell[:1].isdigit() or cell[:1] == "-" else cell.ljust(width)
             for cell, width in zip(row, widths, strict=True)
         ]
-        click.echo("  ".join(parts).rstrip())
+        echo("  ".join(parts).rstrip())
+
+
+def clips(names: Sequence[str], *, every: bool = False) -> str:
+    """Return the names of clips, all or the first ones."""
+    shown = names if every else names[:CLIPS_SHOWN]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def warnings(found: Iterable[HealthWarning], *, every: bool = False) -> None:
+    """Print each warning, and below it the clips that show it."""
+    for warning in found:
+        echo(f"warning: {warning.kind}: {warning.text}")
+        echo(f"  clips: {clips(warning.clips, every=every)}")
+
+
+@contextmanager
+def bar(unit: str) -> Iterator[Advance]:
+    """Show a bar while the block runs; it begins anew when something else is done."""
+    from tqdm import tqdm
+
+    with tqdm(unit=unit, file=sys.stderr, delay=0.5, dynamic_ncols=True) as shown:
+
+        def advance(what: str, done: int, total: int | None) -> None:
+            if shown.desc != f"{printable(what)}: ":
+                shown.reset(total)
+                shown.set_description(printable(what))
+            shown.update(done - shown.n)
+
+        yield advance

@@ -5,9 +5,10 @@ from __future__ import annotations
 import click
 
 from reducio_latents.cli import show
+from reducio_latents.cli.options import command
 
 
-@click.command("status")
+@command("status")
 @click.argument("store")
 def status(store: str) -> None:
     """Say how far STORE is: shards and clips done, left and failed, by column."""
@@ -32,11 +33,10 @@ def status(store: str) -> None:
         ),
     )
     stages = stage_seconds(opened)
-    busy_s = stages.pop("gpu busy", None)
-    total = sum(stages.values())
+    total = sum(seconds for stage, seconds in stages.items() if stage != "gpu busy")
     if total:
-        parts = ", ".join(f"{stage} {seconds / total:.0%}" for stage, seconds in stages.items())
-        gpu = "" if busy_s is None else f"; GPU busy {busy_s / total:.0%}"
-        click.echo(f"encoding took {show.duration(total)} in all: {parts}{gpu}")
+        shares, busy = show.spent(stages, total)
+        gpu = f"; {busy}" if busy else ""
+        show.echo(f"encoding took {show.duration(total)} in all: {shares}{gpu}")
     left = sum(row.clips_left for row in rows)
-    click.echo("all done" if not left else "run the encode command again to go on")
+    show.echo("all done" if not left else "run the encode command again to go on")

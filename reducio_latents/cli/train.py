@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
-from tqdm import tqdm
+
+from reducio_latents.cli.options import command, dry_run, takes
+from reducio_latents.core.text import printable
+from reducio_latents.train.options import RunOptions
 
 
-@click.command()
+@command("train")
 @click.argument("config")
 @click.option(
     "--set",
@@ -22,31 +26,17 @@ from tqdm import tqdm
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="The run.  [runs/CONFIG's name]"
 )
-@click.option(
-    "--pretrained",
-    type=click.Path(path_type=Path),
-    metavar="FILE|DIR",
-    help="Weights to start from: published ones, or a checkpoint of another run.",
-)
-@click.option(
-    "--lpips-weights",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="VGG16's state dict, if torch.hub has none. With loss.perceptual=none: for validation.",
-)
+@takes(RunOptions, {"Options": "pretrained lpips_weights eval_only"})
 @click.option(
     "-k", "--wandb-key", envvar="WANDB_API_KEY", metavar="KEY", help="For log.wandb=online."
 )
-@click.option("--eval-only", is_flag=True, help="Validate, print the scores, and stop.")
-@click.option("-n", "--dry-run", is_flag=True, help="Print the settings and stop.")
+@dry_run
 def train(
     config: str,
     overrides: tuple[str, ...],
     out: Path | None,
-    pretrained: Path | None,
-    lpips_weights: Path | None,
+    options: RunOptions,
     wandb_key: str | None,
-    eval_only: bool,
     dry_run: bool,
 ) -> None:
     """Train Reducio-VAE as CONFIG says: a YAML file, or the name of one of the package's, which
@@ -58,7 +48,8 @@ def train(
     reducio-latents train reducio_ft4_fs32 --set data.corpus=videos/ --out runs/ft4
     torchrun --nproc_per_node=8 -m reducio_latents train reducio_ft4_fs32 --set ... --out ...
     """
-    from reducio_latents.train.loop import RunOptions
+    from tqdm import tqdm
+
     from reducio_latents.train.loop import train as run
     from reducio_latents.train.settings import read_settings, to_yaml
 
@@ -68,16 +59,12 @@ def train(
         raise click.UsageError("-k is for wandb, which is off. Add --set log.wandb=online.")
     if wandb_key:  # wandb keeps the command line, and shows it
         sys.argv = [word.replace(wandb_key, "***") for word in sys.argv]
-    out = out if out is not None else Path("runs") / Path(config).stem
     if dry_run:
         click.echo(to_yaml(settings), nl=False)
         return
-    options = RunOptions(
-        pretrained=pretrained,
-        lpips_weights=lpips_weights,
-        wandb_key=wandb_key,
-        eval_only=eval_only,
-        tell=tqdm.write,  # past the bar
-        bar=True,
-    )
-    run(settings, out, options)
+
+    def tell(line: str) -> None:
+        tqdm.write(printable(line))  # past the bar
+
+    out = out if out is not None else Path("runs") / Path(config).stem
+    run(settings, out, replace(options, wandb_key=wandb_key, tell=tell, bar=True))

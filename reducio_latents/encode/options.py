@@ -180,3 +180,40 @@ class EncodeOptions:
         if self.buckets == "square":
             return (square_bucket(self.clip.frames, self.resolution),)
         return aspect_buckets(self.clip.frames, self.resolution, multiple=multiple)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What is measured, and for how long."""
+
+    model: str = "reducio-random:128"
+    """Name of the autoencoder."""
+    weights: str | None = None
+    """The model's checkpoint."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda, cuda:1, ..."""
+    resolution: int = 256
+    """Side of the clips in px."""
+    batches: tuple[int, ...] = (8, 16, 32)
+    """Batch sizes to try."""
+    seconds: float = 5.0
+    """About how long each measurement takes."""
+    no_compile: bool = False
+    """Leave out the variants with torch.compile."""
+    psnr_loss: bool = False
+    """Decode too: what fast paths cost in dB."""
+
+    def __post_init__(self) -> None:
+        if min(self.batches, default=0) < 1:
+            raise ConfigError(f"batches must be numbers from 1, got {list(self.batches)}.")
+
+    @property
+    def encoding(self) -> EncodeOptions:
+        """The same settings of an encode run, clip by clip."""
+        return EncodeOptions(
+            model=self.model,
+            weights=self.weights,
+            device=self.device,
+            resolution=self.resolution,
+            batch_size=1,
+        )

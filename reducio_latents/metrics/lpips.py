@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from reducio_latents.core.choices import LpipsNet
 from reducio_latents.errors import WeightsError
 from reducio_latents.metrics.weights import MetricUnavailableError, hub_path, read_tensors
 
-Net = Literal["alex", "vgg"]
 MEAN = (-0.030, -0.088, -0.188)
 STD = (0.458, 0.448, 0.450)
 NORM_EPS = 1e-8
@@ -79,7 +78,7 @@ class LPIPS(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: LpipsNet) -> None:
         super().__init__()
         self.features = BACKBONES[net].build()
         heads = read_tensors(HEADS_FILE)
@@ -102,7 +101,7 @@ class LPIPS(nn.Module):
         return distance
 
 
-def load_lpips(net: Net, weights: Path | None = None) -> LPIPS:
+def load_lpips(net: LpipsNet, weights: Path | None = None) -> LPIPS:
     """Build LPIPS with `weights`, the backbone's state dict; None: the file in torch.hub's folder.
 
     Raises MetricUnavailableError if torch.hub's folder lacks it, WeightsError for another file.

@@ -10,11 +10,11 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from reducio_latents.core.choices import MetricName
+from reducio_latents.core.choices import LpipsNet, MetricName
 from reducio_latents.errors import ConfigError
 from reducio_latents.metrics.frechet import frechet_of_features
 from reducio_latents.metrics.i3d import CLASSES, FVDNetwork, load_i3d
-from reducio_latents.metrics.lpips import LPIPS, Net, load_lpips
+from reducio_latents.metrics.lpips import LPIPS, load_lpips
 from reducio_latents.metrics.protocol import ComparisonRule
 from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr, to_pictures
 from reducio_latents.metrics.ssim import ssim
@@ -28,7 +28,7 @@ OF_PICTURES: dict[str, Callable[[Tensor, Tensor, ComparisonRule], Tensor]] = {
     "flicker": lambda x, y, _: flicker(x, y),
 }
 """Of a clip's frames, original and decoded, (T, 3, H, W) in [0, 1]; the mean is the score."""
-LPIPS_NETS: dict[str, Net] = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
+LPIPS_NETS: dict[str, LpipsNet] = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def load_suite(
     protocol: ComparisonRule,
     *,
     device: torch.device | str = "cpu",
-    lpips_weights: dict[Net, Path] | None = None,
+    lpips_weights: dict[LpipsNet, Path] | None = None,
     fvd_weights: Path | None = None,
 ) -> Suite:
     """Make the metrics of these names; what lacks its weights is named, not replaced.

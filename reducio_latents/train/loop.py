@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from reducio_latents.train.checkpoint import (
     save_checkpoint,
 )
 from reducio_latents.train.config import TrainConfig
+from reducio_latents.train.options import RunOptions
 from reducio_latents.train.order import BatchOrder, batch_numbers
 from reducio_latents.train.pretrained import take_pretrained
 from reducio_latents.train.progress import Clock, move_bar, open_bar, stop_signal
@@ -48,24 +49,6 @@ SHOWN = ("total", "nll", "kl", "disc")
 """Terms beside the bar."""
 SMALLER = "Set train.checkpointing=true, or, in a new run, a smaller train.batch_size."
 """What to do where a step does not fit in memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What a run is told beside its config: where things are, and how to show itself."""
-
-    pretrained: Path | None = None
-    """Weights to start from, where the run has no checkpoint yet."""
-    lpips_weights: Path | None = None
-    """VGG16's state dict, if it is not where torch.hub keeps it. With `loss.perceptual: none`
-    validations alone use it."""
-    wandb_key: str | None = None
-    eval_only: bool = False
-    """Validate and return."""
-    tell: Callable[[str], None] = log.info
-    """Takes what the run has to say, a line at a time, from the first rank."""
-    bar: bool = False
-    """Show a bar on the terminal."""
 
 
 @dataclass(frozen=True)

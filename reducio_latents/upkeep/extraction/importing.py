@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from reducio_latents.core.choices import Container
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.corpus.build import clip_prefix
 from reducio_latents.errors import StoreError
@@ -50,6 +49,7 @@ from reducio_latents.store.statistics import ChannelStatistics, merge_all
 from reducio_latents.store.text_rows import MEDIA_TYPE
 from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
 from reducio_latents.upkeep.convert import ConvertReport, FileMemo, read_payloads
+from reducio_latents.upkeep.extraction.options import ReferenceOptions
 from reducio_latents.upkeep.extraction.reading import (
     ExtractedFile,
     MisfitError,
@@ -65,17 +65,6 @@ COLUMNS = {
 """Column -> its key in the files, and what a row is."""
 TEXT = "text"
 ENCODER = "reducio extract_latent"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceOptions:
-    """What the files do not say."""
-
-    temporal_stride: int = 4
-    """Frames per latent step of the model that made them."""
-    spatial_stride: int = 32
-    shard_rows: int = 512
-    container: Container = "zarr"
 
 
 @dataclass(frozen=True)
