@@ -16,10 +16,10 @@ from hypothesis.extra import numpy as hnp
 from reducio_latents.errors import StoreError
 from reducio_latents.files import LocalFiles
 from reducio_latents.store.commit import Commit, Failure, ShardKey
-from reducio_latents.store.compression import compress_row, decompress_row
 from reducio_latents.store.container import LAYOUTS
 from reducio_latents.store.meta import ColumnMeta, StoreMeta, require_same
 from reducio_latents.store.quantize import TAIL_BYTES, dequantize, quantize, relative_errors
+from reducio_latents.store.row_kinds import row_kind
 from reducio_latents.store.text_rows import (
     VALUES,
     CaptionTokens,
@@ -141,9 +141,9 @@ def failures(rows: list[object]) -> list[Failure]:
 def stored(writer: StoreWriter, column: str) -> list[bytes | None]:
     commit = Commit.read(writer.files, KEY, column)
     ranges = LAYOUTS["zarr"].locate(writer.files, writer.meta, commit).tolist()
-    meta = writer.meta.columns[column]
+    kind = row_kind(writer.meta.columns[column])
     return [
-        None if start < 0 else decompress_row(meta, writer.files.read_range(commit.file, start, n))
+        None if start < 0 else kind.unpack(writer.files.read_range(commit.file, start, n), BUCKET)
         for start, n in ranges
     ]
 
@@ -183,10 +183,10 @@ def test_equal_rows_of_bytes_are_stored_once_whatever_objects_they_are(tmp_path:
 
 
 def test_a_row_that_cannot_be_decompressed_is_said_to_be() -> None:
-    column = bytes_column(compression="zstd")
-    assert decompress_row(column, compress_row(column, b"abc")) == b"abc"
+    kind = row_kind(bytes_column(compression="zstd"))
+    assert kind.unpack(kind.store(b"abc"), BUCKET) == b"abc"
     with pytest.raises(StoreError, match="cannot be decompressed"):
-        decompress_row(column, b"not zstd at all")
+        kind.unpack(b"not zstd at all", BUCKET)
 
 
 def test_what_was_measured_is_no_difference_but_compression_is() -> None:

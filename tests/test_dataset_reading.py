@@ -426,7 +426,8 @@ def test_rows_at_any_addresses_are_gathered(places: list[int], unit: int, dtype:
 def test_rows_at_odd_addresses_are_read_too(tmp_path: Path) -> None:
     store = write_store(tmp_path, videos=4)
     reader = mapped(store)
-    reader._view = MemoryView(reader._shape, reader._dtype, 0, 1 << 40, 1)
+    shape = store.meta.columns["motion"].row_shapes["16x32x32"]
+    reader._view = MemoryView(shape, np.dtype(np.float16), 0, 1 << 40, 1)
     assert not reader._view.can_gather
     assert numbers_in(reader.arrays(np.array([1, 0]), np.array([2, 3]))) == [10, 3]
 

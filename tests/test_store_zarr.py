@@ -20,6 +20,7 @@ from reducio_latents.files import LocalFiles
 from reducio_latents.store import open_store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.container import array_rows
+from reducio_latents.store.row_kinds import row_kind
 from reducio_latents.store.writer import ColumnRows
 from reducio_latents.store.zarr import pack_shard, read_ranges
 from tests.stores import (
@@ -129,11 +130,12 @@ def test_rows_of_any_length_survive(
 
 
 def test_equal_rows_are_stored_once_whoever_made_them(tmp_path: Path) -> None:
-    once = pack_shard([b"long caption " * 50, b"other"], "bytes", 8)
-    often = pack_shard([bytes(b"long caption " * 50) for _ in range(7)] + [b"other"], "bytes", 8)
+    kind = row_kind(CAPTION)
+    once = pack_shard([b"long caption " * 50, b"other"], kind, 8)
+    often = pack_shard([bytes(b"long caption " * 50) for _ in range(7)] + [b"other"], kind, 8)
     assert sum(map(len, once)) == sum(map(len, often))
     tail = b"".join(often)[-(8 * 16 + 4) :]
-    ranges = read_ranges(tail, "bytes", 8, "x")
+    ranges = read_ranges(tail, kind, 8, sum(map(len, often)), "x")
     assert len(set(map(tuple, ranges.tolist()))) == 2
 
 

@@ -16,7 +16,6 @@ from reducio_latents.check.clips import CONTENT_IMAGE, MOTION, StoredClip
 from reducio_latents.check.originals import Originals
 from reducio_latents.check.pictures import Frames, Panel
 from reducio_latents.core.gaussian import final_latents
-from reducio_latents.core.images import decode_image
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import StoreError, VideoError
 from reducio_latents.metrics.psnr import psnr, to_pictures
@@ -132,14 +131,18 @@ def _read_content_image(store: Store, clip: StoredClip) -> NDArray[np.uint8] | N
         raise StoreError(f"clip {clip.clip_id}: its content image is not there: {err}") from err
     if row is None:
         raise StoreError(f"clip {clip.clip_id} has no content image in {store.files.url}.")
-    return content_pixels(row, clip.clip_id)
+    return content_pixels(store, row, clip.key.bucket, clip.clip_id)
 
 
-def content_pixels(row: NDArray[np.generic] | bytes, clip_id: str) -> NDArray[np.uint8]:
+def content_pixels(
+    store: Store, row: NDArray[np.generic] | bytes, bucket: str, clip_id: str
+) -> NDArray[np.uint8]:
     """Return the pixels of a row of content_image, uint8 RGB (H, W, 3)."""
-    if isinstance(row, bytes):
-        return decode_image(row, f"content image of clip {clip_id}")
-    return np.ascontiguousarray(row.transpose(1, 2, 0).astype(np.uint8))
+    try:
+        image = store.kind(CONTENT_IMAGE).value(row, bucket)
+    except StoreError as err:
+        raise StoreError(f"the content image of clip {clip_id}: {err}") from err
+    return np.ascontiguousarray(image.transpose(1, 2, 0), np.uint8)
 
 
 def _noise(mean: Tensor, clip_id: str, seed: int) -> Tensor:

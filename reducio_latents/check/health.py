@@ -173,7 +173,7 @@ def scan_store(
                     scan.add_damaged(clip_ids[row], column)
                 else:
                     value = store.decode_row(payload, key.bucket, column)
-                    _add(scan, clip_ids[row], column, value, payload)
+                    _add(scan, store, key.bucket, clip_ids[row], column, value, payload)
         progress(scan.clips, total)
 
 
@@ -185,14 +185,20 @@ def scan_clips(store: Store, scan: LatentScan, clips: Sequence[StoredClip]) -> N
             row = store.read_row(clip.key, clip.row, column) if known else None
             if row is not None:
                 payload = row if isinstance(row, bytes) else row.tobytes()
-                _add(scan, clip.clip_id, column, row, payload)
+                _add(scan, store, clip.key.bucket, clip.clip_id, column, row, payload)
 
 
 def _add(
-    scan: LatentScan, clip_id: str, column: str, row: NDArray[np.generic] | bytes, payload: bytes
+    scan: LatentScan,
+    store: Store,
+    bucket: str,
+    clip_id: str,
+    column: str,
+    row: NDArray[np.generic] | bytes,
+    payload: bytes,
 ) -> None:
     if column == CONTENT_IMAGE:
-        scan.add_frames(clip_id, content_pixels(row, clip_id)[None])
+        scan.add_frames(clip_id, content_pixels(store, row, bucket, clip_id)[None])
     else:
         assert isinstance(row, np.ndarray)
         scan.add_moments(clip_id, row, payload)

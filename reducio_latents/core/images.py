@@ -36,10 +36,19 @@ def encode_image(pixels_HWC: NDArray[np.uint8], codec: str) -> bytes:
     return out.getvalue()
 
 
-def decode_image(data: bytes, where: str = "content image") -> NDArray[np.uint8]:
-    """Return uint8 RGB (H, W, 3); raise StoreError if the bytes are no picture."""
+def decode_image(
+    data: bytes, where: str = "content image", size: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Return uint8 RGB (H, W, 3); raise StoreError if the bytes are no picture.
+
+    With `size`, (H, W), a picture of another size is refused by its head: nothing is decoded.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as err:
+        with Image.open(io.BytesIO(data), formats=("WEBP", "PNG", "JPEG")) as image:
+            if size is None or size == (image.height, image.width):
+                return np.array(image.convert("RGB"))
+            found = f"{image.width}x{image.height}"
+    # Codecs raise what they like; of too many pixels Pillow has an error, or a warning, of its own.
+    except Exception as err:
         raise StoreError(f"{where} is not an image that can be decoded: {err}.") from err
+    raise StoreError(f"{where} has {found} pixels, not {size[1]}x{size[0]}. Run `verify`.")

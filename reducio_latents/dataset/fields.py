@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,64 +15,97 @@ from reducio_latents.core.geometry import Bucket
 from reducio_latents.dataset.reader import DamagedRowsError
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store.meta import ColumnMeta
-from reducio_latents.store.text_rows import MEDIA_TYPE as TOKEN_VECTORS
+from reducio_latents.store.row_kinds import (
+    BytesRows,
+    ImageRows,
+    TextRows,
+    TokenVectorRows,
+    captions_of,
+)
 from reducio_latents.store.text_rows import decode_text_row
 
 RowT = TypeVar("RowT")
 Words = Callable[[], Iterable[np.uint64]]
 """Gives a random number for each row."""
 
-FINAL_LATENTS = "final latents"
-CAPTION_SEPARATOR = "\0"
-"""Between the captions of one clip, in a row of text."""
+
+class PayloadFields(Protocol):
+    """What the fields of rows of any length depend on."""
+
+    def __call__(
+        self, name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
+    ) -> dict[str, Any]:
+        """Return the fields of a batch, name -> tensor or list; raise DamagedRowsError."""
 
 
-def is_image(meta: ColumnMeta) -> bool:
-    return meta.kind == "bytes" and meta.content.startswith("image/")
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a batch."""
+
+    words: Words
+    """Which caption of each row is taken, and whose vectors."""
+    images: str = "tensor"
+    text_tokens: int | None = None
 
 
-def is_text(meta: ColumnMeta) -> bool:
-    return meta.kind == "bytes" and meta.content.startswith("text/")
+def payload_fields(
+    name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
+) -> dict[str, Any]:
+    """Return what a batch holds of a column whose rows have any length."""
+    known = (PAYLOAD_FIELDS[cls] for cls in type(kind).__mro__ if cls in PAYLOAD_FIELDS)
+    return next(known)(name, kind, rows, bucket, wanted)
 
 
-def is_token_vectors(meta: ColumnMeta) -> bool:
-    return meta.kind == "bytes" and meta.content == TOKEN_VECTORS
+def _bytes(
+    name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
+) -> dict[str, Any]:
+    return {name: list(rows)}
 
 
-def decode_images(files: Sequence[bytes], bucket: str, where: str) -> Tensor:
-    """Decode images of the bucket's size, uint8 RGB (N, 3, H, W)."""
-    from reducio_latents.core.images import decode_image
-
+def _images(
+    name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
+) -> dict[str, Any]:
+    """uint8 (N, 3, H, W), or the files as they are."""
+    if wanted.images != "tensor":
+        return {name: list(rows)}
+    pixels = _each(rows, lambda row: kind.value(row, bucket))
     size = Bucket.parse(bucket)
-    out = np.empty((len(files), 3, size.height, size.width), np.uint8)
-    for position, pixels in enumerate(_each(files, lambda data: decode_image(data, where))):
-        if pixels.shape != (size.height, size.width, 3):
-            raise DamagedRowsError(
-                f"{where}: an image has {pixels.shape[0]}x{pixels.shape[1]} pixels in bucket "
-                f"{bucket}. Run `verify`.",
-                [position],
-            )
-        out[position] = pixels.transpose(2, 0, 1)
-    return torch.from_numpy(out)
+    shape = (len(rows), 3, size.height, size.width)
+    stacked = np.stack(pixels) if pixels else np.empty(shape, np.uint8)
+    return {name: torch.from_numpy(stacked)}
 
 
-def choose_captions(rows: Sequence[bytes], words: Words) -> list[str]:
-    """Return one caption of each row; where there are several, the row's word decides which."""
-    texts = _each(rows, bytes.decode)
-    if not any(CAPTION_SEPARATOR in text for text in texts):
-        return texts
-    several = (text.split(CAPTION_SEPARATOR) for text in texts)
-    return [_choose(captions, word) for captions, word in zip(several, words(), strict=True)]
+def _texts(
+    name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
+) -> dict[str, Any]:
+    """One caption of each row; where there are several, the row's word decides which."""
+    several = _each(rows, captions_of)
+    return {name: _chosen(several, wanted.words)}
 
 
-def choose_vectors(rows: Sequence[bytes], words: Words) -> list[NDArray[Any]]:
-    """Return the token vectors (tokens, dim) of one caption of each row, the same one."""
-    several = _each(rows, decode_text_row)
-    return [_choose(captions, word) for captions, word in zip(several, words(), strict=True)]
+def _token_vectors(
+    name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
+) -> dict[str, Any]:
+    """(N, L, dim) of the caption that a column of texts gives, and which of it are tokens."""
+    vectors = _chosen(_each(rows, decode_text_row), wanted.words)
+    padded, mask = pad_vectors(vectors, wanted.text_tokens)
+    return {name: padded, f"{name}_mask": mask}
 
 
-def _choose(captions: Sequence[RowT], word: np.uint64) -> RowT:
-    return captions[int(word) % len(captions)]
+PAYLOAD_FIELDS: dict[type[BytesRows], PayloadFields] = {
+    BytesRows: _bytes,
+    ImageRows: _images,
+    TextRows: _texts,
+    TokenVectorRows: _token_vectors,
+}
+"""How rows of a kind, or of those that it builds on, stand in a batch."""
+
+
+def _chosen(several: Sequence[Sequence[RowT]], words: Words) -> list[RowT]:
+    if all(len(captions) == 1 for captions in several):
+        return [captions[0] for captions in several]
+    pairs = zip(several, words(), strict=True)
+    return [captions[int(word) % len(captions)] for captions, word in pairs]
 
 
 def pad_vectors(vectors: Sequence[NDArray[Any]], length: int | None) -> tuple[Tensor, Tensor]:
@@ -94,11 +128,6 @@ def pad_vectors(vectors: Sequence[NDArray[Any]], length: int | None) -> tuple[Te
     return torch.from_numpy(padded), torch.from_numpy(mask)
 
 
-def is_final(meta: ColumnMeta) -> bool:
-    """Whether rows are final latents that were drawn once, when they were made."""
-    return meta.kind == "array" and meta.content == FINAL_LATENTS
-
-
 def require_moments(name: str, meta: ColumnMeta) -> None:
     """Raise ConfigError unless latents can be sampled from the column."""
     if meta.final is None:
@@ -114,7 +143,7 @@ def _each(rows: Sequence[bytes], decode: Callable[[bytes], RowT]) -> list[RowT]:
     for position, row in enumerate(rows):
         try:
             found.append(decode(row))
-        except (StoreError, UnicodeDecodeError) as err:
+        except StoreError as err:
             bad.append(position)
             reasons.append(str(err))
     if bad:

@@ -9,7 +9,8 @@ costs a quarter of the speed (tools/bench_read.py).
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,12 +23,13 @@ from reducio_latents.dataset.shard_file import open_shard
 from reducio_latents.errors import StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.store.compression import decompress_row
+from reducio_latents.store.row_kinds import ArrayRows
 
 UNOPENED, BROKEN = 0, 1
 """Slots that no shard is ever put into: no row of theirs has an address."""
 FIRST_SLOT = 2
 NOWHERE = -1
+RowT = TypeVar("RowT")
 
 
 class MappedColumn:
@@ -58,35 +60,35 @@ class MappedColumn:
         self._addresses = np.full(empty, NOWHERE)
         self._base = np.zeros(FIRST_SLOT, np.int64)
         self._lengths = np.zeros(empty, np.int64)
-        meta = self._meta = store.meta.columns[column]
+        self._kind = store.kind(column)
         self._view: MemoryView | None = None
-        if meta.kind == "array":
-            self._shape, self._dtype = meta.row_shapes[bucket], np.dtype(meta.dtype)
-            if meta.compression == "none":
-                self._view = MemoryView(self._shape, self._dtype)
+        if isinstance(self._kind, ArrayRows) and not self._kind.is_compressed:
+            self._view = MemoryView(self._kind.shape(bucket), self._kind.dtype)
 
     def arrays(self, shards: Ints, rows: Ints, *, pin_memory: bool = False) -> Tensor:
-        if self._view is None:
-            return self._decompressed_arrays(shards, rows, pin_memory=pin_memory)
         with self._lock:
             addresses = self._locate(shards, rows)
             view, held = self._view, self._buffers
-            if not view.can_gather:
-                return self._arrays_by_row(shards, rows, pin_memory=pin_memory)
+            stored = (
+                None
+                if view is not None and view.can_gather
+                else self._stored(addresses, shards, rows)
+            )
+        if view is None or stored is not None:
+            return self._stacked(stored or [], pin_memory=pin_memory)
         tensor = view.gather(addresses, pin_memory=pin_memory)
         del held  # the files were mapped until here
         return tensor
 
     def payloads(self, shards: Ints, rows: Ints) -> list[bytes]:
         with self._lock:
-            stored = self._stored(shards, rows)
-        if self._meta.compression == "none":
+            stored = self._stored(self._locate(shards, rows), shards, rows)
+        if not self._kind.is_compressed:
             return stored
-        return [self._decompress(row, position) for position, row in enumerate(stored)]
+        return self._each(self._kind.unpack, stored)
 
-    def _stored(self, shards: Ints, rows: Ints) -> list[bytes]:
+    def _stored(self, addresses: Ints, shards: Ints, rows: Ints) -> list[bytes]:
         """Return the bytes of rows as they are in the files."""
-        addresses = self._locate(shards, rows)
         slots = self._slot_of[shards]
         starts = addresses - self._base[slots]
         stops = starts + self._lengths[slots, rows]
@@ -94,31 +96,25 @@ class MappedColumn:
         buffers = self._buffers
         return [buffers[slot][start:stop].tobytes() for slot, start, stop in places]
 
-    def _arrays_by_row(self, shards: Ints, rows: Ints, *, pin_memory: bool) -> Tensor:
-        return self._stacked(self._stored(shards, rows), pin_memory=pin_memory)
-
-    def _decompressed_arrays(self, shards: Ints, rows: Ints, *, pin_memory: bool) -> Tensor:
-        return self._stacked(self.payloads(shards, rows), pin_memory=pin_memory)
-
-    def _stacked(self, payloads: Sequence[bytes], *, pin_memory: bool) -> Tensor:
-        dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
-        out = torch.empty((len(payloads), *self._shape), dtype=dtype, pin_memory=pin_memory)
-        target = out.numpy().reshape(len(payloads), -1)
-        for position, payload in enumerate(payloads):
-            if len(payload) != target.shape[1] * self._dtype.itemsize:
-                raise self._damaged(f"a row has {len(payload)} bytes", position)
-            target[position] = np.frombuffer(payload, self._dtype)
+    def _stacked(self, stored: Sequence[bytes], *, pin_memory: bool) -> Tensor:
+        kind = self._kind
+        assert isinstance(kind, ArrayRows)
+        dtype = torch.from_numpy(np.empty(0, kind.dtype)).dtype
+        shape = (len(stored), *kind.shape(self._bucket))
+        out = torch.empty(shape, dtype=dtype, pin_memory=pin_memory)
+        for target, row in zip(out.numpy(), self._each(kind.decode, stored), strict=True):
+            target[...] = row
         return out
 
-    def _decompress(self, payload: bytes, position: int) -> bytes:
-        try:
-            return decompress_row(self._meta, payload)
-        except StoreError as err:
-            raise self._damaged(str(err), position) from err
-
-    def _damaged(self, what: str, position: int) -> DamagedRowsError:
-        where = f"{self._store.files.url}/{self._bucket}/{self._column}"
-        return DamagedRowsError(f"{where}: {what}", [position])
+    def _each(self, read: Callable[[bytes, str], RowT], stored: Sequence[bytes]) -> list[RowT]:
+        found = []
+        for position, row in enumerate(stored):
+            try:
+                found.append(read(row, self._bucket))
+            except StoreError as err:
+                where = f"{self._store.files.url}/{self._bucket}/{self._column}"
+                raise DamagedRowsError(f"{where}: {err}", [position]) from err
+        return found
 
     def _locate(self, shards: Ints, rows: Ints) -> Ints:
         """Return the addresses of rows, after opening what is not open; with the lock held."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import mmap
 import sys
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from reducio_latents.dataset.reader import Ints
 from reducio_latents.errors import StoreError
-from reducio_latents.store import Store, zarr
-from reducio_latents.store.index import IndexEntry
+from reducio_latents.store import Store
+from reducio_latents.store.commit import Commit
+from reducio_latents.store.index import PATH, IndexEntry
+from reducio_latents.store.limits import Ranges
 from reducio_latents.store.writer import row_checksum
 
 SHOWN_ROWS = 8
@@ -26,7 +25,7 @@ class ShardFile(NamedTuple):
 
     data: Tensor
     """uint8, the whole file."""
-    ranges: Ints
+    ranges: Ranges
     """(offset, length) of each row's payload; offset -1 where there is none that can be used."""
     problem: str
     """Why some rows cannot be used, or nothing."""
@@ -48,8 +47,23 @@ def open_shard(store: Store, entry: IndexEntry, *, check_rows: bool) -> ShardFil
             "or was changed. Run `verify` to see what it costs; delete its commit and encode again "
             "to mend it."
         )
-    ranges = _ranges(store, entry, data, where)
-    bad = _bad_rows(store, entry, data, ranges) if check_rows else []
+    commit = None
+    if check_rows or not store.layout.files_tell_ranges:
+        commit = store.commit(entry.key, entry.column)
+        if IndexEntry.of(commit) != entry:
+            raise StoreError(
+                f"{store.files.url}/{PATH} disagrees with the commit of {entry.key} "
+                f"{entry.column}. Delete it: it is made again from the commits."
+            )
+    mapped = _Mapped(store.files.url, data)
+    ranges = store.layout.locate(mapped, store.meta, commit or entry).copy()
+    wanted = store.kind(entry.column).row_bytes(entry.bucket)
+    if wanted is not None and (ranges[ranges[:, 0] >= 0, 1] != wanted).any():
+        raise StoreError(
+            f"{where} has rows that are not {wanted} bytes long, as the store's description says. "
+            "Run `verify` to see the damage."
+        )
+    bad = _bad_rows(commit, data, ranges) if commit and check_rows else []
     if not bad:
         return ShardFile(data, ranges, "")
     ranges[bad, 0] = -1
@@ -86,32 +100,21 @@ def _advise_huge_pages(data: Tensor) -> None:
         ctypes.CDLL(None).madvise(start, length, mmap.MADV_HUGEPAGE)
 
 
-def _ranges(store: Store, entry: IndexEntry, data: Tensor, where: str) -> Ints:
-    meta = store.meta.columns[entry.column]
-    if store.meta.container == "zarr":
-        tail = data[-zarr.index_bytes(store.meta.shard_rows) :].numpy().tobytes()
-        rows = store.meta.shard_rows
-        ranges = zarr.read_ranges(tail, meta.kind, rows, where, meta.compression)[: entry.rows]
-    else:
-        ranges = store.ranges(store.commit(entry.key, entry.column)).copy()
-    offsets, sizes = ranges[ranges[:, 0] >= 0].T
-    if (sizes < 0).any() or (offsets + sizes > len(data)).any():
-        raise StoreError(f"{where} has rows that end beyond it. Run `verify` to see the damage.")
-    if meta.kind == "array" and meta.compression == "none":
-        row_bytes = math.prod(meta.row_shapes[entry.bucket]) * np.dtype(meta.dtype).itemsize
-        if (sizes != row_bytes).any():
-            raise StoreError(
-                f"{where} has rows that are not {row_bytes} bytes long, as the store's "
-                "description says. Run `verify` to see the damage."
-            )
-    return ranges
+class _Mapped(NamedTuple):
+    """A file's bytes, as a container reads them."""
+
+    url: str
+    data: Tensor
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        data = self.data[start:] if start < 0 else self.data[start : start + length]
+        return data[:length].numpy().tobytes()
 
 
-def _bad_rows(store: Store, entry: IndexEntry, data: Tensor, ranges: Ints) -> list[int]:
+def _bad_rows(commit: Commit, data: Tensor, ranges: Ranges) -> list[int]:
     """Return the rows whose bytes differ from what was committed."""
-    expected = store.commit(entry.key, entry.column).row_crc32c
     view = data.numpy().data
-    rows = enumerate(zip(expected, ranges.tolist(), strict=True))
+    rows = enumerate(zip(commit.row_crc32c, ranges.tolist(), strict=True))
     return [
         row
         for row, (crc, (offset, length)) in rows

@@ -12,15 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from reducio_latents.dataset import fields
 from reducio_latents.dataset.selection import by_shard
 from reducio_latents.dataset.source import as_store
 from reducio_latents.errors import LatentsError, StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.store.quantize import MEDIA_TYPE as INT8_TOKENS
-from reducio_latents.store.quantize import dequantize
-from reducio_latents.store.text_rows import decode_text_row
 
 Entry = dict[str, Any]
 
@@ -78,7 +74,7 @@ class LatentTable:
             value = self.store.read_row(key, row["row"], column)
             if value is None:
                 raise StoreError(f"{self.store.files.url}: clip {row['clip_id']} has no {column}.")
-            entry[column] = self._decoded(column, value, key.bucket)
+            entry[column] = self._shown(column, value, key.bucket)
         return entry
 
     def _place(self, clip: int | str) -> int:
@@ -94,19 +90,13 @@ class LatentTable:
             raise NoSuchClipError(f"{where} has {len(self)} clips to read, and no number {clip}.")
         return int(self._readable[clip])
 
-    def _decoded(self, column: str, value: Any, bucket: str) -> Any:
-        meta = self.store.meta.columns[column]
-        if meta.content == INT8_TOKENS:
-            return torch.from_numpy(dequantize(value))
-        if isinstance(value, np.ndarray):
-            return torch.from_numpy(value.copy())
-        if fields.is_image(meta):
-            return fields.decode_images([value], bucket, f"{self.store.files.url}/{column}")[0]
-        if fields.is_text(meta):
-            return value.decode().split(fields.CAPTION_SEPARATOR)[0]
-        if fields.is_token_vectors(meta):
-            return torch.from_numpy(decode_text_row(value)[0].copy())
-        return value
+    def _shown(self, column: str, row: Any, bucket: str) -> Any:
+        where = f"{self.store.files.url}/{column}"
+        try:
+            value = self.store.kind(column).value(row, bucket)
+        except StoreError as err:
+            raise StoreError(f"{where}: {err}") from err
+        return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
 
     @cached_property
     def _clips(self) -> pa.Table:

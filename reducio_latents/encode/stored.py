@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reducio_latents.core.images import LOSSLESS, decode_image
+from reducio_latents.core.images import LOSSLESS
 from reducio_latents.encode.columns import CAPTIONS, CONTENT
 from reducio_latents.encode.source import PlannedClip, ReadyBatch, ShardWork, clip_batch, cut_shard
 from reducio_latents.errors import StoreError
@@ -99,7 +99,9 @@ class _Shard:
             raise StoreError(
                 f"{where} does not match its checksum. Run `verify` to see the damage."
             )
-        value = self._store.decode_row(payload, self._work.key.bucket, COLUMN)
-        if isinstance(value, bytes):
-            return decode_image(value, where)
+        kind, bucket = self._store.kind(COLUMN), self._work.key.bucket
+        try:
+            value = kind.value(kind.decode(payload, bucket), bucket)
+        except StoreError as err:
+            raise StoreError(f"{where}: {err}") from err
         return np.ascontiguousarray(value.transpose(1, 2, 0), dtype=np.uint8)

@@ -7,11 +7,22 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from reducio_latents.core.config import from_mapping
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files
+from reducio_latents.store.limits import (
+    MAX_FILE_BYTES,
+    MAX_SHARD_ROWS,
+    MAX_SHARDS,
+    SHA256,
+    require,
+    require_bucket,
+    require_column,
+    require_count,
+    require_rows,
+)
 from reducio_latents.store.seal import seal, unseal
 from reducio_latents.store.statistics import ChannelStatistics
 
@@ -97,12 +108,22 @@ class Commit:
         files.write(commit_path(self.key, self.column), seal(text.encode()))
 
     @classmethod
-    def read(cls, files: Files, key: ShardKey, column: str) -> Self:
-        """Read one commit; raise StoreError if it is missing or damaged."""
+    def read(
+        cls, files: Files, key: ShardKey, column: str, *, agrees_with_itself: bool = True
+    ) -> Self:
+        """Read one commit; raise StoreError if it is missing, damaged, or names what may not be.
+
+        So it does if its numbers of rows disagree, unless `agrees_with_itself` is not asked for.
+        """
         path = commit_path(key, column)
         where = f"{files.url}/{path}"
         try:
             commit = from_mapping(cls, unseal(files.read(path)), where="it")
+            require_entry(commit)
+            if agrees_with_itself:
+                require(len(commit.row_crc32c) == commit.rows, "row_crc32c has other rows")
+                require_rows([failure.row for failure in commit.failed], commit.rows, "failed")
+                require_rows([clip.row for clip in commit.quality], commit.rows, "quality")
         except FileNotFoundError as err:
             raise StoreError(
                 f"{where} is missing: column {column} of this shard is not done. "
@@ -115,9 +136,22 @@ class Commit:
             ) from err
         if (commit.bucket, commit.shard, commit.column) != (*key, column):
             raise StoreError(f"{where} speaks of another shard. Delete it and encode again.")
-        if ".." in commit.file.split("/") or commit.file.startswith("/"):
-            raise StoreError(f"{where} names a file outside the store. Delete it and encode again.")
         return commit
+
+
+def require_entry(entry: Any) -> None:
+    """Raise ConfigError unless the names and numbers of a commit are such as a store may hold.
+
+    A commit's line in the index has the same ones.
+    """
+    require_bucket(entry.bucket)
+    require_column(entry.column)
+    require_count(entry.shard, MAX_SHARDS, "shard")
+    require_count(entry.rows, MAX_SHARD_ROWS, "rows")
+    require_count(entry.file_bytes, MAX_FILE_BYTES, "file_bytes")
+    require(SHA256.fullmatch(entry.file_sha256) is not None, "file_sha256 is no sha256.")
+    inside = all(part not in ("", ".", "..") for part in entry.file.split("/"))
+    require(inside or not entry.file_bytes, f"it names a file outside the store: {entry.file!r}")
 
 
 def clips_sha256(clip_ids: Iterable[str]) -> str:
@@ -131,7 +165,7 @@ def commit_path(key: ShardKey, column: str) -> str:
 
 def list_commits(files: Files) -> Iterator[tuple[str, ShardKey]]:
     """Yield (column, shard) of every commit there is, by name alone, in order."""
-    pattern = re.compile(rf"{FOLDER}/([^/]+)/([^/]+)/(\d{{6,}})\.json")
+    pattern = re.compile(rf"{FOLDER}/([^/]+)/([^/]+)/(\d{{6,10}})\.json", re.ASCII)
     for path in files.list(FOLDER):
         if match := pattern.fullmatch(path):
             yield match[2], ShardKey(match[1], int(match[3]))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Buffer, Files
 from reducio_latents.store import tar, zarr
 from reducio_latents.store.commit import Commit, ShardKey, commit_path
-from reducio_latents.store.meta import ColumnMeta, StoreMeta
+from reducio_latents.store.index import IndexEntry
+from reducio_latents.store.limits import Ranges, checked_ranges
+from reducio_latents.store.meta import StoreMeta
+from reducio_latents.store.row_kinds import row_kind
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,22 @@ class RowsFile:
     """As in `Commit.ranges`."""
 
 
+class Ranged(Protocol):
+    """A place whose files can be read in part."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, for messages."""
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """As in `Files`."""
+
+
 class Layout(Protocol):
     """A container format: it decides names and bytes, and writes nothing itself."""
+
+    files_tell_ranges: bool
+    """Whether `locate` needs no more than the line of a commit in the index."""
 
     def describe(
         self, meta: StoreMeta, rows: Mapping[str, int], columns: Iterable[str]
@@ -49,12 +64,23 @@ class Layout(Protocol):
         as it is stored. What the shard has already at `files` is looked at, and not changed.
         """
 
-    def locate(self, files: Files, meta: StoreMeta, commit: Commit) -> NDArray[np.int64]:
-        """Return (offset, length) of each row's payload in `commit.file`; (-1, 0) if empty."""
+    def locate(self, files: Ranged, meta: StoreMeta, commit: Commit | IndexEntry) -> Ranges:
+        """Return (offset, length) of each row's payload in `commit.file`; (-1, 0) if empty.
+
+        All lie inside `commit.file_bytes`. Raise StoreError where that cannot be said.
+        """
+
+    def paths(self, meta: StoreMeta, key: ShardKey, column: str) -> Collection[str]:
+        """Return where the rows of a column of a shard may lie."""
+
+    def lies_otherwise(self, files: Files, meta: StoreMeta, column: str, bucket: str) -> bool:
+        """Whether another tool has written a column's rows anew, so that only it can read them."""
 
 
 class ZarrLayout:
     """One shard file per column; see `store.zarr`."""
+
+    files_tell_ranges = True
 
     def describe(
         self, meta: StoreMeta, rows: Mapping[str, int], columns: Iterable[str]
@@ -64,9 +90,8 @@ class ZarrLayout:
             found[f"{bucket}/zarr.json"] = zarr.group_metadata()
             for name in columns:
                 column = meta.columns[name]
-                found[f"{bucket}/{name}/zarr.json"] = zarr.array_metadata(
-                    column, bucket, count, meta.shard_rows
-                )
+                path, kind = f"{bucket}/{name}/zarr.json", row_kind(column)
+                found[path] = zarr.array_metadata(kind, bucket, count, meta.shard_rows)
         return found
 
     def pack(
@@ -79,13 +104,12 @@ class ZarrLayout:
     ) -> Mapping[str, RowsFile]:
         found = {}
         for name, rows in columns.items():
-            column = meta.columns[name]
-            path = zarr.shard_path(key, name, _ndim(column, key.bucket))
-            parts = zarr.pack_shard(rows, column.kind, meta.shard_rows, column.compression)
+            parts = zarr.pack_shard(rows, row_kind(meta.columns[name]), meta.shard_rows)
+            [path] = self.paths(meta, key, name)
             found[name] = RowsFile(path, parts)
         return found
 
-    def locate(self, files: Files, meta: StoreMeta, commit: Commit) -> NDArray[np.int64]:
+    def locate(self, files: Ranged, meta: StoreMeta, commit: Commit | IndexEntry) -> Ranges:
         length = zarr.index_bytes(meta.shard_rows)
         where = f"{files.url}/{commit.file}"
         try:
@@ -94,18 +118,36 @@ class ZarrLayout:
             raise StoreError(
                 f"{where} is missing or truncated. Run `verify` to see what it costs."
             ) from err
-        column = meta.columns[commit.column]
-        ranges = zarr.read_ranges(tail, column.kind, meta.shard_rows, where, column.compression)
+        kind = row_kind(meta.columns[commit.column])
+        ranges = zarr.read_ranges(tail, kind, meta.shard_rows, commit.file_bytes, where)
         return ranges[: commit.rows]
 
+    def paths(self, meta: StoreMeta, key: ShardKey, column: str) -> Collection[str]:
+        kind = row_kind(meta.columns[column])
+        axes = len(kind.shape(key.bucket)) if kind.has_bucket(key.bucket) else 0
+        return [zarr.shard_path(key, column, axes)]
 
-def _ndim(column: ColumnMeta, bucket: str) -> int:
-    """Return the number of axes of one row."""
-    return len(column.row_shapes[bucket]) if column.kind == "array" else 0
+    def lies_otherwise(self, files: Files, meta: StoreMeta, column: str, bucket: str) -> bool:
+        path = f"{bucket}/{column}/zarr.json"
+        where = f"{files.url}/{path}"
+        try:
+            found = parse_json(files.read(path))
+        except FileNotFoundError as err:
+            raise StoreError(
+                f"{where} is missing. Run the encode command again to write it anew."
+            ) from err
+        except ValueError as err:
+            raise StoreError(f"{where} is not JSON ({err}). Restore it from a copy.") from err
+        kind = row_kind(meta.columns[column])
+        ours = parse_json(zarr.array_metadata(kind, bucket, 0, meta.shard_rows))
+        said = found if isinstance(found, dict) else {}
+        return any(said.get(name) != ours[name] for name in zarr.DECISIVE)
 
 
 class TarLayout:
     """One tar for the columns that are written together, one more for each that comes later."""
+
+    files_tell_ranges = False
 
     def describe(
         self, meta: StoreMeta, rows: Mapping[str, int], columns: Iterable[str]
@@ -121,14 +163,14 @@ class TarLayout:
         columns: Mapping[str, Sequence[Buffer | None]],
     ) -> Mapping[str, RowsFile]:
         members = {
-            name: tar.member_of(meta.columns[name], name, key.bucket, rows)
+            name: tar.member_of(row_kind(meta.columns[name]), name, key.bucket, rows)
             for name, rows in columns.items()
         }
         shared = tar.tar_path(key)
         others = [name for name in meta.columns if name not in columns]
         if not any(_committed_file(files, key, name) == shared for name in others):
-            parts, ranges = tar.pack_tar(clips, key.bucket, members)
-            return {name: RowsFile(shared, parts, ranges[name]) for name in columns}
+            data, ranges = tar.pack_tar(clips, key.bucket, members)
+            return {name: RowsFile(shared, [data], ranges[name]) for name in columns}
         # Other columns live in the shared tar: it stays, and these come beside it. Unless a run was
         # killed when it had written the tar and not yet all of its commits.
         held = _held_rows(files, shared, clips, members)
@@ -137,17 +179,24 @@ class TarLayout:
             if name in held:
                 found[name] = held[name]
             else:
-                parts, ranges = tar.pack_tar(clips, key.bucket, {name: member})
-                found[name] = RowsFile(tar.tar_path(key, name), parts, ranges[name])
+                data, ranges = tar.pack_tar(clips, key.bucket, {name: member})
+                found[name] = RowsFile(tar.tar_path(key, name), [data], ranges[name])
         return found
 
-    def locate(self, files: Files, meta: StoreMeta, commit: Commit) -> NDArray[np.int64]:
+    def locate(self, files: Ranged, meta: StoreMeta, commit: Commit | IndexEntry) -> Ranges:
+        assert isinstance(commit, Commit)
         if len(commit.ranges) != commit.rows:
             raise StoreError(
                 f"{files.url}/{commit_path(commit.key, commit.column)} says where "
                 f"{len(commit.ranges)} of its {commit.rows} rows are. Delete it and encode again."
             )
-        return np.array(commit.ranges, np.int64).reshape(-1, 2)
+        return checked_ranges(commit.ranges, commit.file_bytes, f"{files.url}/{commit.file}")
+
+    def paths(self, meta: StoreMeta, key: ShardKey, column: str) -> Collection[str]:
+        return [tar.tar_path(key), tar.tar_path(key, column)]
+
+    def lies_otherwise(self, files: Files, meta: StoreMeta, column: str, bucket: str) -> bool:
+        return False
 
 
 def _committed_file(files: Files, key: ShardKey, column: str) -> str | None:

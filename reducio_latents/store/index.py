@@ -18,7 +18,9 @@ from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files
 from reducio_latents.files.protocol import LISTING
 from reducio_latents.store.commit import FOLDER as COMMITS
-from reducio_latents.store.commit import Commit, ShardKey, list_commits
+from reducio_latents.store.commit import Commit, ShardKey, commit_path, list_commits, require_entry
+from reducio_latents.store.limits import require_rows
+from reducio_latents.store.plan import ShardSums
 from reducio_latents.store.seal import seal, unseal
 
 PATH = "index.json"
@@ -86,20 +88,65 @@ class Index:
             present = [part for part in parts if part is not None]
             if len(present) == len(wanted):
                 failed = frozenset(row for part in present for row in part.failed)
+                if len({part.rows for part in present}) > 1:
+                    raise StoreError(
+                        f"shard {key} has {present[0].rows} rows in one column and other numbers "
+                        f"in others. Run `verify`; delete {PATH} if it is damaged."
+                    )
                 found[key] = (present[0].rows, failed)
         return found
 
 
-def build_index(files: Files, *, use_cache: bool = True) -> Index:
-    """Return the index of all commits: the stored index and the commits that it lacks."""
+def build_index(files: Files, *, use_cache: bool = True, prove: bool = True) -> Index:
+    """Return the index of all commits: the stored index and the commits that it lacks.
+
+    With `prove`, raise StoreError for a commit, of those that are read, of other clips than the
+    plan's.
+    """
     stored = read_index(files) if use_cache else None
     cached = stored.entries if stored is not None else {}
     present = list(list_commits(files))
     missing = [(column, key) for column, key in present if (column, key) not in cached]
+    sums = ShardSums(files)
+
+    def entry_of(item: tuple[str, ShardKey]) -> IndexEntry:
+        commit = Commit.read(files, item[1], item[0])
+        if prove:
+            require_same_clips(files, commit, sums)
+        return IndexEntry.of(commit)
+
     with ThreadPoolExecutor(READERS) as pool:
-        read = pool.map(lambda item: IndexEntry.of(Commit.read(files, item[1], item[0])), missing)
-        fresh = dict(zip(missing, read, strict=True))
+        fresh = dict(zip(missing, pool.map(entry_of, missing), strict=True))
     return Index({item: cached.get(item) or fresh[item] for item in present})
+
+
+def require_same_clips(files: Files, commit: Commit, sums: ShardSums) -> None:
+    """Raise StoreError for a commit that was made of other clips than the plan has there."""
+    planned = sums.of(commit.bucket, commit.shard)
+    if planned not in (None, commit.clips_sha256):
+        raise StoreError(
+            f"{files.url}/{commit_path(commit.key, commit.column)} is of other clips than the "
+            "plan's. Delete it and run the encode command again: only this shard is made anew."
+        )
+
+
+def same_clips(files: Files) -> set[tuple[str, ShardKey]]:
+    """Return the commits that there are, but for those of other clips than the plan's."""
+    sums = ShardSums(files)
+
+    def is_same(item: tuple[str, ShardKey]) -> bool:
+        column, key = item
+        try:
+            said = unseal(files.read(commit_path(key, column))).get("clips_sha256")
+        except (FileNotFoundError, ValueError):
+            return True  # who reads it says what is wrong
+        return sums.of(*key) in (None, said)
+
+    present = list(list_commits(files))
+    with ThreadPoolExecutor(READERS) as pool:
+        return {
+            item for item, same in zip(present, pool.map(is_same, present), strict=True) if same
+        }
 
 
 def write_index(files: Files, index: Index) -> None:
@@ -114,6 +161,9 @@ def read_index(files: Files) -> Index | None:
     try:
         raw = unseal(files.read(PATH))
         entries = [from_mapping(IndexEntry, item, where="it") for item in raw["commits"]]
+        for entry in entries:
+            require_entry(entry)
+            require_rows(entry.failed, entry.rows, "failed")
     except FileNotFoundError:
         return None
     except (ConfigError, ValueError, KeyError, TypeError) as err:

@@ -8,13 +8,24 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 import google_crc32c
+import numpy as np
 
 from reducio_latents.core.choices import Container
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import from_mapping
 from reducio_latents.core.fingerprint import compact_json, fingerprint_of
-from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.core.parsing import parse_json
+from reducio_latents.errors import ConfigError, GeometryError, StoreError
 from reducio_latents.files import Files
+from reducio_latents.store.limits import (
+    DTYPES,
+    MAX_SHARD_ROWS,
+    require,
+    require_bucket,
+    require_column,
+    require_count,
+    require_shape,
+)
 
 FORMAT_VERSION = 1
 ATTRIBUTE = "reducio_latents"
@@ -23,6 +34,7 @@ CHECKSUM = "reducio_latents_crc32c"
 """Key of its checksum: crc32c of the description as compact JSON."""
 ROOT = "zarr.json"
 
+MAX_BUCKETS, MAX_COLUMNS = 1000, 200
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnMeta:
@@ -43,13 +55,21 @@ class ColumnMeta:
     final: dict[str, Any] | None = None
     """The rule that turns a sample into final latents, `gaussian.final_latents` reads it."""
     compression: Literal["none", "zstd"] = "none"
-    """Of each row by itself; `compression.decompress_row` undoes it."""
+    """Of each row by itself; see `row_kinds`."""
     measured: dict[str, float] = field(default_factory=dict)
     """What a fast path costs, such as `float32_error`: the relative error (2-norm) of its precision
     against float32. Like `empty_row` it differs in low bits from machine to machine, so neither is
     part of the fingerprint or of what makes two runs different."""
     empty_row: str | None = None
     """For text: base64 of the row of a clip without captions."""
+
+    def __post_init__(self) -> None:
+        require(self.dtype in (*DTYPES, "bytes"), f"dtype {self.dtype[:30]!r} is none of a store.")
+        require(self.kind == "bytes" or self.dtype in DTYPES, "an array has values of a dtype.")
+        require(len(self.row_shapes) <= MAX_BUCKETS, "row_shapes names too many buckets.")
+        for bucket, shape in self.row_shapes.items():
+            require_bucket(bucket)
+            require_shape(shape, np.dtype(self.dtype).itemsize if self.dtype in DTYPES else 1)
 
     def decisive(self) -> dict[str, Any]:
         """Return all that two runs over the same store must agree on, as JSON-like values."""
@@ -87,6 +107,15 @@ class StoreMeta:
     """Of this package and of what the numbers depend on."""
     format_version: int = FORMAT_VERSION
 
+    def __post_init__(self) -> None:
+        require_count(self.shard_rows, MAX_SHARD_ROWS, "shard_rows", least=1)
+        require(len(self.buckets) <= MAX_BUCKETS, "there are too many buckets.")
+        require(len(self.columns) <= MAX_COLUMNS, "there are too many columns.")
+        for bucket in self.buckets:
+            require_bucket(bucket)
+        for column in self.columns:
+            require_column(column)
+
     def write(self, files: Files) -> None:
         files.write(ROOT, self.to_json())
 
@@ -102,7 +131,7 @@ class StoreMeta:
         """Read the description; raise StoreError if there is none, or it is of another version."""
         where = f"{files.url}/{ROOT}"
         try:
-            raw = json.loads(files.read(ROOT))
+            raw = parse_json(files.read(ROOT))
         except FileNotFoundError as err:
             raise StoreError(
                 f"{files.url} is not a latent store: it has no {ROOT}. Check the path."
@@ -123,19 +152,22 @@ class StoreMeta:
                 f"{where} has format {described.get('format_version')}; this version reads "
                 f"{FORMAT_VERSION}. Install the version that wrote it, or encode again."
             )
-        if attributes.get(CHECKSUM) != _checksum(described):
+        if attributes.get(CHECKSUM) != _checksum(described, where):
             raise StoreError(
                 f"{where} does not match its own checksum: it was edited or damaged. "
                 "Restore it from a copy."
             )
         try:
             return from_mapping(cls, described, where=where)
-        except ConfigError as err:
-            raise StoreError(str(err)) from err
+        except (ConfigError, GeometryError) as err:
+            raise StoreError(f"{where}: {str(err).removeprefix(where + ': ')}") from err
 
 
-def _checksum(described: Mapping[str, Any]) -> int:
-    return int(google_crc32c.value(compact_json(described)))
+def _checksum(described: Mapping[str, Any], where: str = ROOT) -> int:
+    try:
+        return int(google_crc32c.value(compact_json(described)))
+    except ValueError as err:  # half of a surrogate pair, which no UTF-8 can hold
+        raise StoreError(f"{where} holds text that is none. Restore it from a copy.") from err
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import google_crc32c
+
+from reducio_latents.core.parsing import parse_json
 
 KEY = "crc32c"
 
@@ -20,7 +21,7 @@ def unseal(data: bytes) -> dict[str, Any]:
     head, found, _ = data.rpartition(b',"%s":' % KEY.encode())
     if not found or seal(head + b"}") != data:
         raise ValueError("it does not match its own checksum")
-    record = json.loads(data)
+    record = parse_json(data)
     if not isinstance(record, dict):
         raise ValueError("it is no JSON object")
     return record

@@ -5,18 +5,17 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files, open_files
 from reducio_latents.store.commit import Commit, ShardKey
-from reducio_latents.store.compression import decompress_row
-from reducio_latents.store.container import LAYOUTS
-from reducio_latents.store.index import Index, build_index
+from reducio_latents.store.container import LAYOUTS, Layout
+from reducio_latents.store.index import Index, build_index, require_same_clips
+from reducio_latents.store.limits import Ranges
 from reducio_latents.store.meta import StoreMeta
-from reducio_latents.store.plan import Plan, read_plan
+from reducio_latents.store.plan import Plan, ShardSums, read_plan
+from reducio_latents.store.row_kinds import Array, BytesRows, row_kind
 from reducio_latents.store.writer import row_checksum
 
 IMPORTED = (
@@ -46,7 +45,14 @@ class Store:
 
     @cached_property
     def index(self) -> Index:
-        return build_index(self.files)
+        index = build_index(self.files, prove=False)  # rows are proven when they are read
+        for entry in index.entries.values():
+            if entry.rows > self.meta.shard_rows:
+                raise StoreError(
+                    f"{self.files.url}: the commit of {entry.key} {entry.column} has {entry.rows} "
+                    f"rows, a shard has {self.meta.shard_rows} at most. Run `verify`."
+                )
+        return index
 
     @property
     def columns(self) -> list[str]:
@@ -63,38 +69,50 @@ class Store:
                     f"{hint}"
                 )
 
+    @cached_property
+    def _sums(self) -> ShardSums:
+        return ShardSums(self.files)
+
     def commit(self, key: ShardKey, column: str) -> Commit:
-        return Commit.read(self.files, key, column)
+        """Return a commit that is of the plan's clips; raise StoreError for any other."""
+        commit = Commit.read(self.files, key, column)
+        require_same_clips(self.files, commit, self._sums)
+        return commit
 
-    def ranges(self, commit: Commit) -> NDArray[np.int64]:
+    def ranges(self, commit: Commit) -> Ranges:
         """Return (offset, length) of each row's payload in `commit.file`; (-1, 0) if empty."""
-        return LAYOUTS[self.meta.container].locate(self.files, self.meta, commit)
+        return self.layout.locate(self.files, self.meta, commit)
 
-    def read_row(self, key: ShardKey, row: int, column: str) -> NDArray[np.generic] | bytes | None:
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.meta.container]
+
+    def kind(self, column: str) -> BytesRows:
+        """Return what the rows of a column are."""
+        return row_kind(self.meta.columns[column])
+
+    def read_row(self, key: ShardKey, row: int, column: str) -> Array | bytes | None:
         """Return one row, its checksum proven, or None if the clip failed.
 
         One small read a row: for looking at things, not for training.
         """
         commit = self.commit(key, column)
+        if not 0 <= row < commit.rows:
+            raise StoreError(f"{self.files.url}: shard {key} has {commit.rows} rows, not {row}.")
         offset, length = map(int, self.ranges(commit)[row])
         if offset < 0:
             return None
+        where = f"{self.files.url}/{commit.file}: row {row}"
         payload = self.files.read_range(commit.file, offset, length)
         if row_checksum(payload) != commit.row_crc32c[row]:
             raise StoreError(
-                f"{self.files.url}/{commit.file}: row {row} does not match its checksum. "
-                "Run `verify` to see all the damage."
+                f"{where} does not match its checksum. Run `verify` to see all the damage."
             )
         return self.decode_row(payload, key.bucket, column)
 
-    def decode_row(self, payload: bytes, bucket: str, column: str) -> NDArray[np.generic] | bytes:
+    def decode_row(self, payload: bytes, bucket: str, column: str) -> Array | bytes:
         """Turn a row's payload into the array or the bytes that it stands for."""
-        meta = self.meta.columns[column]
-        payload = decompress_row(meta, payload)
-        if meta.kind == "bytes":
-            return payload
-        dtype = np.dtype(meta.dtype).newbyteorder("<")
-        return np.frombuffer(payload, dtype).reshape(meta.row_shapes[bucket])
+        return self.kind(column).decode(payload, bucket)
 
 
 def open_store(path: str | Path) -> Store:

@@ -17,31 +17,20 @@ Rows of a column with `compression` are stored as they are compressed, `.npy.zst
 from __future__ import annotations
 
 import io
-import json
 import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import numpy as np
-
 from reducio_latents.core.fingerprint import compact_json
+from reducio_latents.core.parsing import parse_json
 from reducio_latents.files import Buffer
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.store.meta import ColumnMeta
+from reducio_latents.store.row_kinds import BytesRows
 
 BLOCK = 512
-NPY_ALIGNMENT = 64
-END = bytes(2 * BLOCK)
-EXTENSIONS = {
-    "image/webp": "webp",
-    "image/png": "png",
-    "image/jpeg": "jpg",
-    "text/plain": "txt",
-    "application/json": "json",
-}
-"""Media type of a column of kind `bytes` -> extension of its members; `bin` for others."""
+END_BYTES = 2 * BLOCK
 HEAD_BYTES = 8 * BLOCK
 """Enough for the first member of a tar, whose JSON names the columns."""
 
@@ -63,55 +52,53 @@ def tar_path(key: ShardKey, column: str | None = None) -> str:
     return f"{key.bucket}/shard-{key.shard:06d}{f'.{column}' if column else ''}.tar"
 
 
-def member_of(column: ColumnMeta, name: str, bucket: str, rows: Sequence[Buffer | None]) -> Member:
-    extension = "npy" if column.kind == "array" else EXTENSIONS.get(column.content, "bin")
-    if column.compression != "none":
-        return Member(f".{name}.{extension}.zst", b"", rows)
-    head = npy_head(column.dtype, column.row_shapes[bucket]) if column.kind == "array" else b""
-    return Member(f".{name}.{extension}", head, rows)
-
-
-def npy_head(dtype: str, shape: Sequence[int]) -> bytes:
-    """Return the head of a .npy file, format 1.0, whose length is a multiple of 64."""
-    described = {
-        "descr": np.dtype(dtype).newbyteorder("<").str,
-        "fortran_order": False,
-        "shape": tuple(shape),
-    }
-    text = repr(described).encode()
-    padding = -(10 + len(text) + 1) % NPY_ALIGNMENT
-    length = len(text) + padding + 1
-    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + text + b" " * padding + b"\n"
+def member_of(kind: BytesRows, name: str, bucket: str, rows: Sequence[Buffer | None]) -> Member:
+    return Member(f".{name}.{kind.file_extension}", kind.file_head(bucket), rows)
 
 
 def pack_tar(
     clips: Sequence[Mapping[str, Any]], bucket: str, members: Mapping[str, Member]
-) -> tuple[list[Buffer], dict[str, Ranges]]:
-    """Return a tar in parts, and where each column's payloads lie in it.
+) -> tuple[Buffer, dict[str, Ranges]]:
+    """Return the bytes of a tar, and where each column's payloads lie in it.
 
     `clips` holds what is known of each row's clip, its `clip_id` at least.
     """
+    from webdataset import TarWriter
+
     names = sorted(members)
-    parts: list[Buffer] = []
     ranges: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
-    offset = 0
+    file = io.BytesIO()
+    # Its names begin with no `_` that would hide them; times and owners are none, for equal bytes.
+    tar = TarWriter(
+        file,
+        user="",
+        group="",
+        mode=0o644,
+        encoder=False,
+        keep_meta=True,
+        mtime=0,
+        format="PAX_FORMAT",
+    )
     for row, clip in enumerate(clips):
         present = [name for name in names if members[name].rows[row] is not None]
         key = clip_key(clip["clip_id"])
         if present:
             about = compact_json({**clip, "bucket": bucket, "columns": names})
-            offset = _append(parts, offset, f"{key}.json", [about])
+            tar.write({"__key__": key, "json": about})
         for name in names:
             suffix, head, rows = members[name]
             payload = rows[row]
             if payload is None:
                 ranges[name].append((-1, 0))
                 continue
-            offset = _append(parts, offset, key + suffix, [head, payload])
-            size = memoryview(payload).nbytes
-            ranges[name].append((offset - _padded(len(head) + size) + len(head), size))
-    parts.append(END)
-    return parts, {name: tuple(found) for name, found in ranges.items()}
+            data = b"".join([head, payload])
+            tar.write({"__key__": key, suffix.removeprefix("."): data})
+            start = tar.tarstream.offset + -len(data) // BLOCK * BLOCK
+            ranges[name].append((start + len(head), len(data) - len(head)))
+    end = tar.tarstream.offset + END_BYTES
+    tar.close()
+    file.truncate(end)  # tar's own padding to a tape's record is left out
+    return file.getbuffer(), {name: tuple(found) for name, found in ranges.items()}
 
 
 def columns_of(files_head: bytes) -> set[str] | None:
@@ -122,7 +109,7 @@ def columns_of(files_head: bytes) -> set[str] | None:
             if first is None or not first.name.endswith(".json"):
                 return None
             about = files_head[first.offset_data : first.offset_data + first.size]
-            return set(json.loads(about)["columns"])
+            return set(parse_json(about)["columns"])
     except (tarfile.TarError, ValueError, KeyError, TypeError):
         return None
 
@@ -153,17 +140,3 @@ def find_rows(data: bytes, clips: Sequence[Mapping[str, Any]], member: Member) -
 def clip_key(clip_id: str) -> str:
     """Return a clip id as the key of its members: percent-encoded, dots too."""
     return re.sub(r"[.~]", lambda m: f"%{ord(m[0]):02X}", quote(clip_id, safe=""))
-
-
-def _append(parts: list[Buffer], offset: int, name: str, payload: Sequence[Buffer]) -> int:
-    """Append a member and return the offset after it."""
-    size = sum(memoryview(part).nbytes for part in payload)
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o644
-    header = info.tobuf(tarfile.PAX_FORMAT)  # plain ustar, unless the name is too long
-    parts += [header, *payload, bytes(_padded(size) - size)]
-    return offset + len(header) + _padded(size)
-
-
-def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK

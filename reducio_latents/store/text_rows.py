@@ -89,13 +89,19 @@ def empty_caption(column: ColumnMeta) -> NDArray[np.floating]:
     """
     if column.empty_row is None:
         raise StoreError("this column keeps no vectors of the empty caption: it is not of text.")
-    return decode_text_row(base64.b64decode(column.empty_row))[0]
+    try:
+        row = base64.b64decode(column.empty_row, validate=True)
+    except ValueError as err:
+        raise StoreError(f"the description's empty_row is not base64: {err}.") from err
+    return decode_text_row(row)[0]
 
 
 def _read_head(payload: bytes | memoryview) -> tuple[str, int, int]:
     if len(payload) < _HEAD.size:
         raise StoreError(f"a text row has {len(payload)} bytes: it is damaged. Run `verify`.")
     version, values, count, dim = _HEAD.unpack_from(payload)
+    if not count or not dim:
+        raise StoreError("a text row has no caption, or no values: it is damaged. Run `verify`.")
     if version != VERSION or values >= len(VALUES):
         raise StoreError(
             f"a text row is of version {version}, values {values}; this version reads {VERSION}. "

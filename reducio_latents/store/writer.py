@@ -8,8 +8,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import google_crc32c
-import numpy as np
-from numpy.typing import NDArray
 
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Buffer, Files, LocalFiles
@@ -22,13 +20,12 @@ from reducio_latents.store.commit import (
     commit_path,
     list_commits,
 )
-from reducio_latents.store.compression import compress_row
 from reducio_latents.store.container import LAYOUTS, Layout
 from reducio_latents.store.index import PATH as INDEX
 from reducio_latents.store.meta import ROOT, StoreMeta, require_same
+from reducio_latents.store.row_kinds import Row as Row
+from reducio_latents.store.row_kinds import row_kind
 from reducio_latents.store.statistics import ChannelStatistics
-
-Row = Buffer | NDArray[np.generic] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,34 +164,22 @@ class StoreWriter:
 
     def _payloads(self, name: str, rows: Sequence[Row]) -> list[Buffer | None]:
         """Return each row as it is stored."""
-        column, payloads = self.meta.columns[name], [_buffer(row) for row in rows]
-        if column.compression == "none":
-            return payloads
-        return [None if p is None else compress_row(column, p) for p in payloads]
+        kind = row_kind(self.meta.columns[name])
+        return [None if row is None else kind.store(row) for row in rows]
 
     def _check_rows(self, key: ShardKey, name: str, given: ColumnRows, count: int) -> None:
-        column, rows = self.meta.columns[name], given.rows
+        rows = given.rows
         if len(rows) != count:
             raise StoreError(f"{key} {name}: {len(rows)} rows given for {count} clips.")
         if count > self.meta.shard_rows:
             raise StoreError(f"{key}: {count} clips, a shard has {self.meta.shard_rows} at most.")
-        if column.kind == "array" and key.bucket not in column.row_shapes:
-            raise StoreError(f"{key} {name}: the store has no bucket {key.bucket}.")
         empty = {number for number, row in enumerate(rows) if row is None}
         if empty != {failure.row for failure in given.failed}:
             raise StoreError(f"{key} {name}: rows without a value are not those that failed.")
+        kind = row_kind(self.meta.columns[name])
         for row in rows:
-            if row is None:
-                continue
-            if column.kind == "bytes" and not isinstance(row, Buffer):
-                raise StoreError(f"{key} {name}: a row is {type(row).__name__}, not bytes.")
-            if column.kind == "array":
-                shape, dtype = np.shape(row), getattr(row, "dtype", None)
-                if shape != column.row_shapes[key.bucket] or dtype != np.dtype(column.dtype):
-                    raise StoreError(
-                        f"{key} {name}: a row is {dtype} {shape}, the store holds {column.dtype} "
-                        f"{column.row_shapes[key.bucket]}."
-                    )
+            if row is not None and (misfit := kind.misfit(row, key.bucket)):
+                raise StoreError(f"{key} {name}: {misfit}.")
 
 
 def read_meta_if_any(files: Files) -> StoreMeta | None:
@@ -221,12 +206,6 @@ def read_meta_if_any(files: Files) -> StoreMeta | None:
 def row_checksum(payload: Buffer) -> int:
     """Return the crc32c of one row's payload."""
     return int(google_crc32c.value(bytes(payload)))
-
-
-def _buffer(row: Row) -> Buffer | None:
-    if isinstance(row, np.ndarray):
-        return np.ascontiguousarray(row, dtype=row.dtype.newbyteorder("<")).tobytes()
-    return row
 
 
 def _as_buffers(rows: Sequence[Row]) -> list[Buffer | None]:

@@ -12,22 +12,20 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 import google_crc32c
 import numpy as np
-from numpy.typing import NDArray
 
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Buffer
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.store.meta import ColumnMeta
+from reducio_latents.store.limits import MAX_FILE_BYTES, Ranges, checked_ranges
+from reducio_latents.store.row_kinds import VLEN_HEADER, BytesRows
 
 EMPTY = 2**64 - 1
 CRC_BYTES = 4
-VLEN_HEADER = struct.Struct("<II")
-"""Number of values in the chunk (always 1), and the length of the value."""
-ZSTD_LEVEL = 3
+DECISIVE = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs")
+"""What an array's metadata must say for its shard files to be rows after rows."""
 
 
 def shard_path(key: ShardKey, column: str, ndim: int) -> str:
@@ -35,38 +33,26 @@ def shard_path(key: ShardKey, column: str, ndim: int) -> str:
     return "/".join([key.bucket, column, "c", str(key.shard), *["0"] * ndim])
 
 
-def array_metadata(column: ColumnMeta, bucket: str, rows: int, shard_rows: int) -> bytes:
+def array_metadata(kind: BytesRows, bucket: str, rows: int, shard_rows: int) -> bytes:
     """Return the array's `zarr.json` for `rows` rows."""
-    row_shape = column.row_shapes[bucket] if column.kind == "array" else ()
-    inner: dict[str, Any]
-    if column.kind == "array":
-        inner, fill = {"name": "bytes", "configuration": {"endian": "little"}}, "NaN"
-        if np.dtype(column.dtype).kind != "f":
-            fill = 0  # type: ignore[assignment]
-    else:
-        inner, fill = {"name": "vlen-bytes", "configuration": {}}, ""
-    codecs = [inner]
-    if column.compression == "zstd":
-        settings = {"level": ZSTD_LEVEL, "checksum": False}
-        codecs.append({"name": "zstd", "configuration": settings})
+    row_shape = kind.shape(bucket)
     metadata = {
         "zarr_format": 3,
         "node_type": "array",
         "shape": [rows, *row_shape],
-        "data_type": column.dtype if column.kind == "array" else "variable_length_bytes",
+        "data_type": kind.zarr_type,
         "chunk_grid": {
             "name": "regular",
             "configuration": {"chunk_shape": [shard_rows, *row_shape]},
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        # NaN: an empty row that is read by mistake shows at once.
-        "fill_value": fill,
+        "fill_value": kind.zarr_fill,
         "codecs": [
             {
                 "name": "sharding_indexed",
                 "configuration": {
                     "chunk_shape": [1, *row_shape],
-                    "codecs": codecs,
+                    "codecs": kind.zarr_codecs(),
                     "index_codecs": [
                         {"name": "bytes", "configuration": {"endian": "little"}},
                         {"name": "crc32c"},
@@ -75,7 +61,7 @@ def array_metadata(column: ColumnMeta, bucket: str, rows: int, shard_rows: int) 
                 },
             }
         ],
-        "attributes": {"content": column.content},
+        "attributes": {"content": kind.column.content},
         "storage_transformers": [],
     }
     return json.dumps(metadata, indent=2).encode() + b"\n"
@@ -86,14 +72,8 @@ def group_metadata() -> bytes:
     return json.dumps(group, indent=2).encode() + b"\n"
 
 
-def pack_shard(
-    rows: Sequence[Buffer | None], kind: str, shard_rows: int, compression: str = "none"
-) -> list[Buffer]:
-    """Return a shard file in parts. Equal rows of kind `bytes` are stored once.
-
-    Compressed rows are given as `compression.compress_row` makes them.
-    """
-    header = kind == "bytes" and compression == "none"
+def pack_shard(rows: Sequence[Buffer | None], kind: BytesRows, shard_rows: int) -> list[Buffer]:
+    """Return a shard file of stored rows, in parts."""
     index = np.full((shard_rows, 2), EMPTY, dtype="<u8")
     parts: list[Buffer] = []
     offset = 0
@@ -102,10 +82,10 @@ def pack_shard(
         if row is None:
             continue
         # By value: which rows are equal is a property of the data, which are one object is not.
-        same = bytes(row) if kind == "bytes" else number
+        same = bytes(row) if kind.shares_equal_rows else number
         if same not in stored:
             start, size = offset, memoryview(row).nbytes
-            if header:
+            if kind.has_header:
                 parts.append(VLEN_HEADER.pack(1, size))
                 size += VLEN_HEADER.size
             parts.append(row)
@@ -122,8 +102,8 @@ def index_bytes(shard_rows: int) -> int:
 
 
 def read_ranges(
-    tail: bytes, kind: str, shard_rows: int, where: str, compression: str = "none"
-) -> NDArray[np.int64]:
+    tail: bytes, kind: BytesRows, shard_rows: int, file_bytes: int, where: str
+) -> Ranges:
     """Return (offset, length) of each row's payload, (shard_rows, 2); (-1, 0) for an empty one.
 
     `tail` is the last `index_bytes(shard_rows)` bytes of the file called `where`.
@@ -135,13 +115,12 @@ def read_ranges(
             "what it costs; delete the shard's commits and encode again to mend it."
         )
     raw = np.frombuffer(table, dtype="<u8").reshape(shard_rows, 2)
-    empty = raw[:, 0] == EMPTY
-    header = VLEN_HEADER.size if kind == "bytes" and compression == "none" else 0
-    ranges = np.where(empty[:, None], 0, raw).astype(np.int64)
-    ranges[:, 0] += header
-    ranges[:, 1] -= header
-    ranges[empty] = (-1, 0)
-    return ranges
+    empty = (raw == EMPTY).all(axis=1)
+    # As they are, 2**63 and more would come out negative.
+    ranges = np.where(empty[:, None], (-1, 0), np.minimum(raw, MAX_FILE_BYTES + 1)).astype(np.int64)
+    if kind.has_header:
+        ranges[~empty] += (VLEN_HEADER.size, -VLEN_HEADER.size)
+    return checked_ranges(ranges, file_bytes - len(tail), where)
 
 
 def _u32(data: bytes) -> int:

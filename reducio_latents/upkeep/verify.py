@@ -148,7 +148,7 @@ class _CommitProof:
             return
         clip_ids = tuple(store.plan.shard_clips(*key)["clip_id"].to_pylist())
         try:
-            commit = Commit.read(store.files, key, column)
+            commit = Commit.read(store.files, key, column, agrees_with_itself=False)
         except StoreError as err:
             yield Damage(name, str(err), clip_ids)
             return

@@ -1,6 +1,12 @@
 """What is to be done: which clips of which videos, in which shard and row."""
 
-from reducio_latents.store.plan.parts import PlanPart, read_parts, verify_parts, write_part
+from reducio_latents.store.plan.parts import (
+    PlanPart,
+    ShardSums,
+    read_parts,
+    verify_parts,
+    write_part,
+)
 from reducio_latents.store.plan.plan import Plan, PlanCounts, PlannedShard, read_plan
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
@@ -13,6 +19,7 @@ __all__ = [
     "PlanPart",
     "PlanSpec",
     "PlannedShard",
+    "ShardSums",
     "read_parts",
     "read_plan",
     "verify_parts",

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.files.source import VideoSource, join_url
-from reducio_latents.store.plan.parts import Part, ShardRange, read_parts
+from reducio_latents.store.plan.parts import Part, ShardRange, read_parts, span_of
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import CLIP_STATUS, VIDEO_STATUS, concat_parts
 
@@ -97,14 +97,10 @@ class Plan:
 
     def shard_clips(self, bucket: str, shard: int) -> pa.Table:
         """Return the clips of one shard by row, without copying them."""
-        size = self.spec.shard_rows
-        for part, shards in self._ranges(bucket):
-            begin = (shard - shards.first) * size
-            if 0 <= begin < shards.rows:
-                before = list(part.shards)[: list(part.shards).index(bucket)]
-                offset = sum(part.shards[name].rows for name in before)
+        for part in self._parts:
+            if (span := span_of(part, bucket, shard)).rows:
                 table: pa.Table = part.clips
-                return table.slice(offset + begin, min(size, shards.rows - begin))
+                return table.slice(span.begin, span.rows)
         raise StoreError(f"the plan has no shard {shard} of bucket {bucket}.")
 
     def next_shard(self, bucket: str) -> int:

@@ -10,6 +10,7 @@ from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import check_choices
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.store.limits import MAX_SHARD_ROWS, require_bucket, require_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,10 @@ class PlanSpec:
                     f"bucket {bucket} has {bucket.frames} frames, but clip.frames is "
                     f"{self.clip.frames}. Make them equal."
                 )
+            require_bucket(bucket.name)
         if self.shard_rows < 1:
             raise ConfigError(f"shard_rows must be >= 1, got {self.shard_rows}.")
+        require_count(self.shard_rows, MAX_SHARD_ROWS, "shard_rows")
         check_choices(self)
 
     def require_same(self, now: PlanSpec) -> None:

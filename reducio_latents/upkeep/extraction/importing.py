@@ -45,9 +45,10 @@ from reducio_latents.store.plan import (
     write_part,
 )
 from reducio_latents.store.plan.parts import ShardRange
+from reducio_latents.store.row_kinds import Row, row_kind
 from reducio_latents.store.statistics import ChannelStatistics, merge_all
 from reducio_latents.store.text_rows import MEDIA_TYPE
-from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
+from reducio_latents.store.writer import ColumnRows, StoreWriter
 from reducio_latents.upkeep.convert import ConvertReport, FileMemo, read_payloads
 from reducio_latents.upkeep.extraction.options import ReferenceOptions
 from reducio_latents.upkeep.extraction.reading import (
@@ -243,8 +244,7 @@ class _Import:
 
     def _fits(self, name: str, key: ShardKey) -> bool:
         """Whether any file of the bucket has the column."""
-        column = self.writer.meta.columns[name]
-        return column.kind == "bytes" or key.bucket in column.row_shapes
+        return row_kind(self.writer.meta.columns[name]).has_bucket(key.bucket)
 
     def _rows(self, name: str, clips: Sequence[Mapping[str, Any]]) -> ColumnRows:
         rows: list[Row] = []
