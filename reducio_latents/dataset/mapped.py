@@ -29,7 +29,7 @@ UNOPENED, BROKEN = 0, 1
 """Slots that no shard is ever put into: no row of theirs has an address."""
 FIRST_SLOT = 2
 NOWHERE = -1
-RowT = TypeVar("RowT")
+ValueT = TypeVar("ValueT")
 
 
 class MappedColumn:
@@ -106,7 +106,7 @@ class MappedColumn:
             target[...] = row
         return out
 
-    def _each(self, read: Callable[[bytes, str], RowT], stored: Sequence[bytes]) -> list[RowT]:
+    def _each(self, read: Callable[[bytes, str], ValueT], stored: Sequence[bytes]) -> list[ValueT]:
         found = []
         for position, row in enumerate(stored):
             try:

@@ -39,6 +39,7 @@ PROBE_RETRIES, PROBE_TIMEOUT_S = 2, 10
 PART_BYTES = 8 << 20
 """Larger files are sent in parts of this size, and appear when the last one has arrived."""
 PARTS_AT_ONCE = 4
+LISTINGS = 3
 PAGE = 1000
 ATTEMPTS = 3
 UNCONDITIONAL = (
@@ -227,8 +228,15 @@ class ObjectFiles:
 
     def _pages(self, prefix: str) -> list[str]:
         def collect(obstore: Any, store: Any) -> list[str]:
-            pages = obstore.list(store, prefix or None, chunk_size=PAGE)
-            return sorted(entry["path"] for entry in chain.from_iterable(pages))
+            for attempt in range(1, LISTINGS + 1):
+                try:
+                    pages = obstore.list(store, prefix or None, chunk_size=PAGE)
+                    return sorted(entry["path"] for entry in chain.from_iterable(pages))
+                except obstore.exceptions.BaseError as err:
+                    # Requests are tried anew by obstore; a page that breaks off in between is not.
+                    if attempt == LISTINGS or "response body" not in str(err):
+                        raise
+            raise AssertionError("unreachable")
 
         return self._call("list", prefix, collect)
 

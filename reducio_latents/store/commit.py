@@ -17,7 +17,7 @@ from reducio_latents.store.limits import (
     MAX_SHARD_ROWS,
     MAX_SHARDS,
     SHA256,
-    require,
+    must_hold,
     require_bucket,
     require_column,
     require_count,
@@ -121,7 +121,7 @@ class Commit:
             commit = from_mapping(cls, unseal(files.read(path)), where="it")
             require_entry(commit)
             if agrees_with_itself:
-                require(len(commit.row_crc32c) == commit.rows, "row_crc32c has other rows")
+                must_hold(len(commit.row_crc32c) == commit.rows, "row_crc32c has other rows")
                 require_rows([failure.row for failure in commit.failed], commit.rows, "failed")
                 require_rows([clip.row for clip in commit.quality], commit.rows, "quality")
         except FileNotFoundError as err:
@@ -149,9 +149,9 @@ def require_entry(entry: Any) -> None:
     require_count(entry.shard, MAX_SHARDS, "shard")
     require_count(entry.rows, MAX_SHARD_ROWS, "rows")
     require_count(entry.file_bytes, MAX_FILE_BYTES, "file_bytes")
-    require(SHA256.fullmatch(entry.file_sha256) is not None, "file_sha256 is no sha256.")
+    must_hold(SHA256.fullmatch(entry.file_sha256) is not None, "file_sha256 is no sha256.")
     inside = all(part not in ("", ".", "..") for part in entry.file.split("/"))
-    require(inside or not entry.file_bytes, f"it names a file outside the store: {entry.file!r}")
+    must_hold(inside or not entry.file_bytes, f"it names a file outside the store: {entry.file!r}")
 
 
 def clips_sha256(clip_ids: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ MAX_AXES = 32
 Ranges = NDArray[np.int64]
 
 
-def require(holds: bool, what: str) -> None:
+def must_hold(holds: bool, what: str) -> None:
     """Raise ConfigError, which readers of files turn into a StoreError, unless `holds`."""
     if not holds:
         raise ConfigError(what)
@@ -44,7 +44,7 @@ def require(holds: bool, what: str) -> None:
 def require_column(name: str) -> None:
     """A column's name is one segment of a path, and no file that lies beside the columns."""
     good = COLUMN_NAME.fullmatch(name) is not None and name != "zarr.json"
-    require(
+    must_hold(
         good, f"column name {name[:100]!r}: use letters, digits and _ . : + @ = -, 100 at most."
     )
 
@@ -53,23 +53,23 @@ def require_bucket(name: str) -> None:
     size = Bucket.parse(name[:100])
     small = max(size.frames, size.height, size.width) <= MAX_SIDE
     small = small and size.height * size.width <= MAX_PIXELS
-    require(size.name == name and small, f"bucket {name[:100]!r} is too large or oddly written.")
+    must_hold(size.name == name and small, f"bucket {name[:100]!r} is too large or oddly written.")
 
 
 def require_count(value: int, most: int, what: str, least: int = 0) -> None:
-    require(least <= value <= most, f"{what} is {str(value)[:30]}, not {least} to {most}.")
+    must_hold(least <= value <= most, f"{what} is {str(value)[:30]}, not {least} to {most}.")
 
 
 def require_rows(rows: Sequence[int], count: int, what: str) -> None:
     """Numbers of rows are of the `count` that there are, each named once."""
     good = len(set(rows)) == len(rows) and all(0 <= row < count for row in rows)
-    require(good, f"{what} names a row twice, or one that is not of {count}.")
+    must_hold(good, f"{what} names a row twice, or one that is not of {count}.")
 
 
 def require_shape(shape: Sequence[int], itemsize: int) -> None:
     good = len(shape) <= MAX_AXES and all(0 < side <= MAX_ROW_BYTES for side in shape)
     good = good and math.prod(shape) * itemsize <= MAX_ROW_BYTES
-    require(good, f"rows of shape {str(tuple(shape))[:60]} have a bad axis or are too large.")
+    must_hold(good, f"rows of shape {str(tuple(shape))[:60]} have a bad axis or are too large.")
 
 
 def checked_ranges(ranges: Any, file_bytes: int, where: str) -> Ranges:

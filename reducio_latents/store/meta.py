@@ -20,7 +20,7 @@ from reducio_latents.files import Files
 from reducio_latents.store.limits import (
     DTYPES,
     MAX_SHARD_ROWS,
-    require,
+    must_hold,
     require_bucket,
     require_column,
     require_count,
@@ -35,6 +35,7 @@ CHECKSUM = "reducio_latents_crc32c"
 ROOT = "zarr.json"
 
 MAX_BUCKETS, MAX_COLUMNS = 1000, 200
+
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnMeta:
@@ -64,9 +65,9 @@ class ColumnMeta:
     """For text: base64 of the row of a clip without captions."""
 
     def __post_init__(self) -> None:
-        require(self.dtype in (*DTYPES, "bytes"), f"dtype {self.dtype[:30]!r} is none of a store.")
-        require(self.kind == "bytes" or self.dtype in DTYPES, "an array has values of a dtype.")
-        require(len(self.row_shapes) <= MAX_BUCKETS, "row_shapes names too many buckets.")
+        must_hold(self.dtype in (*DTYPES, "bytes"), f"dtype {self.dtype[:30]!r} is no such.")
+        must_hold(self.kind == "bytes" or self.dtype in DTYPES, "an array has values of a dtype.")
+        must_hold(len(self.row_shapes) <= MAX_BUCKETS, "row_shapes names too many buckets.")
         for bucket, shape in self.row_shapes.items():
             require_bucket(bucket)
             require_shape(shape, np.dtype(self.dtype).itemsize if self.dtype in DTYPES else 1)
@@ -109,8 +110,8 @@ class StoreMeta:
 
     def __post_init__(self) -> None:
         require_count(self.shard_rows, MAX_SHARD_ROWS, "shard_rows", least=1)
-        require(len(self.buckets) <= MAX_BUCKETS, "there are too many buckets.")
-        require(len(self.columns) <= MAX_COLUMNS, "there are too many columns.")
+        must_hold(len(self.buckets) <= MAX_BUCKETS, "there are too many buckets.")
+        must_hold(len(self.columns) <= MAX_COLUMNS, "there are too many columns.")
         for bucket in self.buckets:
             require_bucket(bucket)
         for column in self.columns:

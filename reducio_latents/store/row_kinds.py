@@ -180,7 +180,7 @@ class ImageRows(BytesRows):
 
     def value(self, row: Array | bytes, bucket: str) -> NDArray[np.uint8]:
         """Return uint8 (3, H, W)."""
-        return np.ascontiguousarray(pixels_of(bytes(row), bucket).transpose(2, 0, 1))
+        return np.ascontiguousarray(image_pixels(bytes(row), bucket).transpose(2, 0, 1))
 
 
 class TokenVectorRows(BytesRows):
@@ -315,7 +315,7 @@ def captions_of(row: bytes) -> list[str]:
         raise StoreError(f"a text is not UTF-8 ({err}). Run `verify`.") from err
 
 
-def pixels_of(row: bytes, bucket: str, where: str = "content image") -> NDArray[np.uint8]:
+def image_pixels(row: bytes, bucket: str, where: str = "content image") -> NDArray[np.uint8]:
     """Return uint8 RGB (H, W, 3) of an image of the bucket's size; StoreError for any other."""
     from reducio_latents.core.images import decode_image
 

@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from reducio_latents.store.limits import require
+from reducio_latents.store.limits import must_hold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class ChannelStatistics:
     """Sum of squared deviations from the mean."""
 
     def __post_init__(self) -> None:
-        require(self.count >= 0 and len(self.mean) == len(self.m2), "statistics do not fit.")
-        require(min(self.m2, default=0) >= 0, "statistics have a negative deviation.")
+        must_hold(self.count >= 0 and len(self.mean) == len(self.m2), "statistics do not fit.")
+        must_hold(min(self.m2, default=0) >= 0, "statistics have a negative deviation.")
 
     @classmethod
     def of(cls, values: NDArray[np.floating]) -> Self:
@@ -43,7 +43,7 @@ class ChannelStatistics:
         """Return the statistics of both together. Chan, Golub & LeVeque (1979), equation 2.1."""
         if self.count == 0 or other.count == 0:
             return other if self.count == 0 else self
-        require(len(self.mean) == len(other.mean), "statistics are of other channels.")
+        must_hold(len(self.mean) == len(other.mean), "statistics are of other channels.")
         count = self.count + other.count
         mean, m2 = [], []
         for mean_a, m2_a, mean_b, m2_b in zip(

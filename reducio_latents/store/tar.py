@@ -34,7 +34,7 @@ END_BYTES = 2 * BLOCK
 HEAD_BYTES = 8 * BLOCK
 """Enough for the first member of a tar, whose JSON names the columns."""
 
-Ranges = tuple[tuple[int, int], ...]
+Places = tuple[tuple[int, int], ...]
 
 
 class Member(NamedTuple):
@@ -58,7 +58,7 @@ def member_of(kind: BytesRows, name: str, bucket: str, rows: Sequence[Buffer | N
 
 def pack_tar(
     clips: Sequence[Mapping[str, Any]], bucket: str, members: Mapping[str, Member]
-) -> tuple[Buffer, dict[str, Ranges]]:
+) -> tuple[Buffer, dict[str, Places]]:
     """Return the bytes of a tar, and where each column's payloads lie in it.
 
     `clips` holds what is known of each row's clip, its `clip_id` at least.
@@ -114,7 +114,7 @@ def columns_of(files_head: bytes) -> set[str] | None:
         return None
 
 
-def find_rows(data: bytes, clips: Sequence[Mapping[str, Any]], member: Member) -> Ranges | None:
+def find_rows(data: bytes, clips: Sequence[Mapping[str, Any]], member: Member) -> Places | None:
     """Return where a tar holds exactly these rows; None if it does not."""
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:

@@ -23,7 +23,7 @@ from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.store.commit import clips_sha256
-from reducio_latents.store.limits import MAX_SHARDS, require, require_count
+from reducio_latents.store.limits import MAX_SHARDS, require_count
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 
@@ -393,7 +393,7 @@ def _read_about(files: Files, path: str) -> tuple[PlanSpec, Mapping[str, ShardRa
         for bucket, (first, count) in shards.items():
             require_count(first, MAX_SHARDS, "the first shard")
             require_count(count, footer.num_rows, "the rows of a bucket")
-            require(bucket in {b.name for b in spec.buckets}, "shards are of an unknown bucket.")
+            must_hold(bucket in {b.name for b in spec.buckets}, "shards are of an unknown bucket.")
             rows += count
         require_count(rows, footer.num_rows, "the rows of all buckets")
         _require_few_rows(rows, files.size(path) or 0)
