@@ -23,7 +23,7 @@ from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.store.commit import clips_sha256
-from reducio_latents.store.limits import MAX_SHARDS, require_count
+from reducio_latents.store.limits import MAX_SHARDS, must_hold, require_count
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 
