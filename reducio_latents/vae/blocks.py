@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reducio_latents.vae.norm import Norm, NormSiLU
 
-SELF_ATTENTION_HEADS = 8
+HEADS = 8
+"""Of self-attention."""
 
 
 def conv(dims: int, channels_in: int, channels_out: int, kernel: int) -> nn.Module:
@@ -51,19 +53,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        h = F.scaled_dot_product_attention(
-            _to_heads(self.q(h)), _to_heads(self.k(h)), _to_heads(self.v(h))
+        # Attention kernels want a token's channels side by side.
+        q, k, v = (
+            rearrange(part(h), "b (heads c) ... -> b heads (...) c", heads=HEADS).contiguous()
+            for part in (self.q, self.k, self.v)
         )
-        h = h.transpose(-1, -2).reshape(x.shape)
+        h = F.scaled_dot_product_attention(q, k, v)
+        h = rearrange(h, "b heads n c -> b (heads c) n").reshape(x.shape)
         out: Tensor = x + self.proj_out(h)
         return out
-
-
-def _to_heads(x: Tensor) -> Tensor:
-    """(B, C, ...) -> (B, 8, positions, C/8), the channels split head-major."""
-    heads = x.reshape(x.shape[0], SELF_ATTENTION_HEADS, -1, x[0, 0].numel())
-    # Attention kernels want a token's channels side by side.
-    return heads.transpose(-1, -2).contiguous()
 
 
 class Middle(nn.Module):

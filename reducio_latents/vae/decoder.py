@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,11 +46,11 @@ class CrossAttention(nn.Module):
 
     def forward(self, tokens_BNC: Tensor, content_BMC: Tensor) -> Tensor:
         q, k, v = (
-            project.unflatten(-1, (-1, HEAD_CHANNELS)).transpose(1, 2)
-            for project in (self.to_q(tokens_BNC), self.to_k(content_BMC), self.to_v(content_BMC))
+            rearrange(projected, "b n (heads c) -> b heads n c", c=HEAD_CHANNELS)
+            for projected in (self.to_q(tokens_BNC), self.to_k(content_BMC), self.to_v(content_BMC))
         )
         attended = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
+        out: Tensor = self.to_out(rearrange(attended, "b heads n c -> b n (heads c)"))
         return out
 
 
@@ -65,12 +66,13 @@ class ContentFusion(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=1e-5)
 
     def forward(self, x_BCTHW: Tensor, content_BCHW: Tensor) -> Tensor:
-        time = self.pos_embed.to(x_BCTHW.dtype).permute(0, 3, 1, 2)[..., None]  # (1, C, T, 1, 1)
+        time = rearrange(self.pos_embed.to(x_BCTHW.dtype), "1 t 1 c -> 1 c t 1 1")
         x = x_BCTHW + time
-        tokens = x.flatten(2).transpose(1, 2)
-        found = self.attn(self.norm(tokens), content_BCHW.flatten(2).transpose(1, 2))
+        tokens = rearrange(x, "b c t h w -> b (t h w) c")
+        found = self.attn(self.norm(tokens), rearrange(content_BCHW, "b c h w -> b (h w) c"))
         # x comes first, so the sum has its memory format and not the tokens'.
-        out: Tensor = x + found.transpose(1, 2).unflatten(2, x.shape[2:])
+        _, _, t, h, w = x.shape
+        out: Tensor = x + rearrange(found, "b (t h w) c -> b c t h w", t=t, h=h, w=w)
         return out
 
 
