@@ -17,7 +17,7 @@ from reducio_latents.core.gaussian import (
     undo_final_rule,
 )
 from reducio_latents.core.values import Posterior
-from reducio_latents.errors import ConfigError
+from reducio_latents.errors import ConfigError, GeometryError
 
 LAYER_NORM = {"rule": "layer_norm", "eps": 1e-5}
 SCALE_SHIFT = {"rule": "scale_shift", "scale": 0.18215, "shift": 0.1}
@@ -100,3 +100,15 @@ def test_a_rule_this_version_does_not_know_is_refused(rule: dict[str, Any], mess
 def test_a_rule_for_another_number_of_channels_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"3.*channel.*16"):
         apply_final_rule(PER_CHANNEL, torch.zeros(1, 16, 4, 2, 2))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2, 2), (2, 4, 2, 2, 1), (1, 1, 1, 1, 1)])
+@pytest.mark.parametrize("which", ["noise", "log-variance"])
+def test_shapes_that_are_not_equal_are_refused_and_never_stretched(
+    which: str, shape: tuple[int, ...]
+) -> None:
+    mean, other = torch.zeros(2, 4, 2, 2, 2), torch.zeros(shape)
+    logvar, noise = (mean, other) if which == "noise" else (other, mean)
+    rule = {"rule": "layer_norm", "eps": 1e-5}
+    with pytest.raises(GeometryError, match=f"the {which} is .*but the posterior's mean is"):
+        final_latents(Posterior(mean, logvar), noise, rule)

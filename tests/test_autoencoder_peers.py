@@ -23,7 +23,7 @@ from reducio_latents.autoencoders.peers.omnitokenizer import (
 )
 from reducio_latents.autoencoders.peers.open_sora import CausalConv3d, OpenSoraConfig, OpenSoraVAE
 from reducio_latents.autoencoders.protocol import LoadOptions
-from reducio_latents.errors import ConfigError, GeometryError, WeightsError
+from reducio_latents.errors import ConfigError, GeometryError, PixelError, WeightsError
 
 SMALL_SORA = OpenSoraConfig(width=32, res_blocks=1, image_widths=(32,) * 4, image_layers=1)
 SMALL_OMNI = OmniTokenizerConfig(
@@ -35,8 +35,8 @@ SMALL_OMNI = OmniTokenizerConfig(
     decoder_blocks="t",
     temporal_blocks=1,
 )
-sora = partial(open_sora.load_sized, config=SMALL_SORA)
-omni = partial(omnitokenizer.load_sized, config=SMALL_OMNI)
+sora = partial(open_sora.load_open_sora, config=SMALL_SORA)
+omni = partial(omnitokenizer.load_omnitokenizer, config=SMALL_OMNI)
 
 
 def small(name: str, weights: Path | None = None, **options: object) -> NetworkAutoencoder:
@@ -54,6 +54,19 @@ def video(name: str, batch: int = 1, value: float | None = None) -> Tensor:
     if value is not None:
         return torch.full(shape, value)
     return torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_model_does_not_take_is_named_before_it_is_computed(name: str) -> None:
+    model = small(f"{name}:random")
+    with pytest.raises(PixelError, match=r"uint8, but must be floating point in \[-1, 1\]"):
+        model.encode(torch.zeros(1, 3, FRAMES[name], 32, 32, dtype=torch.uint8))
+    with pytest.raises(GeometryError, match="Move the channel axis"):
+        model.encode(torch.zeros(1, FRAMES[name], 3, 32, 32))
+    with pytest.raises(GeometryError, match="with 5 channels were made by another model"):
+        model.decode(torch.zeros(1, 5, 4, 4, 4))
+    with pytest.raises(GeometryError, match=r"decodes \(B, ., t, h, w\)"):
+        model.decode(torch.zeros(LATENTS[name]))
 
 
 def test_the_published_sizes_have_the_published_number_of_weights() -> None:

@@ -285,6 +285,9 @@ def test_what_it_cannot_encode_is_refused_with_a_way_out(
     ("latents", "content", "message"),
     [
         ((1, 16, 8, 1, 1), (1, 3, 32, 32), "another temporal stride"),
+        ((1, 4, 4, 1, 1), (1, 3, 32, 32), r"h, w\). Those with 4 channels were made by another"),
+        ((1, 4, 8, 1, 1), (1, 3, 32, 32), r"h, w\). Those with 4 channels were made by another"),
+        ((16, 4, 1, 1), (1, 3, 32, 32), r"\(B, 16, 4, h, w\)\.$"),
         ((1, 4, 4, 1, 1), (1, 3, 32, 32), r"decodes \(B, 16, 4, h, w\)"),
         ((1, 16, 4, 1, 2), (1, 3, 32, 32), r"\(1, 3, 32, 64\)"),
         ((2, 16, 4, 1, 1), (1, 3, 32, 32), r"\(2, 3, 32, 32\)"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,11 +20,9 @@ from reducio_latents.core.fingerprint import fingerprint_of
 from reducio_latents.core.gaussian import final_latents
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
-from reducio_latents.errors import ConfigError, GeometryError
-
-SPATIAL_STRIDE = 32
-NO_NOISE_LOGVAR = -30.0
-"""exp(-15) is below the spacing of float16: a point, not a distribution."""
+from reducio_latents.errors import ConfigError
+from reducio_latents.vae.config import SPATIAL_STRIDE
+from reducio_latents.vae.model import check_pixels
 
 
 class Baseline:
@@ -67,12 +66,14 @@ class RepeatContent(Baseline):
 
     def encode(self, video_BCTHW: Tensor) -> Posterior:
         """Return a posterior of shape (B, 0, T, h, w): it says how long the clip is, no more."""
+        check_pixels("video", video_BCTHW, ndim=5)
         batch, _, *size = video_BCTHW.shape
         shape = (batch, *self.geometry.latent_shape(*size))
         empty = torch.zeros(shape, device=self.device)
         return Posterior(empty, empty)
 
     def decode(self, latents: Tensor, content_image: Tensor | None = None) -> Tensor:
+        self.geometry.check_latents(latents.shape)
         if content_image is None:
             raise ConfigError(f"{self.name} decodes with the clip's content image; give it too.")
         still = content_image.to(self.device).float()
@@ -87,15 +88,14 @@ class Bicubic(Baseline):
     geometry = LatentGeometry(channels=3, temporal_stride=1, spatial_stride=SPATIAL_STRIDE)
 
     def encode(self, video_BCTHW: Tensor) -> Posterior:
-        _, _, frames, height, width = video_BCTHW.shape
-        _, _, h, w = self.geometry.latent_shape(frames, height, width)
+        check_pixels("video", video_BCTHW, ndim=5)
+        _, _, h, w = self.geometry.latent_shape(*video_BCTHW.shape[2:])
         small = _resize(video_BCTHW.to(self.device).float(), (h, w))
-        return Posterior(small, torch.full_like(small, NO_NOISE_LOGVAR))
+        return Posterior.certain(small)
 
     def decode(self, latents: Tensor, content_image: Tensor | None = None) -> Tensor:
         """Return the video of latents; a content image is not needed or used."""
-        if latents.ndim != 5 or latents.shape[1] != 3:
-            raise GeometryError(f"latents are {tuple(latents.shape)}; bicubic decodes (B, 3, ...).")
+        self.geometry.check_latents(latents.shape)
         h, w = latents.shape[3:]
         return _resize(latents.to(self.device).float(), (h * SPATIAL_STRIDE, w * SPATIAL_STRIDE))
 
@@ -115,7 +115,6 @@ def load_baseline(name: str, weights: Path | None, options: LoadOptions) -> Base
 
 
 def _resize(video_BCTHW: Tensor, size: tuple[int, int]) -> Tensor:
-    batch, _, frames = video_BCTHW.shape[:3]
-    flat = video_BCTHW.transpose(1, 2).flatten(0, 1)
-    flat = F.interpolate(flat, size=size, mode="bicubic", antialias=True, align_corners=False)
-    return flat.reshape(batch, frames, *flat.shape[1:]).transpose(1, 2)
+    frames = rearrange(video_BCTHW, "b c t h w -> (b t) c h w")
+    frames = F.interpolate(frames, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return rearrange(frames, "(b t) c h w -> b c t h w", b=len(video_BCTHW))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,13 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
+from reducio_latents.autoencoders.placing import identity_hash
 from reducio_latents.core.config import from_mapping
 from reducio_latents.errors import ConfigError, StoreError, WeightsError
 from reducio_latents.vae.config import ReducioVAEConfig
 from reducio_latents.vae.model import FINAL_RULE
-from reducio_latents.vae.weight_files import MODEL_FILE, open_tensor_file
+from reducio_latents.vae.weight_files import MODEL_FILE, StateDict, open_tensor_file
 from reducio_latents.vae.weights import (
-    StateDict,
     WeightsDigest,
     check_config,
     check_shapes,
@@ -45,18 +44,17 @@ class ImportedWeights:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of(self.config, self.weights_sha256)
+        return reducio_fingerprint(self.config, self.weights_sha256)
 
 
-def fingerprint_of(config: ReducioVAEConfig, weights_sha256: str) -> str:
+def reducio_fingerprint(config: ReducioVAEConfig, weights_sha256: str) -> str:
     """Identify a Reducio-VAE: SHA-256 over its architecture, final rule and weights."""
-    identity = {
-        "architecture": ARCHITECTURE,
-        "config": asdict(config),
-        "final_rule": FINAL_RULE,
-        "weights_sha256": weights_sha256,
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return identity_hash(
+        architecture=ARCHITECTURE,
+        config=asdict(config),
+        final_rule=FINAL_RULE,
+        weights_sha256=weights_sha256,
+    )
 
 
 def import_checkpoint(src: Path, dst_dir: Path, *, ema: bool | None = None) -> ImportedWeights:
@@ -102,7 +100,7 @@ def write_weights(tensors: Mapping[str, Tensor], config: ReducioVAEConfig, folde
         "architecture": ARCHITECTURE,
         "config": asdict(config),
         "weights_sha256": sha256,
-        "fingerprint": fingerprint_of(config, sha256),
+        "fingerprint": reducio_fingerprint(config, sha256),
     }
     with _replacing(folder / CONFIG_FILE) as partial:
         partial.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

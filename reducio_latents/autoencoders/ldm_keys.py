@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-PREFIX = "first_stage_model."
+from reducio_latents.autoencoders.pretrained import renamed
+
+LDM_PREFIX = "first_stage_model."
 """Before every key of the VAE in a whole Stable Diffusion checkpoint."""
 
 _RENAMED = (
@@ -37,25 +39,19 @@ def to_diffusers_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     There the decoder's levels count from its input, here from its output, and an attention's
     projections are matrices there, convolutions of 1x1 here.
     """
-    whole = any(key.startswith(PREFIX) for key in tensors)
+    whole = any(key.startswith(LDM_PREFIX) for key in tensors)
     own = {
-        key.removeprefix(PREFIX): tensor
+        key.removeprefix(LDM_PREFIX): tensor
         for key, tensor in tensors.items()
-        if not whole or key.startswith(PREFIX)
+        if not whole or key.startswith(LDM_PREFIX)
     }
-    found = {_renamed(key): tensor for key, tensor in own.items()}
+    found = {renamed(key, _RENAMED): tensor for key, tensor in own.items()}
     levels = 1 + max((int(m[1]) for key in found if (m := _LEVEL.match(key))), default=0)
     turned = {_turned(key, levels): tensor for key, tensor in found.items()}
     return {
         key: tensor.flatten(1) if ".attentions." in key and tensor.ndim == 4 else tensor
         for key, tensor in turned.items()
     }
-
-
-def _renamed(key: str) -> str:
-    for pattern, replacement in _RENAMED:
-        key = re.sub(pattern, replacement, key)
-    return key
 
 
 def _turned(key: str, levels: int) -> str:

@@ -1,69 +1,85 @@
-"""What autoencoders of our own code have in common behind the `Autoencoder` protocol.
+"""Autoencoders other than Reducio-VAE behind the `Autoencoder` protocol.
 
 A network gives moments and takes samples; here it is put on a device, named, and fingerprinted.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from reducio_latents.autoencoders.placing import lay_out, precision_of
-from reducio_latents.autoencoders.pretrained import check_keys, digest_of
+from reducio_latents.autoencoders.placing import identity_hash, lay_out, precision_of, tiling_record
+from reducio_latents.autoencoders.pretrained import digest_of, quiet
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.gaussian import final_latents, undo_final_rule
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
-from reducio_latents.errors import ConfigError, WeightsError
-from reducio_latents.vae.weight_files import open_tensor_file
+from reducio_latents.errors import ConfigError, GeometryError, WeightsError
+from reducio_latents.vae.model import check_pixels
+from reducio_latents.vae.tiling import Tiling
+from reducio_latents.vae.weight_files import check_keys, open_tensor_file, shapes_of
 
-ModelT = TypeVar("ModelT", bound=nn.Module)
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 class Network(Protocol):
-    """A VAE in torch. Modules that `parts` leave out are set to None by `keep`."""
+    """A VAE in torch."""
 
-    def moments(self, video_BCTHW: Tensor) -> Tensor:
-        """Return mean and log-variance, (B, 2D, t, h, w), of pixels in [-1, 1]."""
+    geometry: LatentGeometry
 
-    def pixels(self, z_BDthw: Tensor) -> Tensor:
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        """Raise GeometryError, naming a size that would do, unless a clip (T, H, W) fits."""
+
+    def encode(self, video_BCTHW: Tensor) -> Posterior:
+        """Return the posterior of pixels in [-1, 1]."""
+
+    def decode(self, z_BDthw: Tensor) -> Tensor:
         """Return the video of samples, pixels about [-1, 1]."""
 
-    def halves(self) -> tuple[Iterable[str], Iterable[str]]:
-        """Return the names of the submodules that only encoding, and only decoding, needs."""
+    def tile(self, tiling: Tiling) -> None:
+        """Have frames cut from now on; raise ConfigError where that cannot be."""
 
 
 class NetworkAutoencoder:
-    """A `Network` on one device, for inference."""
+    """A `Network` on one device, for inference; its weights are those of `model`.
+
+    `halves` are the submodules that only encoding, and only decoding, needs. `identity` is what the
+    fingerprint is made of beside the weights; `described` and `remarks` are parts of the config.
+    """
 
     needs_content = False
 
     def __init__(
         self,
         name: str,
+        network: Network,
         model: nn.Module,
-        *,
-        geometry: LatentGeometry,
-        final_rule: Mapping[str, Any],
-        check_clip: Callable[[int, int, int], None],
         options: LoadOptions,
+        *,
+        halves: tuple[Sequence[str], Sequence[str]],
+        final_rule: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        described: Mapping[str, Any],
+        remarks: Mapping[str, Any] | None = None,
     ) -> None:
-        self.name = name
-        self.geometry = geometry
+        self.name, self.network, self.model = name, network, model
+        self.geometry, self.check_clip = network.geometry, network.check_clip
         self.final_rule = dict(final_rule)
-        self.check_clip = check_clip
         self.weights_sha256 = digest_of(model)  # of float32, so that precision does not change it
-        self.model = prepare(model, options)
-        self._options = options
-        self._network: Network = model  # type: ignore[assignment]
+        self.tiling = None if options.tiling == "auto" else options.tiling
+        if self.tiling is not None:
+            network.tile(self.tiling)
+        _put_to_work(model, options, *halves)
+        self._options, self._identity = options, identity
+        self._described, self._remarks = described, remarks or {}
 
     @property
     def device(self) -> torch.device:
@@ -75,26 +91,20 @@ class NetworkAutoencoder:
 
     @property
     def fingerprint(self) -> str:
-        identity = {
-            "architecture": self.architecture,
-            "final_rule": self.final_rule,
-            "weights_sha256": self.weights_sha256,
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return identity_hash(**self._identity, weights_sha256=self.weights_sha256)
 
     @property
     def architecture(self) -> str:
-        return self.name.partition(":")[0]
+        return str(self._described["architecture"])
 
     @property
     def config(self) -> dict[str, Any]:
         return {
-            "architecture": self.architecture,
+            **self._described,
             "fingerprint": self.fingerprint,
             "weights_sha256": self.weights_sha256,
-            "random_weights": ":random" in self.name,
-            "final_rule": self.final_rule,
-            "tiling": None,
+            **self._remarks,
+            "tiling": tiling_record(self.tiling),
             "precision": self.precision,
         }
 
@@ -102,12 +112,33 @@ class NetworkAutoencoder:
     def precision(self) -> dict[str, Any]:
         return precision_of(self.device, self.dtype, self._options)
 
+    def with_dtype(self, dtype: torch.dtype) -> Self:
+        """Return a copy that computes in another precision."""
+        twin = deepcopy(self)
+        with quiet():
+            twin.model.to(dtype)
+        twin._options = replace(self._options, dtype=dtype)
+        return twin
+
     @torch.inference_mode()
     def encode(self, video_BCTHW: Tensor) -> Posterior:
-        """Return the posterior, float32; raise GeometryError for a size that does not fit."""
-        self.check_clip(*video_BCTHW.shape[2:])
+        """Return the posterior, float32.
+
+        Raises GeometryError for a size that does not fit, PixelError for other pixels than floats
+        in [-1, 1].
+        """
+        check_pixels("video", video_BCTHW, ndim=5)
+        size = video_BCTHW.shape[2:]
+        self.check_clip(*size)
         video = video_BCTHW.to(self.device, self.dtype, non_blocking=True)
-        return Posterior.of_moments(self._network.moments(video).float()).clamped()
+        found = self.network.encode(video)
+        wanted = (len(video), *self.geometry.latent_shape(*size))
+        if tuple(found.mean.shape) != wanted:
+            raise GeometryError(
+                f"{self.architecture} gave latents {tuple(found.mean.shape)} for clips of "
+                f"{'x'.join(map(str, size))}, not {wanted}. Its config and its weights disagree."
+            )
+        return found
 
     def final_latents(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
         return final_latents(posterior, noise, self.final_rule)
@@ -115,35 +146,58 @@ class NetworkAutoencoder:
     @torch.inference_mode()
     def decode(self, latents: Tensor, content_image: Tensor | None = None) -> Tensor:
         """Return the video of final latents, float32; a content image is not needed or used."""
+        self.geometry.check_latents(latents.shape)
         z = undo_final_rule(self.final_rule, latents.to(self.device)).to(self.dtype)
-        return self._network.pixels(z).float()
+        return self.network.decode(z).float()
 
 
-def prepare(model: nn.Module, options: LoadOptions) -> nn.Module:
-    """Put a model to work as `options` say; raise ConfigError for what it cannot do."""
-    if options.tiling not in ("auto", None):
-        raise ConfigError(f"{type(model).__name__} cannot be tiled. Use tiling=None.")
-    encoding, decoding = model.halves()  # type: ignore[operator]
+def _put_to_work(
+    model: nn.Module, options: LoadOptions, encoding: Sequence[str], decoding: Sequence[str]
+) -> None:
+    """Place a model as `options` say; ConfigError for what it cannot do."""
+    whole = options.compiles_whole(type(model).__name__)
     dropped = {"encoder": decoding, "decoder": encoding}.get(options.parts, ())
     for path in dropped:
         owner, _, name = path.rpartition(".")
         setattr(model.get_submodule(owner), name, None)
     model.eval().requires_grad_(False)
-    model.to(usable_device(options.device), options.dtype)
+    with quiet():
+        model.to(usable_device(options.device), options.dtype)
     lay_out(model, options)
-    if options.compiles_whole(type(model).__name__):
-        for path in (*encoding, *decoding):
-            if path not in dropped:
-                model.get_submodule(path).compile(dynamic=False)
-    return model
+    for path in (*encoding, *decoding):
+        if whole and path not in dropped:
+            model.get_submodule(path).compile(dynamic=False)
+
+
+def own_network(
+    name: str,
+    model: Any,
+    options: LoadOptions,
+    *,
+    halves: tuple[Sequence[str], Sequence[str]],
+    final_rule: Mapping[str, Any],
+) -> NetworkAutoencoder:
+    """Put a network of our own code, which is its own `Network`, to work as `options` say."""
+    architecture, _, rest = name.partition(":")
+    return NetworkAutoencoder(
+        name,
+        model,
+        model,
+        options,
+        halves=halves,
+        final_rule=final_rule,
+        identity={"architecture": architecture, "final_rule": dict(final_rule)},
+        described={"architecture": architecture},
+        remarks={"random_weights": bool(rest), "final_rule": dict(final_rule)},
+    )
 
 
 HINT = "To see the way through without them, add :random to the name."
 
 
 def build(
-    make: Callable[[], ModelT], name: str, weights: Path | None, *, ignored: tuple[str, ...] = ()
-) -> ModelT:
+    make: Callable[[], NetworkT], name: str, weights: Path | None, *, ignored: tuple[str, ...] = ()
+) -> NetworkT:
     """Make a network and load `weights` into it, every key, as float32.
 
     A name `architecture:random[:SEED]` leaves it untrained instead. Keys of the file that begin
@@ -152,26 +206,20 @@ def build(
     """
     architecture, _, rest = name.partition(":")
     if rest:
-        return _untrained(make, name, rest, weights)
+        return untrained(make, random_seed(name, rest, weights))
     if weights is None:
         raise WeightsError(f"{architecture} needs its weights: give the published file. {HINT}")
     file = open_tensor_file(weights)
     with torch.device("meta"):
         model = make()
-    own = model.state_dict()
-    found = {key for key in file.shapes if not key.startswith(ignored)}
-    check_keys(
-        f"{weights} ({name})",
-        missing=own.keys() - found,
-        unexpected=found - own.keys(),
-        mismatched=(key for key in own.keys() & found if own[key].shape != file.shapes[key]),
-    )
-    model.load_state_dict({key: file.read(key).clone() for key in own}, strict=True, assign=True)
+    found = {key: shape for key, shape in file.shapes.items() if not key.startswith(ignored)}
+    check_keys(f"{weights} ({name})", found, shapes_of(model.state_dict()))
+    model.load_state_dict({key: file.read(key).clone() for key in found}, strict=True, assign=True)
     return model.float()
 
 
-def _untrained(make: Callable[[], ModelT], name: str, rest: str, weights: Path | None) -> ModelT:
-    seed = random_seed(name, rest, weights)
+def untrained(make: Callable[[], NetworkT], seed: int) -> NetworkT:
+    """Make a network whose weights are those of `seed`; other random numbers stay as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()

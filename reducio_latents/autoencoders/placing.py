@@ -1,15 +1,18 @@
-"""How a network is put to work: layout of its weights, and what that and its dtype are called."""
+"""How a network is put to work, and what a store says of it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import torch
 from torch import nn
 
 from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.vae.tiling import Tiling
 
-LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 """By the rank of a weight."""
 
 
@@ -18,8 +21,8 @@ def lay_out(network: nn.Module, options: LoadOptions) -> None:
     if options.memory_format == torch.contiguous_format:
         return
     for parameter in network.parameters():
-        if parameter.ndim in LAYOUTS:
-            parameter.data = parameter.data.contiguous(memory_format=LAYOUTS[parameter.ndim])
+        if parameter.ndim in CHANNELS_LAST:
+            parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
 
 
 def precision_of(device: torch.device, dtype: torch.dtype, options: LoadOptions) -> dict[str, Any]:
@@ -34,3 +37,15 @@ def precision_of(device: torch.device, dtype: torch.dtype, options: LoadOptions)
         and dtype == torch.float32
         and torch.backends.cudnn.allow_tf32,
     }
+
+
+def identity_hash(**identity: Any) -> str:
+    """Return the fingerprint of a model: SHA-256 over all that makes it another one, as JSON."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def tiling_record(tiling: Tiling | None) -> dict[str, Any] | None:
+    """Return what changes numbers of a tiling, as JSON."""
+    if tiling is None:
+        return None
+    return {"tile_px": tiling.tile_px, "overlap": tiling.overlap}

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reducio_latents.core.libraries import first_line, import_library
 from reducio_latents.errors import ConfigError, WeightsError
+from reducio_latents.vae.weight_files import check_keys, refuse_keys, shapes_of
 from reducio_latents.vae.weights import WeightsDigest
 
 ModelT = TypeVar("ModelT")
@@ -161,31 +162,26 @@ def load_strictly(
         for key in info["unexpected_keys"]
         if not any(re.match(pattern, key) for pattern in allowed)
     ]
-    check_keys(
+    refuse_keys(
         f"{folder} ({_owner(load)})",
         missing=info["missing_keys"],
         unexpected=unexpected,
-        mismatched=(str(key[0]) for key in info["mismatched_keys"]),
+        of_another_shape=(str(key[0]) for key in info["mismatched_keys"]),
     )
     return model
 
 
-def check_keys(
-    where: str,
-    *,
-    missing: Iterable[str],
-    unexpected: Iterable[str],
-    mismatched: Iterable[str] = (),
-) -> None:
-    """Raise WeightsError, naming some of each kind, unless there is none of any."""
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": mismatched}
-    found = {kind: sorted(keys) for kind, keys in kinds.items()}
-    wrong = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in found.items() if keys]
-    if wrong:
-        raise WeightsError(
-            f"{where}: the weights are of another architecture than the config: keys "
-            f"{', '.join(wrong)}."
-        )
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy weights into a model: every one of its own and no other, or a WeightsError."""
+    check_keys(where, shapes_of(tensors), shapes_of(model.state_dict()))
+    model.load_state_dict(tensors, strict=True)
+
+
+def renamed(key: str, rules: Iterable[tuple[str, str]]) -> str:
+    """Return a weight's key after each of the rules: a pattern, and what takes its place."""
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 def digest_of(model: nn.Module) -> str:
@@ -242,8 +238,3 @@ def _progress_switch() -> Callable[[bool], None]:
 
 def _owner(load: Callable[..., Any]) -> str:
     return str(getattr(getattr(load, "__self__", load), "__name__", load))
-
-
-def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(keys[:3]) + more

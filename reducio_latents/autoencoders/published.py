@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from reducio_latents.autoencoders.diffusers import (
-    PREFIX,
-    DiffusersAutoencoder,
+    DIFFUSERS,
+    adapt,
     load_diffusers,
-    prepare,
 )
-from reducio_latents.autoencoders.network import HINT, random_seed
+from reducio_latents.autoencoders.network import HINT, NetworkAutoencoder, random_seed, untrained
 from reducio_latents.autoencoders.pretrained import describe_config, import_class
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.errors import WeightsError
@@ -70,7 +67,7 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-def load_published(name: str, weights: Path | None, options: LoadOptions) -> DiffusersAutoencoder:
+def load_published(name: str, weights: Path | None, options: LoadOptions) -> NetworkAutoencoder:
     """Load a model of `PUBLISHED` from a folder, a file or a Hub name in its place; or, with
     `:random[:SEED]` after the name, make it untrained.
 
@@ -84,25 +81,23 @@ def load_published(name: str, weights: Path | None, options: LoadOptions) -> Dif
         raise WeightsError(
             f"{key} needs its weights ({wanted.place}): {key}=DIR, in diffusers' format. {HINT}"
         )
-    loaded = load_diffusers(f"{PREFIX}:{wanted.architecture}", weights, options)
+    loaded = load_diffusers(f"{DIFFUSERS}:{wanted.architecture}", weights, options)
     for size, value in wanted.sizes.items():
-        found = loaded.described.get(size, value)
+        found = loaded.config["model"].get(size, value)
         if _plain(found) != _plain(value):
             raise WeightsError(
                 f"{weights} is not {key}: its {size} is {found}, not {_plain(value)}. "
-                f"Evaluate it under its own name: {PREFIX}:{weights}."
+                f"Evaluate it under its own name: {DIFFUSERS}:{weights}."
             )
     loaded.name = key
     return loaded
 
 
-def _untrained(key: str, seed: int, options: LoadOptions) -> DiffusersAutoencoder:
+def _untrained(key: str, seed: int, options: LoadOptions) -> NetworkAutoencoder:
     wanted = PUBLISHED[key]
     model_class = import_class("diffusers", wanted.architecture)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = model_class(**wanted.sizes)
-    made = prepare(model, describe_config(model.config), options)
+    model = untrained(lambda: model_class(**wanted.sizes), seed)
+    made = adapt(model, describe_config(model.config), options)
     made.name = f"{key}:random:{seed}"
     return made
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from reducio_latents.autoencoders.checkpoint import (
     ARCHITECTURE,
     check_description,
-    fingerprint_of,
+    reducio_fingerprint,
 )
-from reducio_latents.autoencoders.placing import precision_of
+from reducio_latents.autoencoders.placing import precision_of, tiling_record
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.geometry import LatentGeometry
@@ -25,8 +25,8 @@ from reducio_latents.vae.config import ReducioVAEConfig
 from reducio_latents.vae.model import FINAL_RULE, PARTS, ReducioVAE
 from reducio_latents.vae.norm import fuse_norms
 from reducio_latents.vae.tiling import Tiling
+from reducio_latents.vae.weight_files import StateDict
 from reducio_latents.vae.weights import (
-    StateDict,
     check_config,
     infer_config,
     load_vae,
@@ -66,11 +66,10 @@ class ReducioAutoencoder:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of(self.model.config, self.weights_sha256)
+        return reducio_fingerprint(self.model.config, self.weights_sha256)
 
     @property
     def config(self) -> dict[str, Any]:
-        tiling = self.tiling
         return {
             "architecture": ARCHITECTURE,
             **asdict(self.model.config),
@@ -78,7 +77,7 @@ class ReducioAutoencoder:
             "weights_sha256": self.weights_sha256,
             "random_weights": self.name.startswith("reducio-random"),
             "final_rule": self.final_rule,
-            "tiling": tiling and {"tile_px": tiling.tile_px, "overlap": tiling.overlap},
+            "tiling": tiling_record(self.tiling),
             "precision": self.precision,
         }
 

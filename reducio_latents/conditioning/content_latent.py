@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reducio_latents.autoencoders.diffusers import DiffusersAutoencoder, load_diffusers
+from reducio_latents.autoencoders.diffusers import load_diffusers
+from reducio_latents.autoencoders.diffusers_rules import ARCHITECTURES
+from reducio_latents.autoencoders.network import NetworkAutoencoder
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.conditioning.options import ContentLatentOptions
 from reducio_latents.conditioning.precision import probe_pixels, settle
@@ -24,7 +26,7 @@ class ImageAutoencoder:
         exact = load_diffusers(
             f"diffusers:{options.model}", None, LoadOptions(device=device, parts="encoder")
         )
-        if not exact.rules.framewise:
+        if not ARCHITECTURES[exact.architecture].framewise:
             raise ConfigError(
                 f"{options.model} is a video autoencoder ({exact.architecture}); content_latent "
                 "takes an AutoencoderKL. Use it for motion: --model diffusers:DIR."
@@ -32,9 +34,9 @@ class ImageAutoencoder:
         self.autoencoder, self.dtype, self.error = settle(
             exact,
             options.dtype,
-            DiffusersAutoencoder.with_dtype,
+            NetworkAutoencoder.with_dtype,
             _probe,
-            needs_float32=exact.described.get("force_upcast") is True,
+            needs_float32=exact.config["model"].get("force_upcast") is True,
         )
         self.name = self.autoencoder.name
         self.geometry = self.autoencoder.geometry
@@ -51,5 +53,5 @@ class ImageAutoencoder:
         return Posterior(mean[:, :, 0], logvar[:, :, 0])
 
 
-def _probe(autoencoder: DiffusersAutoencoder) -> Tensor:
+def _probe(autoencoder: NetworkAutoencoder) -> Tensor:
     return autoencoder.encode(probe_pixels(PROBE_PX)[:, :, None]).mean

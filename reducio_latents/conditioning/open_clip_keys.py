@@ -11,8 +11,9 @@ from torch import Tensor
 
 from reducio_latents.autoencoders.pretrained import (
     CONFIG_FILE,
-    check_keys,
+    load_tensors,
     read_config,
+    renamed,
 )
 from reducio_latents.core.libraries import import_library
 from reducio_latents.errors import WeightsError
@@ -26,7 +27,7 @@ _NAMES = (
 )
 HEADS = {768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 """Width of a published tower -> its heads, which weights do not show: B, L, H, g, bigG."""
-PREFIX = "visual."
+_VISUAL = "visual."
 
 _RENAMED = (
     (r"^conv1\.weight$", "vision_model.embeddings.patch_embedding.weight"),
@@ -61,22 +62,16 @@ def load_open_clip(weights: Path) -> tuple[Any, Mapping[str, Any]]:
     transformers = import_library("transformers")
     file = open_tensor_file(weights)
     tower = {
-        key.removeprefix("module.").removeprefix(PREFIX): file.read(key).float()
+        key.removeprefix("module.").removeprefix(_VISUAL): file.read(key).float()
         for key in file.shapes
-        if key.removeprefix("module.").startswith(PREFIX)
+        if key.removeprefix("module.").startswith(_VISUAL)
     }
     said = _config_beside(weights)
     config = transformers.CLIPVisionConfig(**_sizes(tower, said.get("model_cfg", {}), weights))
     model = transformers.CLIPVisionModelWithProjection(config)
     own, found = model.state_dict(), convert_open_clip(tower)
     found |= {key: own[key] for key in own if key.endswith("position_ids")}
-    check_keys(
-        f"{weights} (OpenCLIP's image tower)",
-        missing=own.keys() - found.keys(),
-        unexpected=found.keys() - own.keys(),
-        mismatched=[k for k in own.keys() & found.keys() if own[k].shape != found[k].shape],
-    )
-    model.load_state_dict(found, strict=True)
+    load_tensors(model, found, f"{weights} (OpenCLIP's image tower)")
     return model, said.get("preprocess_cfg", {})
 
 
@@ -88,9 +83,7 @@ def convert_open_clip(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for key, tensor in tower.items():
-        name = key
-        for pattern, replacement in _RENAMED:
-            name = re.sub(pattern, replacement, name)
+        name = renamed(key, _RENAMED)
         if match := re.fullmatch(r"(.*)\.attn\.in_proj_(weight|bias)", name):
             for part, value in zip("qkv", tensor.chunk(3), strict=True):
                 found[f"{match[1]}.self_attn.{part}_proj.{match[2]}"] = value

@@ -17,13 +17,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reducio_latents.core.values import Posterior
-from reducio_latents.errors import ConfigError
+from reducio_latents.errors import ConfigError, GeometryError
 
 FinalRule = Mapping[str, Any]
 
 
 def sample(posterior: Posterior, noise: Tensor) -> Tensor:
-    """Draw from the posterior, given standard normal `noise` of its mean's shape. float32."""
+    """Draw from the posterior, given standard normal `noise` of its mean's shape; float32.
+
+    Raises GeometryError where shapes are not equal.
+    """
+    for name, found in (("log-variance", posterior.logvar), ("noise", noise)):
+        if found.shape != posterior.mean.shape:
+            raise GeometryError(
+                f"the {name} is {tuple(found.shape)}, but the posterior's mean is "
+                f"{tuple(posterior.mean.shape)}; give both for the same clips."
+            )
     std = torch.exp(0.5 * posterior.logvar.float())
     return posterior.mean.float() + std * noise.float()
 
@@ -37,7 +46,8 @@ def kl_to_unit_normal(posterior: Posterior) -> Tensor:
 def final_latents(posterior: Posterior, noise: Tensor | None, rule: FinalRule) -> Tensor:
     """Return the final latents of the mean, or of mean + std * noise; float32, as the mean's shape.
 
-    Raises ConfigError for a rule that is not known.
+    Raises ConfigError for a rule that is not known or does not fit, GeometryError for noise of
+    another shape.
     """
     z = posterior.mean if noise is None else sample(posterior, noise)
     return apply_final_rule(rule, z)

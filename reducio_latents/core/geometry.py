@@ -81,6 +81,21 @@ class LatentGeometry:
             _exact("width", width, self.spatial_stride),
         )
 
+    def check_latents(self, shape: Sequence[int], *, steps: int | None = None) -> None:
+        """Raise GeometryError unless `shape` is (B, D, t, h, w), t being `steps` if given."""
+        hint = ""
+        if len(shape) == 5:
+            if shape[1] != self.channels:
+                hint = f" Those with {shape[1]} channels were made by another model."
+            elif steps in (None, shape[2]):
+                return
+            else:
+                hint = " Were they made with another temporal stride?"
+        raise GeometryError(
+            f"latents are {tuple(shape)}; this model decodes (B, {self.channels}, "
+            f"{'t' if steps is None else steps}, h, w).{hint}"
+        )
+
 
 def _exact(name: str, size: int, stride: int) -> int:
     """Return size / stride, or name a size that would have divided."""

@@ -80,9 +80,8 @@ class ReducioVAE(nn.Module):
         pixels that are not floats in [-1, 1], ConfigError where the model has no encoder.
         """
         self._require("encoder")
-        check_shape("video", video_BCTHW, ndim=5)
+        check_pixels("video", video_BCTHW, ndim=5)
         self.config.check_clip(*video_BCTHW.shape[2:])
-        check_pixels("video", video_BCTHW)
         video = video_BCTHW.to(self.dtype)
         if self.config.target == "difference":
             video = (video - centre_frame(video).unsqueeze(2)) * self.difference_scale
@@ -161,17 +160,8 @@ class ReducioVAE(nn.Module):
             )
 
     def _check_decode(self, latents: Tensor, content: Tensor) -> None:
-        config = self.config
-        if latents.ndim != 5 or latents.shape[1:3] != (
-            config.latent_channels,
-            config.latent_frames,
-        ):
-            raise GeometryError(
-                f"latents are {tuple(latents.shape)}; this model decodes (B, "
-                f"{config.latent_channels}, {config.latent_frames}, h, w). Were they made with "
-                "another temporal stride?"
-            )
-        check_shape("content image", content, ndim=4)
+        self.config.geometry.check_latents(latents.shape, steps=self.config.latent_frames)
+        check_pixels("content image", content, ndim=4)
         batch, _, _, h, w = latents.shape
         wanted = (batch, IMAGE_CHANNELS, h * SPATIAL_STRIDE, w * SPATIAL_STRIDE)
         if content.shape != wanted:
@@ -179,7 +169,6 @@ class ReducioVAE(nn.Module):
                 f"the content image is {tuple(content.shape)}, but latents {tuple(latents.shape)} "
                 f"decode with one of {wanted}: the clip's centre frame at the clip's size."
             )
-        check_pixels("content image", content)
 
 
 def centre_frame(video_BCTHW: Tensor) -> Tensor:
@@ -187,8 +176,13 @@ def centre_frame(video_BCTHW: Tensor) -> Tensor:
     return video_BCTHW[:, :, (FRAMES - 1) // 2]
 
 
-def check_shape(name: str, pixels: Tensor, ndim: int) -> None:
-    """Raise GeometryError unless `pixels` has `ndim` axes, the second of them RGB."""
+def check_pixels(name: str, pixels: Tensor, ndim: int) -> None:
+    """Raise GeometryError unless `pixels` has `ndim` axes, the second of them RGB; PixelError
+    unless they are floats in [-1, 1].
+
+    The range is looked at on the CPU alone: reading a minimum back from a GPU would make the host
+    wait for it before every batch.
+    """
     if pixels.ndim != ndim or pixels.shape[1] != IMAGE_CHANNELS:
         wanted = "(B, 3, T, H, W)" if ndim == 5 else "(B, 3, H, W)"
         hint = ""
@@ -196,13 +190,6 @@ def check_shape(name: str, pixels: Tensor, ndim: int) -> None:
             hint = " Move the channel axis to the second place."
         raise GeometryError(f"{name} is {tuple(pixels.shape)}, but must be {wanted}.{hint}")
 
-
-def check_pixels(name: str, pixels: Tensor) -> None:
-    """Raise PixelError unless `pixels` are floats in [-1, 1].
-
-    The range is looked at on the CPU alone: reading a minimum back from a GPU would make the host
-    wait for it before every batch.
-    """
     if not pixels.is_floating_point():
         raise PixelError(
             f"{name} is {pixels.dtype}, but must be floating point in [-1, 1]. "

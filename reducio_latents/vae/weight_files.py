@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reducio_latents.core.libraries import first_line
 from reducio_latents.errors import WeightsError
 
 MODEL_FILE = "model.safetensors"
@@ -29,17 +30,55 @@ _INERT_BUILTINS = {f"builtins.{name}" for name in ("bool", "dict", "float", "int
 _INERT_MAPPINGS = ("AttributeDict", "defaultdict")
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+SHOWN_KEYS = 5
+
+
 @dataclass(frozen=True)
-class TensorFile:
+class StateDict:
     """Tensors by name, read one at a time; an opened file holds none of them in memory."""
 
-    path: Path
-    shapes: Mapping[str, tuple[int, ...]]
+    where: str
+    """What a message calls it: a path."""
+    shapes: Shapes
     read: Callable[[str], Tensor]
     """Return one tensor. It may lie in the mapped file: copy what is kept."""
+    dropped: int = 0
+    """Keys of the file that have no part in inference, and are not among `shapes`."""
 
 
-def open_tensor_file(path: Path) -> TensorFile:
+def refuse_keys(where: str, **kinds: Iterable[str]) -> None:
+    """Raise WeightsError, naming some keys of each kind, unless there is none of any."""
+    found = {kind.replace("_", " "): sorted(keys) for kind, keys in kinds.items()}
+    wrong = [f"{len(keys)} {kind} ({some(keys)})" for kind, keys in found.items() if keys]
+    if wrong:
+        raise WeightsError(f"{where}: its weights are of another architecture: {'; '.join(wrong)}.")
+
+
+def check_keys(where: str, found: Shapes, wanted: Shapes) -> None:
+    """Raise WeightsError, naming some keys of each kind, unless keys and shapes are exact."""
+    other = [
+        f"{key} {found[key]} instead of {shape}"
+        for key, shape in wanted.items()
+        if found.get(key, shape) != shape
+    ]
+    missing, unexpected = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    refuse_keys(where, missing=missing, unexpected=unexpected, of_another_shape=other)
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor, by its name."""
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
+def some(keys: Iterable[str]) -> str:
+    """Return the first few keys in words, and how many more there are."""
+    names = list(keys)
+    more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
+    return ", ".join(names[:SHOWN_KEYS]) + more
+
+
+def open_tensor_file(path: Path) -> StateDict:
     """Open a .safetensors, .ckpt or .pt file, or a directory that holds `model.safetensors`.
 
     The format is told from the content. Raises WeightsError for a file that is missing, damaged,
@@ -96,7 +135,7 @@ def _kind_of(head: bytes) -> str:
     return "something else"
 
 
-def _open_safetensors(path: Path) -> TensorFile:
+def _open_safetensors(path: Path) -> StateDict:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -108,10 +147,10 @@ def _open_safetensors(path: Path) -> TensorFile:
         }
     except (SafetensorError, OSError) as err:
         raise _damaged(path, err) from err
-    return TensorFile(path, shapes, file.get_tensor)
+    return StateDict(str(path), shapes, file.get_tensor)
 
 
-def _open_torch(path: Path, *, is_zip: bool) -> TensorFile:
+def _open_torch(path: Path, *, is_zip: bool) -> StateDict:
     content = _load_torch(path, is_zip=is_zip)
     tensors = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(tensors, Mapping) or not any(isinstance(t, Tensor) for t in tensors.values()):
@@ -119,8 +158,7 @@ def _open_torch(path: Path, *, is_zip: bool) -> TensorFile:
             f"{path} holds no weights: no mapping of tensors, at its top or under `state_dict`."
         )
     named = {str(key): value for key, value in tensors.items() if isinstance(value, Tensor)}
-    shapes = {key: tuple(tensor.shape) for key, tensor in named.items()}
-    return TensorFile(path, shapes, named.__getitem__)
+    return StateDict(str(path), shapes_of(named), named.__getitem__)
 
 
 def _load_torch(path: Path, *, is_zip: bool) -> Any:
@@ -137,7 +175,7 @@ def _load_torch(path: Path, *, is_zip: bool) -> Any:
         raise
     except pickle.UnpicklingError as err:
         if "lobal" in str(err) or "reduce" in str(err):
-            raise _refused(path, str(err).strip().splitlines()[0]) from err
+            raise _refused(path, first_line(err)) from err
         raise _damaged(path, err) from err
     except Exception as err:
         # Whatever a parser of foreign bytes raises (RuntimeError, EOFError, KeyError, struct.error,
@@ -180,8 +218,7 @@ def _refused(path: Path, what: str) -> WeightsError:
 
 
 def _damaged(path: Path, err: Exception) -> WeightsError:
-    why = (str(err).strip().splitlines() or [type(err).__name__])[0]
     return WeightsError(
-        f"{path} is damaged or cut short ({path.stat().st_size:,} bytes): {why[:200]}. "
+        f"{path} is damaged or cut short ({path.stat().st_size:,} bytes): {first_line(err)}. "
         "Download or copy it again."
     )

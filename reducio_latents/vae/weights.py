@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,27 +15,18 @@ from reducio_latents.errors import ConfigError, WeightsError
 from reducio_latents.vae.config import ReducioVAEConfig
 from reducio_latents.vae.model import DIFFERENCE_SCALE, PARTS, Parts, ReducioVAE
 from reducio_latents.vae.rule_weights import rule_weight
-from reducio_latents.vae.weight_files import open_tensor_file
-
-Shapes = Mapping[str, tuple[int, ...]]
+from reducio_latents.vae.weight_files import (
+    Shapes,
+    StateDict,
+    check_keys,
+    open_tensor_file,
+    shapes_of,
+    some,
+)
 
 TRAINING_PREFIX = "loss."
 """Discriminator and loss: of use to training only."""
 EMA_PREFIX = "model_ema."
-_EMA_RECORDS = {"decay", "num_updates"}
-SHOWN_KEYS = 5
-
-
-@dataclass(frozen=True)
-class StateDict:
-    """The weights of one model under its own keys, read one at a time."""
-
-    where: str
-    """What a message calls it: a path."""
-    shapes: Shapes
-    read: Callable[[str], Tensor]
-    dropped: int = 0
-    """Keys of the file that have no part in inference."""
 
 
 def open_state_dict(path: Path, *, ema: bool | None = None) -> StateDict:
@@ -46,23 +37,23 @@ def open_state_dict(path: Path, *, ema: bool | None = None) -> StateDict:
     Raises WeightsError for a file that is not one of weights, or if the choice is missing.
     """
     file = open_tensor_file(path)
-    keys = _own_keys(file.shapes, where=str(file.path))
+    keys = _own_keys(file.shapes, where=file.where)
     averaged = {key for key in keys if key.startswith(EMA_PREFIX)}
     plain = {key: keys[key] for key in keys.keys() - averaged}
     if averaged and ema is None:
         raise WeightsError(
-            f"{file.path} holds the weights twice, as trained and averaged ({len(averaged)} keys "
+            f"{file.where} holds the weights twice, as trained and averaged ({len(averaged)} keys "
             f"{EMA_PREFIX}*). Choose with import-checkpoint --ema or --no-ema, and use its result."
         )
     if ema and not averaged:
         raise WeightsError(
-            f"{file.path} holds no averaged weights (no keys {EMA_PREFIX}*). Leave --ema out."
+            f"{file.where} holds no averaged weights (no keys {EMA_PREFIX}*). Leave --ema out."
         )
     kept = {key: name for key, name in plain.items() if not key.startswith(TRAINING_PREFIX)}
     if ema:
-        kept = _averaged_keys(kept, {key: keys[key] for key in averaged}, str(file.path))
+        kept = _averaged_keys(kept, {key: keys[key] for key in averaged}, file.where)
     return StateDict(
-        where=str(file.path),
+        where=file.where,
         shapes={key: file.shapes[name] for key, name in kept.items()},
         read=lambda key: file.read(kept[key]),
         dropped=len(file.shapes) - len(kept),
@@ -92,7 +83,7 @@ def _averaged_keys(
         key for key in kept if key.replace(".", "") not in copies and not key.endswith("pos_embed")
     ]
     if missing:
-        raise WeightsError(f"{where} has no averaged copy of {_some(missing)}. Use --no-ema.")
+        raise WeightsError(f"{where} has no averaged copy of {some(missing)}. Use --no-ema.")
     return {key: copies.get(key.replace(".", ""), name) for key, name in kept.items()}
 
 
@@ -115,7 +106,7 @@ def infer_config(shapes: Shapes, where: str = "the weights") -> ReducioVAEConfig
     except (KeyError, IndexError) as err:
         raise WeightsError(
             f"{where} does not hold a Reducio-VAE: {_missing(err)}. "
-            f"It has {len(shapes)} keys: {_some(sorted(shapes))}."
+            f"It has {len(shapes)} keys: {some(sorted(shapes))}."
         ) from err
     except ConfigError as err:
         raise WeightsError(f"{where} does not hold a Reducio-VAE: {err}") from err
@@ -129,42 +120,22 @@ def expected_shapes(config: ReducioVAEConfig, parts: Parts = "all") -> dict[str,
     """Return every key and shape of the model, without making it."""
     with torch.device("meta"):
         model = ReducioVAE(config, parts)
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    return shapes_of(model.state_dict())
 
 
 def check_shapes(found: Shapes, config: ReducioVAEConfig, where: str) -> None:
-    """Raise WeightsError, naming up to five keys of each kind, unless keys and shapes are exact."""
-    wanted = expected_shapes(config)
-    missing = sorted(wanted.keys() - found.keys())
-    unexpected = sorted(found.keys() - wanted.keys())
-    other = [
-        f"{key} {found[key]} instead of {shape}"
-        for key, shape in wanted.items()
-        if key in found and found[key] != shape
-    ]
-    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": other}
-    wrong = [f"{len(keys)} {kind} ({_some(keys)})" for kind, keys in kinds.items() if keys]
-    if wrong:
-        raise WeightsError(
-            f"{where} does not fit a Reducio-VAE with {describe(config)}: {'; '.join(wrong)}."
-        )
-
-
-def describe(config: ReducioVAEConfig) -> str:
-    """Return the sizes in words, for messages."""
-    return (
-        f"temporal stride {config.temporal_stride}, widths {config.width} (video encoder), "
-        f"{config.content_width} (content encoder), {config.decoder_width} (decoder), "
-        f"{config.latent_channels} latent channels, target {config.target}"
-    )
+    """Raise WeightsError, naming some keys of each kind, unless keys and shapes are exact."""
+    sizes = ", ".join(f"{name} {value}" for name, value in asdict(config).items())
+    check_keys(f"{where} does not fit a Reducio-VAE ({sizes})", found, expected_shapes(config))
 
 
 def check_config(found: ReducioVAEConfig, wanted: ReducioVAEConfig, where: str) -> None:
     """Raise WeightsError, naming what differs, unless the file's sizes are the wanted ones."""
+    was = asdict(found)
     differs = [
-        f"{name} is {getattr(found, name)}, not {getattr(wanted, name)}"
-        for name in (field.name for field in fields(found))
-        if getattr(found, name) != getattr(wanted, name)
+        f"{name} is {was[name]}, not {value}"
+        for name, value in asdict(wanted).items()
+        if was[name] != value
     ]
     if differs:
         raise WeightsError(f"{where} holds another Reducio-VAE: {', '.join(differs)}.")
@@ -243,9 +214,3 @@ def random_state_dict(config: ReducioVAEConfig, seed: int = 0) -> StateDict:
         shapes=shapes,
         read=lambda key: rule_weight(key, shapes[key], seed),
     )
-
-
-def _some(keys: Iterable[str]) -> str:
-    names = list(keys)
-    more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
-    return ", ".join(names[:SHOWN_KEYS]) + more

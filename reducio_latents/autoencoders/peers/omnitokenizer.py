@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reducio_latents.autoencoders.network import NetworkAutoencoder, build
+from reducio_latents.autoencoders.network import NetworkAutoencoder, build, own_network
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.geometry import LatentGeometry
-from reducio_latents.errors import GeometryError
+from reducio_latents.core.values import Posterior
+from reducio_latents.errors import ConfigError, GeometryError
+from reducio_latents.vae.tiling import Tiling
 
 TRAINING_KEYS = (
     "image_discriminator.",
@@ -28,9 +31,12 @@ TRAINING_KEYS = (
 ATTENTION_SCALE = 8.0
 """Queries and keys have unit length times learnt scales; their products are sharpened by this."""
 ROPE_BASE = 10000.0
+SPLIT_HEADS, JOIN_HEADS = "b n (heads d) -> b heads n d", "b heads n d -> b n (heads d)"
+CUT_WINDOWS = "b (h y w x) c -> (b h w) (y x) c"
+PATCHES = "b c (t f) (h y) (w x) -> b t h w (c f y x)"
 
-Grid = tuple[int, int, int, int]
-"""B, T, H, W of the tokens."""
+TokenGrid = tuple[int, int, int, int]
+"""B, t, h, w of the tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +64,6 @@ class OmniTokenizerConfig:
             spatial_stride=self.patch_px,
             causal=True,
         )
-
-    def check_clip(self, frames: int, height: int, width: int) -> None:
-        """Raise GeometryError, naming a size that would do, unless a clip (T, H, W) fits."""
-        self.geometry.latent_shape(frames, height, width)
-        step = self.patch_px * self.window
-        if height != width or height % step:
-            raise GeometryError(
-                f"frames are {height}x{width}, but OmniTokenizer takes square ones, the side a "
-                f"multiple of {step}. Use {max(step, min(height, width) // step * step)} px."
-            )
 
 
 class GainNorm(nn.Module):
@@ -108,12 +104,12 @@ class PositionGenerator(nn.Module):
         super().__init__()
         self.dsconv = nn.Conv3d(dim, dim, 3, groups=dim)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
         # Over time, tokens come as (B H W) T and are read here as B T H W all the same: the
         # published weights were trained so.
-        tokens = x.reshape(*grid, -1).permute(0, 4, 1, 2, 3)
+        tokens = rearrange(x.reshape(*grid, -1), "b t h w c -> b c t h w")
         y = self.dsconv(F.pad(tokens, (1, 1, 1, 1, 2, 0)))
-        found: Tensor = y.permute(0, 2, 3, 4, 1).reshape(x.shape)
+        found: Tensor = rearrange(y, "b c t h w -> b t h w c").reshape(x.shape)
         return found
 
 
@@ -146,20 +142,18 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Keys and values are made of the tokens before the norm, queries after it.
         k, v = self.to_kv(x).chunk(2, dim=-1)
-        q, k, v = (_split_heads(part, self.heads) for part in (self.to_q(self.norm(x)), k, v))
+        q, k, v = (
+            rearrange(part, SPLIT_HEADS, heads=self.heads)
+            for part in (self.to_q(self.norm(x)), k, v)
+        )
         if not self.temporal:
             angles = _rope_angles(x.shape[1], q.shape[-1], x.device)
             q, k = _rotate(q, angles), _rotate(k, angles)
         q = F.normalize(q, dim=-1) * self.q_scale
         k = F.normalize(k, dim=-1) * self.k_scale
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.temporal, scale=ATTENTION_SCALE)
-        out: Tensor = self.to_out(y.transpose(1, 2).flatten(2))
+        out: Tensor = self.to_out(rearrange(y, JOIN_HEADS))
         return out
-
-
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, N, heads * d) -> (B, heads, N, d)."""
-    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def _rope_angles(tokens: int, head_dim: int, device: torch.device) -> Tensor:
@@ -200,17 +194,14 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(config.dim, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, tokens, dim = x.shape
-        count = round(tokens**0.5) // self.side  # windows along each side
-        grid = (batch, count, self.side, count, self.side, dim)
-        windows = self.norm(x).reshape(grid).transpose(2, 3).reshape(-1, self.side**2, dim)
-        parts = self.qkv(windows).chunk(3, dim=-1)
-        q, k, v = (_split_heads(part, self.heads) for part in parts)
+        count = round(x.shape[1] ** 0.5) // self.side  # windows along each side
+        sizes = {"h": count, "w": count, "y": self.side, "x": self.side}
+        parts = self.qkv(rearrange(self.norm(x), CUT_WINDOWS, **sizes)).chunk(3, dim=-1)
+        q, k, v = (rearrange(part, SPLIT_HEADS, heads=self.heads) for part in parts)
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        y = self.proj(y.transpose(1, 2).flatten(2))
-        grid = (batch, count, count, self.side, self.side, dim)
-        found: Tensor = y.reshape(grid).transpose(2, 3).reshape(x.shape)
+        y = self.proj(rearrange(y, JOIN_HEADS))
+        found: Tensor = rearrange(y, " -> ".join(reversed(CUT_WINDOWS.split(" -> "))), **sizes)
         return found
 
 
@@ -228,7 +219,7 @@ class Transformer(nn.Module):
             self.layers.append(nn.ModuleDict(layer))
         self.norm_out = GainNorm(config.dim)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: TokenGrid) -> Tensor:
         for layer in self.layers:
             assert isinstance(layer, nn.ModuleDict)
             if "0" in layer:
@@ -239,7 +230,7 @@ class Transformer(nn.Module):
         return found
 
 
-class Encoder(nn.Module):
+class OmniEncoder(nn.Module):
     def __init__(self, config: OmniTokenizerConfig) -> None:
         super().__init__()
         self.patch = (config.patch_frames, config.patch_px)
@@ -257,14 +248,16 @@ class Encoder(nn.Module):
         first = _embed(self.to_patch_emb_first_frame, _cut(video_BCTHW[:, :, :1], 1, side))
         rest = _embed(self.to_patch_emb, _cut(video_BCTHW[:, :, 1:], frames, side))
         tokens = torch.cat([first, rest], dim=1)
-        batch, t, h, w, _ = tokens.shape
-        grid = (batch, t, h, w)
-        x = self.enc_spatial_transformer(tokens.reshape(batch * t, h * w, -1), grid)
-        x = _over_time(x, grid)
-        return _to_grid(self.enc_temporal_transformer(x, grid), grid)
+        _, t, h, w = grid = tokens.shape[:4]
+        x = rearrange(tokens, "b t h w c -> (b t) (h w) c")
+        x = self.enc_spatial_transformer(x, grid)
+        x = rearrange(x, "(b t) n c -> (b n) t c", t=t)
+        x = self.enc_temporal_transformer(x, grid)
+        found: Tensor = rearrange(x, "(b h w) t c -> b t h w c", h=h, w=w)
+        return found
 
 
-class Decoder(nn.Module):
+class OmniDecoder(nn.Module):
     def __init__(self, config: OmniTokenizerConfig) -> None:
         super().__init__()
         self.patch = (config.patch_frames, config.patch_px)
@@ -277,12 +270,12 @@ class Decoder(nn.Module):
         self.to_pixels = nn.Sequential(nn.Linear(config.dim, pixels * config.patch_frames))
 
     def forward(self, tokens_BthwD: Tensor) -> Tensor:
-        batch, t, h, w, _ = tokens_BthwD.shape
-        grid = (batch, t, h, w)
-        x = _over_time(tokens_BthwD.reshape(batch * t, h * w, -1), grid)
-        x = _to_grid(self.dec_temporal_transformer(x, grid), grid)
-        x = self.dec_spatial_transformer(x.reshape(batch * t, h * w, -1), grid)
-        tokens = x.reshape(batch, t, h, w, -1)
+        batch, t, h, _ = grid = tokens_BthwD.shape[:4]
+        x = rearrange(tokens_BthwD, "b t h w c -> (b h w) t c")
+        x = self.dec_temporal_transformer(x, grid)
+        x = rearrange(x, "(b n) t c -> (b t) n c", b=batch)
+        x = self.dec_spatial_transformer(x, grid)
+        tokens = rearrange(x, "(b t) (h w) c -> b t h w c", t=t, h=h)
         frames, side = self.patch
         first = _paste(self.to_pixels_first_frame(tokens[:, :1]), 1, side)
         return torch.cat([first, _paste(self.to_pixels(tokens[:, 1:]), frames, side)], dim=2)
@@ -300,30 +293,14 @@ def _embed(layers: nn.ModuleDict, patches: Tensor) -> Tensor:
 
 
 def _cut(video_BCTHW: Tensor, frames: int, side: int) -> Tensor:
-    """(B, C, T, H, W) -> patches (B, t, h, w, C * frames * side * side)."""
-    batch, channels, t, height, width = video_BCTHW.shape
-    shape = (batch, channels, t // frames, frames, height // side, side, width // side, side)
-    return video_BCTHW.reshape(shape).permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+    """Return patches (B, t, h, w, C * frames * side * side)."""
+    return rearrange(video_BCTHW, PATCHES, f=frames, y=side, x=side)
 
 
 def _paste(patches_BthwP: Tensor, frames: int, side: int) -> Tensor:
     """Undo `_cut`."""
-    batch, t, h, w, _ = patches_BthwP.shape
-    x = patches_BthwP.reshape(batch, t, h, w, 3, frames, side, side)
-    x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)
-    return x.reshape(batch, 3, t * frames, h * side, w * side)
-
-
-def _over_time(x: Tensor, grid: Grid) -> Tensor:
-    """Tokens by frame, (B t, h w, dim), to tokens by place, (B h w, t, dim)."""
-    batch, t, h, w = grid
-    return x.reshape(batch, t, h * w, -1).transpose(1, 2).reshape(batch * h * w, t, -1)
-
-
-def _to_grid(x: Tensor, grid: Grid) -> Tensor:
-    """Tokens by place to (B, t, h, w, dim)."""
-    batch, t, h, w = grid
-    return x.reshape(batch, h, w, t, -1).permute(0, 3, 1, 2, 4)
+    shape = "b t h w (c f y x) -> b c (t f) (h y) (w x)"
+    return rearrange(patches_BthwP, shape, c=3, f=frames, y=side, x=side)
 
 
 class OmniTokenizerVAE(nn.Module):
@@ -331,40 +308,43 @@ class OmniTokenizerVAE(nn.Module):
 
     def __init__(self, config: OmniTokenizerConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.geometry, self.step_px = config.geometry, config.patch_px * config.window
+        self.encoder = OmniEncoder(config)
+        self.decoder = OmniDecoder(config)
         self.pre_vq_conv = nn.ModuleDict({"1": nn.Linear(config.dim, 2 * config.latent_channels)})
         self.post_vq_conv = nn.ModuleDict({"1": nn.Linear(config.latent_channels, config.dim)})
 
-    def moments(self, video_BCTHW: Tensor) -> Tensor:
+    def encode(self, video_BCTHW: Tensor) -> Posterior:
         tokens = self.pre_vq_conv["1"](self.encoder(video_BCTHW / 2))
-        moments: Tensor = tokens.permute(0, 4, 1, 2, 3)
-        return moments
+        return Posterior.of_moments(rearrange(tokens, "b t h w d -> b d t h w").float()).clamped()
 
-    def pixels(self, z_BDthw: Tensor) -> Tensor:
-        tokens = self.post_vq_conv["1"](z_BDthw.permute(0, 2, 3, 4, 1))
+    def decode(self, z_BDthw: Tensor) -> Tensor:
+        tokens = self.post_vq_conv["1"](rearrange(z_BDthw, "b d t h w -> b t h w d"))
         video: Tensor = self.decoder(tokens) * 2
         return video
 
-    def halves(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        return ("encoder",), ("decoder",)
+    def tile(self, tiling: Tiling) -> None:
+        raise ConfigError("OmniTokenizer cannot be tiled. Use tiling=None.")
+
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        self.geometry.latent_shape(frames, height, width)
+        if height != width or height % self.step_px:
+            usable = max(self.step_px, min(height, width) // self.step_px * self.step_px)
+            raise GeometryError(
+                f"frames are {height}x{width}, but OmniTokenizer takes square ones, the side a "
+                f"multiple of {self.step_px}. Use {usable} px."
+            )
 
 
-def load_omnitokenizer(name: str, weights: Path | None, options: LoadOptions) -> NetworkAutoencoder:
-    """Load `omnitokenizer` from a published VAE file, or make `omnitokenizer:random[:SEED]`."""
-    return load_sized(name, weights, options, OmniTokenizerConfig())
-
-
-def load_sized(
-    name: str, weights: Path | None, options: LoadOptions, config: OmniTokenizerConfig
+def load_omnitokenizer(
+    name: str,
+    weights: Path | None,
+    options: LoadOptions,
+    config: OmniTokenizerConfig | None = None,
 ) -> NetworkAutoencoder:
-    """Load an OmniTokenizer of other sizes than the published ones. Its latents are not scaled."""
-    model = build(lambda: OmniTokenizerVAE(config), name, weights, ignored=TRAINING_KEYS)
-    return NetworkAutoencoder(
-        name,
-        model,
-        geometry=config.geometry,
-        final_rule={"rule": "scale_shift", "scale": 1.0, "shift": 0.0},
-        check_clip=config.check_clip,
-        options=options,
-    )
+    """Load `omnitokenizer` from a published VAE file, or make `omnitokenizer:random[:SEED]`."""
+    sizes = config or OmniTokenizerConfig()
+    model = build(lambda: OmniTokenizerVAE(sizes), name, weights, ignored=TRAINING_KEYS)
+    rule = {"rule": "scale_shift", "scale": 1.0, "shift": 0.0}  # its latents are not scaled
+    halves = (["encoder"], ["decoder"])
+    return own_network(name, model, options, halves=halves, final_rule=rule)

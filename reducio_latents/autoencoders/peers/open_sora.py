@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reducio_latents.autoencoders.network import NetworkAutoencoder, build
+from reducio_latents.autoencoders.network import NetworkAutoencoder, build, own_network
 from reducio_latents.autoencoders.pretrained import import_class
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.geometry import LatentGeometry
-from reducio_latents.errors import GeometryError
+from reducio_latents.core.values import Posterior
+from reducio_latents.errors import ConfigError, GeometryError
+from reducio_latents.vae.tiling import Tiling
 
 LATENT_CHANNELS = 4
 TIME_HALVED = (False, True, True)
@@ -30,7 +33,7 @@ SCALE, SHIFT = (3.85, 2.32, 2.33, 3.06), (-0.10, 0.34, 0.27, 0.98)
 MAX_FRAMES = 16
 """The published code works through 17 frames at a time and pads clips at their start to a multiple
 of 4. Here a clip is one such piece without padding, so that latents say how long it was."""
-FRAMES_AT_ONCE = 4
+FRAMES_TOGETHER = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +147,8 @@ class TemporalDecoder(nn.Module):
 
 
 def _channels_to_time(x: Tensor) -> Tensor:
-    """(B, 2C, T, H, W) -> (B, C, 2T, H, W), neighbouring channels becoming neighbouring frames."""
-    batch, channels, frames, height, width = x.shape
-    x = x.reshape(batch, channels // 2, 2, frames, height, width).transpose(2, 3)
-    return x.reshape(batch, channels // 2, 2 * frames, height, width)
+    """Have neighbouring channels become neighbouring frames."""
+    return rearrange(x, "b (c two) t h w -> b c (t two) h w", two=2)
 
 
 class TemporalVAE(nn.Module):
@@ -162,6 +163,7 @@ class TemporalVAE(nn.Module):
 class OpenSoraVAE(nn.Module):
     """Both VAEs. The frames' latents are the image posteriors' means, not samples of them."""
 
+    geometry = LatentGeometry(channels=LATENT_CHANNELS, temporal_stride=4, spatial_stride=8)
     scale: Tensor
     shift: Tensor
 
@@ -172,27 +174,34 @@ class OpenSoraVAE(nn.Module):
         for name, values in (("scale", SCALE), ("shift", SHIFT)):
             self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1, 1))
 
-    def moments(self, video_BCTHW: Tensor) -> Tensor:
-        batch = len(video_BCTHW)
-        frames = video_BCTHW.transpose(1, 2).flatten(0, 1)
+    def encode(self, video_BCTHW: Tensor) -> Posterior:
+        frames = rearrange(video_BCTHW, "b c t h w -> (b t) c h w")
         encode: Any = self.spatial_vae["module"].encode
-        means = [encode(part).latent_dist.mode() for part in torch.split(frames, FRAMES_AT_ONCE)]
-        images = _as_clips(torch.cat(means) * SPATIAL_SCALE, batch)
-        moments: Tensor = self.temporal_vae.quant_conv(self.temporal_vae.encoder(images))
-        return moments
-
-    def pixels(self, z_BDthw: Tensor) -> Tensor:
-        images = self.temporal_vae.decoder(self.temporal_vae.post_quant_conv(z_BDthw))
-        frames = images.transpose(1, 2).flatten(0, 1) / SPATIAL_SCALE
-        decode: Any = self.spatial_vae["module"].decode
-        return _as_clips(
-            torch.cat([decode(part).sample for part in torch.split(frames, FRAMES_AT_ONCE)]),
-            len(z_BDthw),
+        means = [encode(part).latent_dist.mode() for part in torch.split(frames, FRAMES_TOGETHER)]
+        images = rearrange(
+            torch.cat(means) * SPATIAL_SCALE, "(b t) d h w -> b d t h w", b=len(video_BCTHW)
         )
+        moments = self.temporal_vae.quant_conv(self.temporal_vae.encoder(images))
+        return Posterior.of_moments(moments.float()).clamped()
 
-    def halves(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        parts = ("spatial_vae.module", "temporal_vae")
-        return tuple(f"{p}.encoder" for p in parts), tuple(f"{p}.decoder" for p in parts)
+    def decode(self, z_BDthw: Tensor) -> Tensor:
+        images = self.temporal_vae.decoder(self.temporal_vae.post_quant_conv(z_BDthw))
+        frames = rearrange(images, "b d t h w -> (b t) d h w") / SPATIAL_SCALE
+        decode: Any = self.spatial_vae["module"].decode
+        pixels = [decode(part).sample for part in torch.split(frames, FRAMES_TOGETHER)]
+        video: Tensor = rearrange(torch.cat(pixels), "(b t) c h w -> b c t h w", b=len(z_BDthw))
+        return video
+
+    def tile(self, tiling: Tiling) -> None:
+        raise ConfigError("Open-Sora's VAE cannot be tiled. Use tiling=None.")
+
+    def check_clip(self, frames: int, height: int, width: int) -> None:
+        self.geometry.latent_shape(frames, height, width)
+        if frames > MAX_FRAMES:
+            raise GeometryError(
+                f"the clip has {frames} frames, but Open-Sora's VAE is used on {MAX_FRAMES} at "
+                "most here. Cut the video into shorter clips."
+            )
 
 
 def _image_vae(config: OpenSoraConfig) -> nn.Module:
@@ -207,41 +216,13 @@ def _image_vae(config: OpenSoraConfig) -> nn.Module:
     return model
 
 
-def _as_clips(frames: Tensor, batch: int) -> Tensor:
-    """(B * T, C, h, w) -> (B, C, T, h, w)."""
-    return frames.reshape(batch, -1, *frames.shape[1:]).transpose(1, 2)
-
-
-GEOMETRY = LatentGeometry(channels=LATENT_CHANNELS, temporal_stride=4, spatial_stride=8)
-
-
-def check_clip(frames: int, height: int, width: int) -> None:
-    """Raise GeometryError, naming a size that would do, unless a clip (T, H, W) fits."""
-    GEOMETRY.latent_shape(frames, height, width)
-    if frames > MAX_FRAMES:
-        raise GeometryError(
-            f"the clip has {frames} frames, but Open-Sora's VAE is used on {MAX_FRAMES} at most "
-            "here. Cut the video into shorter clips."
-        )
-
-
-def load_open_sora(name: str, weights: Path | None, options: LoadOptions) -> NetworkAutoencoder:
-    """Load `open-sora-1.2` from its published file, or make `open-sora-1.2:random[:SEED]`."""
-    return load_sized(name, weights, options, OpenSoraConfig())
-
-
-def load_sized(
-    name: str, weights: Path | None, options: LoadOptions, config: OpenSoraConfig
+def load_open_sora(
+    name: str, weights: Path | None, options: LoadOptions, config: OpenSoraConfig | None = None
 ) -> NetworkAutoencoder:
-    """Load an Open-Sora VAE of other sizes than the published ones."""
-    model = build(lambda: OpenSoraVAE(config), name, weights)
+    """Load `open-sora-1.2` from its published file, or make `open-sora-1.2:random[:SEED]`."""
+    model = build(lambda: OpenSoraVAE(config or OpenSoraConfig()), name, weights)
     scale, shift = (buffer.flatten().tolist() for buffer in (model.scale, model.shift))
     rule = {"rule": "scale_shift", "scale": [1 / value for value in scale], "shift": shift}
-    return NetworkAutoencoder(
-        name,
-        model,
-        geometry=GEOMETRY,
-        final_rule=rule,
-        check_clip=check_clip,
-        options=options,
-    )
+    parts = ("spatial_vae.module", "temporal_vae")
+    halves = [f"{p}.encoder" for p in parts], [f"{p}.decoder" for p in parts]
+    return own_network(name, model, options, halves=halves, final_rule=rule)
