@@ -195,7 +195,7 @@ def own_network(
 HINT = "To see the way through without them, add :random to the name."
 
 
-def build(
+def build_network(
     make: Callable[[], NetworkT], name: str, weights: Path | None, *, ignored: tuple[str, ...] = ()
 ) -> NetworkT:
     """Make a network and load `weights` into it, every key, as float32.

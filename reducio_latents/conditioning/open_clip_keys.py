@@ -25,7 +25,7 @@ _NAMES = (
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-HEADS = {768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
+PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}
 """Width of a published tower -> its heads, which weights do not show: B, L, H, g, bigG."""
 _VISUAL = "visual."
 
@@ -113,7 +113,7 @@ def _sizes(tower: Mapping[str, Tensor], said: Mapping[str, Any], where: Path) ->
         ) from err
     vision = said.get("vision_cfg", {})
     head_width = vision.get("head_width", 64) if said else None
-    heads = width // head_width if head_width else HEADS.get(width)
+    heads = width // head_width if head_width else PUBLISHED_HEADS.get(width)
     if not heads:
         raise WeightsError(
             f"{where} has width {width}, which is none of the published; put its "

@@ -16,8 +16,6 @@ from reducio_latents.vae import ReducioVAE
 from reducio_latents.vae.blocks import ResidualBlock
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-"""By number of axes."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,7 @@ def build_state(config: TrainConfig, device: torch.device) -> TrainState:
         for module in FREEZABLE[name]:
             vae.get_submodule(module).requires_grad_(False)
     if train.channels_last:
-        for weight in vae.parameters():
-            if weight.ndim in CHANNELS_LAST:
-                weight.data = weight.data.contiguous(memory_format=CHANNELS_LAST[weight.ndim])
+        vae.lay_out(torch.channels_last_3d)
     average = None
     if train.ema_decay is not None:
         average = deepcopy(vae).eval().requires_grad_(False)

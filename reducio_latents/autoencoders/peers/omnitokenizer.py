@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reducio_latents.autoencoders.network import NetworkAutoencoder, build, own_network
+from reducio_latents.autoencoders.network import NetworkAutoencoder, build_network, own_network
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
@@ -344,7 +344,7 @@ def load_omnitokenizer(
 ) -> NetworkAutoencoder:
     """Load `omnitokenizer` from a published VAE file, or make `omnitokenizer:random[:SEED]`."""
     sizes = config or OmniTokenizerConfig()
-    model = build(lambda: OmniTokenizerVAE(sizes), name, weights, ignored=TRAINING_KEYS)
+    model = build_network(lambda: OmniTokenizerVAE(sizes), name, weights, ignored=TRAINING_KEYS)
     rule = {"rule": "scale_shift", "scale": 1.0, "shift": 0.0}  # its latents are not scaled
     halves = (["encoder"], ["decoder"])
     return own_network(name, model, options, halves=halves, final_rule=rule)

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reducio_latents.autoencoders.network import NetworkAutoencoder, build, own_network
+from reducio_latents.autoencoders.network import NetworkAutoencoder, build_network, own_network
 from reducio_latents.autoencoders.pretrained import import_class
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.geometry import LatentGeometry
@@ -220,7 +220,7 @@ def load_open_sora(
     name: str, weights: Path | None, options: LoadOptions, config: OpenSoraConfig | None = None
 ) -> NetworkAutoencoder:
     """Load `open-sora-1.2` from its published file, or make `open-sora-1.2:random[:SEED]`."""
-    model = build(lambda: OpenSoraVAE(config or OpenSoraConfig()), name, weights)
+    model = build_network(lambda: OpenSoraVAE(config or OpenSoraConfig()), name, weights)
     scale, shift = (buffer.flatten().tolist() for buffer in (model.scale, model.shift))
     rule = {"rule": "scale_shift", "scale": [1 / value for value in scale], "shift": shift}
     parts = ("spatial_vae.module", "temporal_vae")
