@@ -15,7 +15,7 @@ from reducio_latents.core.choices import LpipsNet
 from reducio_latents.errors import GeometryError, WeightsError
 from reducio_latents.metrics import i3d as i3d_module
 from reducio_latents.metrics.frechet import frechet_distance, frechet_of_features
-from reducio_latents.metrics.i3d import FILE, I3D, PROGRAM_FILE, StateDictI3D, load_i3d, pad_same
+from reducio_latents.metrics.i3d import FILE, I3D, PROGRAM_FILE, FVDNetwork, load_i3d, pad_same
 from reducio_latents.metrics.lpips import BACKBONES, LPIPS, load_lpips
 from reducio_latents.metrics.weights import MetricUnavailableError, hub_path
 
@@ -171,13 +171,13 @@ def test_i3d_has_the_published_keys_and_sizes(i3d: I3D) -> None:
 
 def test_fvd_features_of_a_clip_do_not_depend_on_its_batch(i3d: I3D) -> None:
     clips = torch.rand(2, 3, 9, 32, 48) * 2 - 1
-    together = StateDictI3D(i3d).features(clips)
+    together = FVDNetwork(i3d).features(clips)
     assert together.shape == (2, 400)
     torch.testing.assert_close(
-        together[:1], StateDictI3D(i3d).features(clips[:1]), atol=1e-5, rtol=1e-4
+        together[:1], FVDNetwork(i3d).features(clips[:1]), atol=1e-5, rtol=1e-4
     )
     with pytest.raises(GeometryError, match="at least 9 frames"):
-        StateDictI3D(i3d).features(clips[:, :, :8])
+        FVDNetwork(i3d).features(clips[:, :, :8])
 
 
 def test_i3d_loads_strictly_and_says_when_it_cannot_be_had(
@@ -191,7 +191,7 @@ def test_i3d_loads_strictly_and_says_when_it_cannot_be_had(
     clips = torch.rand(1, 3, 9, 32, 48) * 2 - 1
     loaded = load_i3d()
     assert loaded.file == "i3d_pretrained_400.pt"
-    torch.testing.assert_close(loaded.features(clips), StateDictI3D(i3d).features(clips))
+    torch.testing.assert_close(loaded.features(clips), FVDNetwork(i3d).features(clips))
     short = {key: value for key, value in i3d.state_dict().items() if "Mixed_4b" not in key}
     torch.save(short, tmp_path / "short.pt")
     with pytest.raises(WeightsError, match=r"does not fit.*Mixed_4b") as refused:

@@ -123,7 +123,7 @@ def evaluate(
         options.metrics,
         protocol,
         device=device,
-        lpips_weights=dict(options.lpips_weights),
+        lpips_weights=options.lpips_weights,
         fvd_weights=options.fvd_weights,
     )
     for remedy in suite.unavailable.values():

@@ -31,7 +31,7 @@ from reducio_latents.check.health import (
 from reducio_latents.check.options import DecodeOptions
 from reducio_latents.check.pictures import Frames, Panel, difference, side_by_side
 from reducio_latents.core.gaussian import kl_to_unit_normal
-from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
+from reducio_latents.metrics.protocol import STANDARD, ComparisonRule
 from reducio_latents.metrics.psnr import flicker, psnr
 from reducio_latents.metrics.ssim import WINDOW_PX, ssim
 from reducio_latents.store import Store, open_store
@@ -115,7 +115,7 @@ def build_report(
     store: str | Path,
     options: DecodeOptions,
     *,
-    protocol: ComparisonRule = PROTOCOLS["standard"],
+    protocol: ComparisonRule = STANDARD,
     thresholds: Thresholds | None = None,
     scan_all: bool = True,
     on_clip: Callable[[int, int], None] = lambda _, __: None,

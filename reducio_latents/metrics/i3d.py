@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -126,75 +127,51 @@ def _pool(x: Tensor, kernel: Size, stride: Size) -> Tensor:
     return F.max_pool3d(pad_same(x, kernel, stride), kernel, stride)
 
 
-class FVDNetwork(Protocol):
-    """What FVD compares videos by."""
+class FVDNetwork:
+    """What FVD compares videos by: the network of this module, or StyleGAN-V's program.
 
-    file: str
-    """Name of the weights' file, as the field knows it."""
-
-    def features(self, video_BCTHW: Tensor) -> Tensor:
-        """Return (B, 400) on the CPU, of videos in [-1, 1] of any size."""
-
-
-class StateDictI3D:
-    """The network of this module. Frames are resized to 224 x 224, bilinear, not antialiased and
-    without keeping the aspect ratio, as TATS and OmniTokenizer do.
+    For the first, frames are resized to 224 x 224, bilinear, not antialiased and without keeping
+    the aspect ratio, as TATS and OmniTokenizer do. The program resizes by itself, and takes pixels
+    from 0 to 255.
     """
 
-    file = FILE
-
-    def __init__(self, i3d: I3D, device: torch.device | str = "cpu") -> None:
-        self._i3d = i3d.to(device)
+    def __init__(self, network: Any, device: torch.device | str = "cpu") -> None:
+        self._network = network.to(device).eval()
         self._device = device
+        self._is_program = not isinstance(network, I3D)
+        self.file = PROGRAM_FILE if self._is_program else FILE
+        """Name of the weights' file, as the field knows it."""
 
     @torch.no_grad()
     def features(self, video_BCTHW: Tensor) -> Tensor:
-        frames = _require_frames(video_BCTHW)
-        flat = video_BCTHW.to(self._device).float().transpose(1, 2).flatten(0, 1)
-        flat = F.interpolate(flat, size=(SIDE_PX, SIDE_PX), mode="bilinear", align_corners=False)
-        batch = flat.reshape(-1, frames, *flat.shape[1:]).transpose(1, 2)
-        logits: Tensor = self._i3d(batch)
-        return logits.cpu()
-
-
-class ProgramI3D:
-    """StyleGAN-V's program. It resizes by itself, and takes pixels from 0 to 255."""
-
-    file = PROGRAM_FILE
-
-    def __init__(self, program: Any, device: torch.device | str = "cpu") -> None:
-        self._program = program
-        self._device = device
-
-    @torch.no_grad()
-    def features(self, video_BCTHW: Tensor) -> Tensor:
-        _require_frames(video_BCTHW)
-        pixels = (video_BCTHW.to(self._device).float() + 1) * 127.5
-        found: Tensor = self._program(pixels, rescale=True, resize=True, return_features=True)
+        """Return (B, 400) on the CPU, of videos in [-1, 1] of any size."""
+        frames = video_BCTHW.shape[2]
+        if frames < MIN_FRAMES:
+            raise GeometryError(f"FVD needs clips of at least {MIN_FRAMES} frames, got {frames}.")
+        video = video_BCTHW.to(self._device).float()
+        if self._is_program:
+            settings = {"rescale": True, "resize": True, "return_features": True}
+            found: Tensor = self._network((video + 1) * 127.5, **settings)
+        else:
+            flat = rearrange(video, "b c t h w -> (b t) c h w")
+            flat = F.interpolate(flat, size=(SIDE_PX, SIDE_PX), mode="bilinear")
+            found = self._network(rearrange(flat, "(b t) c h w -> b c t h w", t=frames))
         return found.float().cpu()
 
 
-def _require_frames(video_BCTHW: Tensor) -> int:
-    frames = video_BCTHW.shape[2]
-    if frames < MIN_FRAMES:
-        raise GeometryError(f"FVD needs clips of at least {MIN_FRAMES} frames, got {frames}.")
-    return frames
-
-
 def load_i3d(weights: Path | None = None, device: torch.device | str = "cpu") -> FVDNetwork:
-    """Load I3D from `weights`; None: from either file where it lies in torch.hub's folder.
+    """Load I3D from `weights`; None: from torch.hub's folder, whichever of the two files it has.
 
-    Raises MetricUnavailableError where it cannot be had, WeightsError for another file.
+    Raises MetricUnavailableError if it has neither, WeightsError for another file.
     """
     path = weights if weights is not None else _hub_file()
     if is_torchscript(path):
         data = path.read_bytes()  # once: what is run is what was hashed
         if hashlib.sha256(data).hexdigest() == PROGRAM_SHA256:
-            program = torch.jit.load(io.BytesIO(data), map_location=device)  # type: ignore[no-untyped-call]
-            return ProgramI3D(program.eval(), device)
+            return FVDNetwork(torch.jit.load(io.BytesIO(data), map_location=device), device)  # type: ignore[no-untyped-call]
     i3d = I3D()
     fill(i3d, read_tensors(path), str(path))
-    return StateDictI3D(i3d.eval().requires_grad_(False), device)
+    return FVDNetwork(i3d, device)
 
 
 def _hub_file() -> Path:

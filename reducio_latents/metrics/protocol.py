@@ -49,6 +49,7 @@ PROTOCOLS = {
     )
 }
 """The two differ much: the same 512-px pictures have SSIM 0.66 by one and 0.95 by the other."""
+STANDARD = PROTOCOLS["standard"]
 
 
 def protocol_named(name: str) -> ComparisonRule:

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from reducio_latents.errors import GeometryError
-from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
+from reducio_latents.metrics.protocol import STANDARD, ComparisonRule
 
 
-def psnr(
-    x_NCHW: Tensor, y_NCHW: Tensor, protocol: ComparisonRule = PROTOCOLS["standard"]
-) -> Tensor:
+def psnr(x_NCHW: Tensor, y_NCHW: Tensor, protocol: ComparisonRule = STANDARD) -> Tensor:
     """Return the PSNR of each frame in dB, (N,), of frames in [0, 1]; symmetric.
 
     The error is the mean over channels and pixels. Average over frames for a clip.
@@ -20,9 +18,7 @@ def psnr(
     return _decibels(x_NCHW, y_NCHW, protocol)
 
 
-def clip_psnr(
-    x_BCTHW: Tensor, y_BCTHW: Tensor, protocol: ComparisonRule = PROTOCOLS["standard"]
-) -> Tensor:
+def clip_psnr(x_BCTHW: Tensor, y_BCTHW: Tensor, protocol: ComparisonRule = STANDARD) -> Tensor:
     """Return the PSNR of each clip in dB, (B,), of the mean error of all its frames, in [0, 1].
 
     The mean over frames of `psnr` is lifted by a single perfect frame, by 5 dB of 16 frames: where
@@ -31,9 +27,7 @@ def clip_psnr(
     return _decibels(x_BCTHW, y_BCTHW, protocol)
 
 
-def frame_psnr(
-    x_BCTHW: Tensor, y_BCTHW: Tensor, protocol: ComparisonRule = PROTOCOLS["standard"]
-) -> Tensor:
+def frame_psnr(x_BCTHW: Tensor, y_BCTHW: Tensor, protocol: ComparisonRule = STANDARD) -> Tensor:
     """Return the PSNR of each frame of clips in [-1, 1], (B, T), in dB."""
     x, y = (to_pictures(video).flatten(0, 1) for video in (x_BCTHW, y_BCTHW))
     return psnr(x, y, protocol).reshape(len(x_BCTHW), -1)

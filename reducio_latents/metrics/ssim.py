@@ -7,16 +7,14 @@ from torch.nn import functional as F
 
 from reducio_latents.core.libraries import import_library
 from reducio_latents.errors import GeometryError
-from reducio_latents.metrics.protocol import PROTOCOLS, ComparisonRule
+from reducio_latents.metrics.protocol import STANDARD, ComparisonRule
 from reducio_latents.metrics.psnr import require_same_shape
 
 WINDOW_PX = 11
 SIGMA_PX = 1.5
 
 
-def ssim(
-    x_NCHW: Tensor, y_NCHW: Tensor, protocol: ComparisonRule = PROTOCOLS["standard"]
-) -> Tensor:
+def ssim(x_NCHW: Tensor, y_NCHW: Tensor, protocol: ComparisonRule = STANDARD) -> Tensor:
     """Return the SSIM of each frame, (N,), of frames in [0, 1]; symmetric, 1 where they are equal.
 
     Only windows that lie inside the frame count; channels are averaged. Raises GeometryError for

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -21,14 +23,15 @@ from reducio_latents.metrics.ssim import ssim
 from reducio_latents.metrics.weights import MetricUnavailableError
 
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
-OF_PICTURES: dict[str, Callable[[Tensor, Tensor, ComparisonRule], Tensor]] = {
+LPIPS_NETS: dict[str, LpipsNet] = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
+Measure = Callable[[Tensor, Tensor, ComparisonRule], Tensor]
+"""Of a clip's frames, original and decoded, (T, 3, H, W) in [0, 1]; the mean is the score."""
+OF_PICTURES: dict[str, Measure] = {
     "psnr": psnr,
     "psnr-clip": lambda x, y, rule: clip_psnr(x[None], y[None], rule),
     "ssim": ssim,
     "flicker": lambda x, y, _: flicker(x, y),
 }
-"""Of a clip's frames, original and decoded, (T, 3, H, W) in [0, 1]; the mean is the score."""
-LPIPS_NETS: dict[str, LpipsNet] = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +39,21 @@ class Suite:
     """Metrics that are ready to use, and those that are not, with the remedy."""
 
     protocol: ComparisonRule
-    names: tuple[str, ...]
-    """Those that can be computed."""
+    measures: Mapping[str, Measure]
+    i3d: FVDNetwork | None
+    """For FVD, which is of all clips together; None if it is not computed."""
     unavailable: dict[str, str]
-    """Those that cannot, and why."""
-    lpips: dict[str, LPIPS] = field(default_factory=dict)
-    i3d: FVDNetwork | None = None
+    """Those that cannot be computed, and why."""
 
     def features(self, video_BCTHW: Tensor) -> Tensor:
-        """Return what FVD compares, (B, 400) on the CPU; (B, 0) where FVD is not computed."""
+        """Return what FVD compares, (B, 400) on the CPU; (B, 0) if FVD is not computed."""
         if self.i3d is None:
             return torch.zeros(len(video_BCTHW), 0)
         return self.i3d.features(video_BCTHW)
 
     @property
     def fvd_file(self) -> str | None:
-        """Which I3D measures; None where FVD is not computed."""
+        """Which I3D measures; None if FVD is not computed."""
         return None if self.i3d is None else self.i3d.file
 
 
@@ -60,7 +62,7 @@ def load_suite(
     protocol: ComparisonRule,
     *,
     device: torch.device | str = "cpu",
-    lpips_weights: dict[LpipsNet, Path] | None = None,
+    lpips_weights: Mapping[LpipsNet, Path] | None = None,
     fvd_weights: Path | None = None,
 ) -> Suite:
     """Make the metrics of these names; what lacks its weights is named, not replaced.
@@ -70,23 +72,21 @@ def load_suite(
     unknown = sorted(set(names) - set(METRICS))
     if unknown:
         raise ConfigError(f"there is no metric {unknown[0]!r}; choose of {', '.join(METRICS)}.")
-    ready, missing = [], {}
-    networks: dict[str, LPIPS] = {}
-    i3d: FVDNetwork | None = None
-    for name in dict.fromkeys(names):  # once each: scores add up by name
+    measures: dict[str, Measure] = {}
+    i3d, missing = None, {}
+    for name in names:
         try:
             if name in LPIPS_NETS:
                 net = LPIPS_NETS[name]
-                networks[name] = load_lpips(net, (lpips_weights or {}).get(net)).to(device)
+                network = load_lpips(net, (lpips_weights or {}).get(net)).to(device)
+                measures[name] = partial(_lpips, network)
             elif name == "fvd":
                 i3d = load_i3d(fvd_weights, device)
+            else:
+                measures[name] = OF_PICTURES[name]
         except MetricUnavailableError as err:
             missing[name] = str(err)
-        else:
-            ready.append(name)
-    return Suite(
-        protocol=protocol, names=tuple(ready), unavailable=missing, lpips=networks, i3d=i3d
-    )
+    return Suite(protocol=protocol, measures=measures, i3d=i3d, unavailable=missing)
 
 
 class RunningScores:
@@ -95,7 +95,7 @@ class RunningScores:
     def __init__(self, suite: Suite, real_ND: Tensor) -> None:
         """`real_ND` are the `features` of the originals, the same for every method."""
         self._suite = suite
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, float] = defaultdict(float)
         self._clips = 0
         self._real = real_ND
         self._made: list[Tensor] = []
@@ -103,22 +103,14 @@ class RunningScores:
     def add(self, original_CTHW: Tensor, decoded_CTHW: Tensor) -> None:
         """Take in one clip and its reconstruction, pixels in [-1, 1]."""
         self._clips += 1
-        suite, rule = self._suite, self._suite.protocol
-        x, y = (v.transpose(0, 1).float() for v in (original_CTHW, decoded_CTHW))
-        unit_x, unit_y = (to_pictures(v) for v in (original_CTHW, decoded_CTHW))
-        for name in suite.names:
-            if name == "fvd":
-                self._made.append(suite.features(decoded_CTHW[None]))
-                continue
-            if name in OF_PICTURES:
-                value = OF_PICTURES[name](unit_x, unit_y, rule)
-            else:
-                pair = (x, y) if rule.lpips_signed else (unit_x, unit_y)
-                value = _lpips(suite.lpips[name], *pair)
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.mean())
+        original, decoded = to_pictures(original_CTHW), to_pictures(decoded_CTHW)
+        for name, measure in self._suite.measures.items():
+            self._sums[name] += float(measure(original, decoded, self._suite.protocol).mean())
+        if self._suite.i3d is not None:
+            self._made.append(self._suite.i3d.features(decoded_CTHW[None]))
 
     def means(self) -> dict[str, float]:
-        """Return each metric's mean over clips; FVD only where there are at least 2 clips."""
+        """Return each metric's mean over clips; FVD only if there are at least 2 clips."""
         found = {name: total / self._clips for name, total in self._sums.items()}
         if len(self._made) > 1:
             found["fvd"] = frechet_of_features(self._real, torch.cat(self._made))
@@ -131,8 +123,10 @@ class RunningScores:
 
 
 @torch.no_grad()
-def _lpips(network: LPIPS, x_NCHW: Tensor, y_NCHW: Tensor) -> Tensor:
+def _lpips(network: LPIPS, x_NCHW: Tensor, y_NCHW: Tensor, rule: ComparisonRule) -> Tensor:
     """Return the LPIPS of each frame; a few at a time, as the features take much memory."""
+    if rule.lpips_signed:
+        x_NCHW, y_NCHW = x_NCHW * 2 - 1, y_NCHW * 2 - 1
     device = network.mean.device
     parts = [
         network(a.to(device), b.to(device))
