@@ -26,7 +26,6 @@ from reducio_latents.conditioning.options import (
 from reducio_latents.core.images import decode_image
 from reducio_latents.encode import EncodeOptions, EncodeReport, add_column
 from reducio_latents.encode.progress import Silent
-from reducio_latents.encode.source import DecodedBatches
 from reducio_latents.errors import ConfigError, CorpusError, GeometryError, StoreError
 from reducio_latents.files.local import LocalFiles
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
@@ -34,6 +33,7 @@ from reducio_latents.store.quantize import dequantize
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.text_rows import decode_text_row, empty_caption, text_row_lengths
 from reducio_latents.upkeep.verify import verify
+from reducio_latents.video.reading import ClipReader
 from tests import tiny_models
 from tests.corpora import write_video
 from tests.test_encode_flow import files_of
@@ -110,7 +110,7 @@ def no_video_opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         raise AssertionError("a video was opened")
 
     with monkeypatch.context() as patch:
-        patch.setattr(DecodedBatches, "__init__", refuse)
+        patch.setattr(ClipReader, "__init__", refuse)
         yield
 
 

@@ -21,12 +21,12 @@ import pytest
 from reducio_latents import open_store
 from reducio_latents.cli.progress import print_report
 from reducio_latents.encode import EncodeReport, Tally, encode_corpus
-from reducio_latents.encode.decoding import PRELOAD
 from reducio_latents.encode.engines.local import Request, run_rank, run_ranks
 from reducio_latents.encode.engines.ranks import Rank
 from reducio_latents.encode.engines.ray import actor_options, gpus_for
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.pipeline import ShardDone
+from reducio_latents.video.processes import PRELOAD
 from tests.corpora import write_corpus, write_video
 from tests.test_encode_flow import files_of
 
@@ -60,7 +60,7 @@ def be_rank(asked: Request, rank: Rank) -> None:
 def start_rank(asked: Request, rank: Rank) -> BaseProcess:
     """Start a rank that can be killed; it shares the tests' fork server, and is there at once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["reducio_latents.video.processes", *PRELOAD])
+    context.set_forkserver_preload(PRELOAD)
     process = context.Process(target=be_rank, args=(asked, rank))
     process.start()
     return process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import webdataset
 import zarr
 
-from reducio_latents import LatentDataset, encode_corpus, load_autoencoder, open_store
+from reducio_latents import LatentDataset, LatentTable, encode_corpus, load_autoencoder, open_store
 from reducio_latents.cli.progress import Bars
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.core.images import decode_image
@@ -280,6 +281,43 @@ def test_a_video_that_changes_after_planning_fails_and_the_others_do_not(tmp_pat
     assert report.clips == Tally(found=2, encoded=1, skipped=0, failed=1)
     assert any("changed since it was planned" in reason for reason in report.failed)
     assert report.exit_code == 3
+
+
+@pytest.mark.parametrize("container", ["zarr", "webdataset"])
+def test_a_video_that_was_replaced_by_one_of_its_size_fails_and_is_planned_anew(
+    tmp_path: Path, container: str
+) -> None:
+    corpus, store = tmp_path / "corpus", tmp_path / "store"
+    made = [write_video(tmp_path / f"{seed}.mp4", 2.1, seed=seed) for seed in (1, 2)]
+    size = max(path.stat().st_size for path in made)
+    old, new = (path.read_bytes().ljust(size, b"\0") for path in made)
+    write_video(corpus / "b.mp4", 1.1, seed=3)
+    (corpus / "a.mp4").write_bytes(old)
+    plan_corpus(corpus, store, write=True, resolution=32, shard_rows=2)
+    times = (corpus / "a.mp4").stat()
+    (corpus / "a.mp4").write_bytes(new)
+    os.utime(corpus / "a.mp4", ns=(times.st_atime_ns, times.st_mtime_ns))
+    report = encode(corpus, store, container=container)
+    assert report.clips == Tally(found=3, encoded=1, skipped=0, failed=2)
+    assert "it has changed since it was planned: its hash differs." in report.failed
+    report = encode(corpus, store, container=container)
+    assert (report.clips.found, report.clips.encoded, report.clips.failed) == (5, 2, 2)
+    opened = open_store(store)
+    assert verify(opened).ok
+    assert opened.plan.counts().videos["found"] == 2
+    ids = opened.plan.clips["clip_id"].to_pylist()
+    assert len(set(ids)) == len(ids) == 5
+    before = files_of(store)
+    assert encode(corpus, store, container=container).clips.encoded == 0
+    assert files_of(store) == before
+    fresh = tmp_path / "fresh"
+    encode(corpus, fresh, container=container)
+    motions = [
+        [entry["motion"] for entry in LatentTable(place, ["motion"]) if entry["video"] == "a.mp4"]
+        for place in (store, fresh)
+    ]
+    assert [len(found) for found in motions] == [2, 2]
+    assert all(map(torch.equal, *motions))
 
 
 def test_a_dry_run_writes_nothing(corpus: Path, tmp_path: Path) -> None:

@@ -6,37 +6,33 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import CONTENT, FRAMES, TIMES
-from reducio_latents.encode.decoding import DecodedClip, DecodeTask
-from reducio_latents.encode.source import (
-    ATTEMPTS,
-    DecodedBatches,
-    DecodeOptions,
-    PlannedClip,
-    ReadyBatch,
-    ShardWork,
-)
+from reducio_latents.encode.source import PlannedClip, ReadyBatch, ShardWork, decode_batches
 from reducio_latents.errors import ConfigError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.video.processes import Channel
+from reducio_latents.video.reading import ATTEMPTS, ClipReader, ClipRequest, Decoded
 
 BUCKET = Bucket(4, 8, 8)
 NEEDS = frozenset({FRAMES, TIMES, CONTENT})
 
 
-def paint_clips(task: DecodeTask, channel: Channel) -> None:
+def paint_clips(task: ClipRequest, channel: Channel) -> None:
     """Stand in for a decoder: clip k of video v shows v + k; some videos misbehave at a clip."""
     name, _, trouble = task.video.partition("!")
     what, _, at = trouble.partition("@")
     time.sleep(0.002 * (ord(name[0]) % 5))
-    for number, start_s in enumerate(task.starts_s):
+    assert task.starts_s is not None
+    for start_s in task.starts_s:
         if what and start_s == float(at):
             if what == "crash":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -45,11 +41,11 @@ def paint_clips(task: DecodeTask, channel: Channel) -> None:
             elif what == "bug":
                 raise RuntimeError("a bug")
             elif what == "error":
-                channel.emit(DecodedClip(number, f"{task.video}: damaged", (), None))
+                channel.emit(Decoded(error=f"{task.video}: damaged"))
                 continue
         slot, memory = channel.acquire()
         np.frombuffer(memory, np.uint8)[:] = _colour(name, start_s)
-        channel.emit(DecodedClip(number, None, (start_s,) * 4, b"image"), slot)
+        channel.emit(Decoded(start_s, "", (start_s,) * 4, b"image"), slot)
 
 
 def _colour(name: str, start_s: float) -> int:
@@ -73,16 +69,24 @@ def shards_of(videos: dict[str, int], shard_rows: int) -> list[ShardWork]:
 def read(
     works: list[ShardWork], gone: frozenset[str] = frozenset(), **options: object
 ) -> list[ReadyBatch]:
-    settings: dict[str, object] = {"batch_size": 3, "workers": 2, "timeout_s": 20.0}
-    decode = DecodeOptions(buckets=(BUCKET,), **{**settings, **options})  # type: ignore[arg-type]
-
-    def locate(video: str) -> tuple[VideoSource, int] | None:
-        return None if video in gone else (VideoSource(video), 0)
-
-    batches = DecodedBatches(works, locate, decode, NEEDS, target=paint_clips)
-    ready = list(batches)
+    settings: dict[str, object] = {"workers": 2, "timeout_s": 20.0}
+    with painting(**{**settings, **options}) as reader:
+        ready = list(decode_batches(reader, works, asking(gone), 3, NEEDS))
     assert None not in ready  # every shard was known from the start
     return [item for item in ready if item is not None]
+
+
+def painting(**options: Any) -> ClipReader:
+    return ClipReader([BUCKET], target=paint_clips, **options)
+
+
+def asking(gone: frozenset[str] = frozenset()) -> Callable[[ShardWork, str], ClipRequest]:
+    def request(work: ShardWork, video: str) -> ClipRequest:
+        problem = f"{video} is no longer in the corpus." if video in gone else None
+        source = VideoSource(video)
+        return ClipRequest(video=video, source=source, bucket=work.bucket, problem=problem)
+
+    return request
 
 
 def check(works: list[ShardWork], ready: list[ReadyBatch]) -> dict[str, str]:
@@ -167,12 +171,8 @@ def test_workers_that_do_not_fit_in_shared_memory_are_refused_before_one_starts(
 
 def test_a_consumer_that_stops_early_leaves_no_worker() -> None:
     works = shards_of({"a": 50, "b": 50}, 10)
-    decode = DecodeOptions(buckets=(BUCKET,), batch_size=3, workers=2)
-    batches = iter(
-        DecodedBatches(works, lambda v: (VideoSource(v), 0), decode, NEEDS, target=paint_clips)
-    )
-    next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    with painting(workers=2) as reader:
+        next(decode_batches(reader, works, asking(), 3, NEEDS))
     assert not _children()
 
 

@@ -217,6 +217,48 @@ def test_workers_end_with_their_parent_and_leave_no_shared_memory(tmp_path: Path
     assert not [name for name in names if (Path("/dev/shm") / name).exists()]
 
 
+def fork_aside(task: str, channel: Channel) -> None:
+    """Say which process this is, and read without end."""
+    channel.emit(os.getpid())
+    with Path(task).open("rb", buffering=0) as file:
+        while file.read(1 << 16):
+            pass
+
+
+@pytest.mark.parametrize("what", ["pipe", "/dev/zero"])
+@pytest.mark.parametrize("server_lives", [False, True])
+def test_a_worker_that_reads_without_end_ends_with_its_main_process(
+    tmp_path: Path, what: str, server_lives: bool
+) -> None:
+    if what == "pipe":
+        what = str(tmp_path / what)
+        os.mkfifo(what)
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        f"sys.path[:0] = [{str(Path(__file__).parent.parent)!r}]\n"
+        "from tests.test_processes import fork_aside\n"
+        "from reducio_latents.video.processes import ProcessPool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPool(target=fork_aside, workers=1, timeout_s=60)\n"
+        f"    pool.submit(0, {what!r})\n"
+        "    while not (events := pool.poll(0.5)): pass\n"
+        f"    if {server_lives}:\n"  # who else holds its pipe keeps the fork server from ending
+        "        os.fork() or (os.setsid(), os.close(1), time.sleep(30), os._exit(0))\n"
+        "    print(events[0].value, flush=True)\n"
+        "    os.close(1)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, timeout=60
+    )
+    pid = int(run.stdout)
+    deadline = time.monotonic() + 15
+    while _alive(pid):
+        assert time.monotonic() < deadline, "a worker outlived its main process"
+        time.sleep(0.05)
+
+
 def _alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]

@@ -15,12 +15,11 @@ from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError, StoreError, TrainingError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.train.config import DataConfig
-from reducio_latents.train.decoding import Augmentation, fit
 from reducio_latents.train.order import BatchOrder
 from reducio_latents.train.split import ClipTable, Split, forget_split, make_split
 from reducio_latents.train.stream import BatchStream, Request, training_requests
 from reducio_latents.video import get_backend
-from reducio_latents.video.pixels import fit_frame
+from reducio_latents.video.pixels import Augmentation, fit_frame
 from tests.corpora import write_corpus, write_video
 
 
@@ -203,11 +202,11 @@ def test_a_crop_is_the_named_part_of_the_frame() -> None:
     frame[32:, 64:] = 200
     bucket = Bucket(16, 32, 32)
     corner = Augmentation(area=0.25, x=1.0, y=1.0, crop=True)
-    assert fit(frame, bucket, "bicubic", corner).min() == 200
+    assert corner.fit(frame, bucket, "bicubic").min() == 200
     other = replace(corner, x=0.0)
-    assert fit(frame, bucket, "bicubic", other).max() == 0
-    right = fit(frame, bucket, "bicubic", Augmentation())
-    mirrored = fit(frame, bucket, "bicubic", Augmentation(mirror=True))
+    assert other.fit(frame, bucket, "bicubic").max() == 0
+    right = Augmentation().fit(frame, bucket, "bicubic")
+    mirrored = Augmentation(mirror=True).fit(frame, bucket, "bicubic")
     assert np.array_equal(mirrored, right[:, ::-1])
 
 

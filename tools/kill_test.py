@@ -46,7 +46,7 @@ RANKS = 2
 VICTIMS = ("run", "main", "worker", "rank", "actor")
 IMPORTED = (
     "reducio_latents.autoencoders",
-    "reducio_latents.encode.decoding",
+    "reducio_latents.video.reading",
     "reducio_latents.encode.engines.local",
     "reducio_latents.corpus.probe",
     "reducio_latents.video.pyav",

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from reducio_latents.check.clips import StoredClip
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import corpus_root
 from reducio_latents.errors import LatentsError, VideoError
 from reducio_latents.store import Store
-from reducio_latents.video.guarded import ClipRequest, GuardedReader, Pixels
+from reducio_latents.video.identity import Expected
+from reducio_latents.video.reading import ClipRead, ClipReader, ClipRequest
+
+Pixels = NDArray[np.uint8]
 
 
 class Originals:
@@ -29,8 +35,6 @@ class Originals:
     ) -> None:
         self._store = store
         self._backend = backend
-        self._same: set[str] = set()
-        """Videos whose bytes were found to be those that were encoded."""
         self._lost: dict[str, str] = {}
         """Videos that cannot be read, and why: a decoder that hung once is not waited for again."""
         self._root = ""
@@ -48,9 +52,7 @@ class Originals:
             self.problem = (
                 f"the corpus is not reachable ({reason}); if it has moved, say by --corpus where to"
             )
-        sizes = map(Bucket.parse, store.meta.buckets)
-        largest = max(sizes, key=lambda size: size.frames * size.height * size.width)
-        self._reader = GuardedReader(largest, timeout_s=timeout_s)
+        self._reader = ClipReader(map(Bucket.parse, store.meta.buckets), timeout_s=timeout_s)
 
     def read(self, clip: StoredClip) -> Pixels:
         """Return the clip as it was encoded, uint8 RGB (T, H, W, 3), fitted to its bucket.
@@ -60,6 +62,7 @@ class Originals:
         if self.problem is not None or clip.video in self._lost:
             raise VideoError(self.problem or self._lost[clip.video])
         plan, meta = self._store.plan, self._store.meta
+        video = plan.video(clip.video, clip.key)  # as it was then: it may have been replaced
         request = ClipRequest(
             video=clip.video,
             source=plan.source(clip.video, self._root),
@@ -68,14 +71,14 @@ class Originals:
             starts_s=(clip.start_s,),
             resize=meta.resize,
             backend=self._backend,
-            sha256=None if clip.video in self._same else plan.video(clip.video)["sha256"],
+            expected=Expected(video["bytes"], video["sha256"], since="encoded"),
         )
-        try:
-            [frames] = self._reader.read(request)
-        except VideoError as err:
-            self._lost[clip.video] = str(err)
-            raise
-        self._same.add(clip.video)
+        [found] = self._reader.read([request])
+        if not isinstance(found, ClipRead):
+            why = found.reason if found is not None else ""
+            self._lost[clip.video] = why
+            raise VideoError(why)
+        frames: Pixels = found.frames.numpy()
         return frames
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -17,7 +18,7 @@ from reducio_latents.check.pictures import Frames
 from reducio_latents.corpus import CorpusVideo, list_corpus
 from reducio_latents.errors import CorpusError
 from reducio_latents.video import get_backend
-from reducio_latents.video.guarded import ClipRequest, GuardedReader, Read
+from reducio_latents.video.reading import Clip, ClipRead, ClipReader, ClipRequest
 
 
 class SampledClip(NamedTuple):
@@ -106,9 +107,29 @@ def read_sample(
         order = random.Random(spec.clip.seed).sample(listed, len(listed))
     wanted = len(listed) if spec.videos is None else min(spec.videos, len(listed))
     sample = Sample(name or Path(str(corpus)).stem or str(corpus), spec)
+    waiting = iter(order)
+
+    def request(video: CorpusVideo) -> ClipRequest:
+        return ClipRequest(
+            video=video.video,
+            source=video.source,
+            bucket=spec.bucket,
+            clip=spec.clip,
+            problem=video.problem,
+        )
+
+    def instead(failed: ClipRequest, why: str) -> ClipRequest | None:
+        sample.failed[failed.video] = why
+        following = next(waiting, None)
+        return None if following is None else request(following)
+
     try:
-        with GuardedReader(spec.bucket, workers=spec.workers, timeout_s=spec.timeout_s) as reader:
-            _Reading(sample, reader, order, wanted, progress).run()
+        with ClipReader(
+            [spec.bucket], workers=spec.workers, timeout_s=spec.timeout_s, substitute=instead
+        ) as reader:
+            _take(
+                sample, reader.read(map(request, islice(waiting, wanted))), order, wanted, progress
+            )
         if not len(sample):
             video, why = next(iter(sample.failed.items()))
             others = f" ({len(sample.failed)} videos tried)" if len(sample.failed) > 1 else ""
@@ -121,75 +142,31 @@ def read_sample(
     return sample
 
 
+def _take(
+    sample: Sample,
+    clips: Iterator[Clip | None],
+    order: Sequence[CorpusVideo],
+    wanted: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write clips as they come; those of videos that gave all they were asked for are the sample's,
+    by the order of the videos."""
+    found: dict[str, list[tuple[SampledClip, int]]] = {}
+    done = 0
+    for clip in clips:
+        if isinstance(clip, ClipRead):
+            video = clip.request.video
+            place = sample.put(clip.frames.numpy())
+            found.setdefault(video, []).append((SampledClip(video, clip.start_s), place))
+            done += clip.last
+            progress(done, wanted)
+    for entry in order:
+        if entry.video not in sample.failed:
+            for sampled, place in found.get(entry.video, ()):
+                sample.add(sampled, place)
+
+
 def about_video(video: str, why: str) -> str:
     """Return why a video gave no clip, with its name once: some reasons begin with its path."""
     reason = why.rstrip(".")
     return reason if video in reason.partition(": ")[0] else f"{video}: {reason}"
-
-
-class _Reading:
-    """Videos on their way into a sample, several at a time; its clips end up in their order."""
-
-    def __init__(
-        self,
-        sample: Sample,
-        reader: GuardedReader,
-        order: Sequence[CorpusVideo],
-        wanted: int,
-        progress: Callable[[int, int], None],
-    ) -> None:
-        self._sample, self._reader, self._wanted = sample, reader, wanted
-        self._waiting = iter(order)
-        self._order = {video.video: number for number, video in enumerate(order)}
-        self._progress = progress
-        self._asked: dict[int, str] = {}
-        self._found: dict[str, list[tuple[SampledClip, int]]] = {}
-        """Video -> its clips, and where they lie."""
-        self._done = 0
-
-    def run(self) -> None:
-        # No more are asked for than may still be wanted, so that the videos taken are the first
-        # good ones of the order, however many processes read.
-        while self._ask() or self._reader.pending:
-            for read in self._reader.poll():
-                self._take(read)
-        for video in sorted(self._found, key=self._order.__getitem__):
-            for clip, place in self._found[video]:
-                self._sample.add(clip, place)
-
-    def _ask(self) -> bool:
-        """Ask for videos while some are wanted and a process is free; return whether one was."""
-        asked = False
-        while self._reader.pending < min(2 * self._sample.spec.workers, self._wanted - self._done):
-            video = next(self._waiting, None)
-            if video is None:
-                break
-            if video.problem is not None:
-                self._sample.failed[video.video] = video.problem
-                continue
-            self._asked[self._reader.submit(self._request(video))] = video.video
-            asked = True
-        return asked
-
-    def _request(self, video: CorpusVideo) -> ClipRequest:
-        spec = self._sample.spec
-        return ClipRequest(
-            video=video.video,
-            source=video.source,
-            bucket=spec.bucket,
-            clip=spec.clip,
-            resize="bicubic",
-            backend="pyav",
-        )
-
-    def _take(self, read: Read) -> None:
-        video = self._asked[read.request]
-        if read.frames is not None:
-            place = self._sample.put(read.frames)
-            self._found.setdefault(video, []).append((SampledClip(video, read.start_s), place))
-        elif read.problem is not None:
-            self._found.pop(video, None)
-            self._sample.failed[video] = read.problem
-        else:
-            self._done += 1
-            self._progress(self._done, self._wanted)

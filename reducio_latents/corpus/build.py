@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
@@ -34,14 +34,16 @@ def plan_part(
     previous: Plan | None = None,
     *,
     retry_failed: bool = False,
+    replaced: Collection[str] = (),
 ) -> PlanPart:
     """Plan the videos that `previous` does not have; their order does not matter.
 
     `records` holds what probing said, by name; for videos of `previous` they are optional, and only
     used to see whether the bytes changed. With `retry_failed`, videos that failed before are
-    planned again, unless they fail for the same reason. Rows of `previous` never move: new ones
-    go to new shards. Raise StoreError if `previous` was made with another spec, CorpusError for two
-    videos of one name.
+    planned again, unless they fail for the same reason; those in `replaced`, if their bytes are
+    others now: under the same name, with clip ids of their own. Rows of `previous` never move: new
+    ones go to new shards. Raise StoreError if `previous` was made with another spec, CorpusError
+    for two videos of one name.
     """
     if previous is not None:
         previous.spec.require_same(spec)
@@ -50,21 +52,35 @@ def plan_part(
         if one.video == other.video:
             raise CorpusError(f"{one.video} is listed twice. Remove one.")
     known = {} if previous is None else previous.known
-    fresh = not_planned(listing, previous, retry=retry_failed)
+    replaced = known.keys() & set(replaced)
+    fresh = [
+        video
+        for video in not_planned(listing, previous, retry=retry_failed, replaced=replaced)
+        if video.video not in replaced
+        or _has_changed(known[video.video].sha256, records.get(video.video))
+    ]
     fates = decide(fresh, records, spec, previous)
     planned = []
     for video in fresh:
         old, fate = known.get(video.video), fates[video.video]
-        if old is None or (old.status, old.reason) != (fate.status, fate.reason):
+        if (
+            old is None
+            or video.video in replaced
+            or (old.status, old.reason) != (fate.status, fate.reason)
+        ):
             planned.append((video, fate))
-    _require_unique_ids(planned, previous)
+    ids = [
+        f"{v.video}\0{records[v.video].sha256}" if v.video in replaced else v.video
+        for v, _ in planned
+    ]
+    _require_unique_ids(ids, previous)
     placed = place(planned, spec, previous)
     listed = {video.video for video in listing}
     return PlanPart(
         number=0 if previous is None else previous.parts,
         spec=spec,
         videos=_video_table(planned, records, placed.rows, spec),
-        clips=_clip_table(planned, placed, spec),
+        clips=_clip_table(planned, placed, spec, ids),
         shards=placed.shards,
         changed=tuple(
             name for name in known if _has_changed(known[name].sha256, records.get(name))
@@ -74,14 +90,21 @@ def plan_part(
 
 
 def not_planned(
-    listed: Iterable[CorpusVideo], plan: Plan | None, *, retry: bool = False
+    listed: Iterable[CorpusVideo],
+    plan: Plan | None,
+    *,
+    retry: bool = False,
+    replaced: Collection[str] = (),
 ) -> list[CorpusVideo]:
-    """Return the videos that the plan does not have; with `retry`, also those that failed."""
+    """Return the videos that the plan does not have, and those in `replaced`; with `retry`, also
+    those that failed."""
     known = {} if plan is None else plan.known
     return [
         video
         for video in listed
-        if (old := known.get(video.video)) is None or (retry and old.status == "failed")
+        if (old := known.get(video.video)) is None
+        or (retry and old.status == "failed")
+        or video.video in replaced
     ]
 
 
@@ -89,14 +112,14 @@ def _has_changed(sha256: str | None, record: ProbeRecord | None) -> bool:
     return bool(sha256 and record is not None and record.sha256 and record.sha256 != sha256)
 
 
-def _clip_table(planned: Planned, placed: Placed, spec: PlanSpec) -> pa.Table:
+def _clip_table(planned: Planned, placed: Placed, spec: PlanSpec, ids: Sequence[str]) -> pa.Table:
     names = pa.array([video.video for video, _ in planned], pa.string())
     captions = pa.array([list(v.captions) for v, _ in planned], pa.list_(pa.string()))
     rows = placed.rows
     status = np.zeros(len(rows.video), np.int64)
     status[placed.own :] = 1
     columns = {
-        "clip_id": _clip_ids([video.video for video, _ in planned], rows),
+        "clip_id": _clip_ids(ids, rows),
         "video": _spread(names, rows.video),
         "start_s": pa.array(rows.start_s),
         "bucket": _spread(pa.array([b.name for b in spec.buckets]), rows.bucket),
@@ -145,12 +168,12 @@ def _clip_ids(videos: Sequence[str], rows: Rows) -> pa.ChunkedArray:
     return pa.chunked_array(chunks, pa.string())
 
 
-def _require_unique_ids(planned: Planned, previous: Plan | None) -> None:
+def _require_unique_ids(ids: Sequence[str], previous: Plan | None) -> None:
     """Refuse two videos whose clips would have the same ids; their names would have to be 1 of
     2**64 pairs."""
     earlier = () if previous is None else previous.known
     owners: dict[str, str] = {}
-    for name in chain(earlier, (video.video for video, _ in planned)):
+    for name in chain(earlier, ids):
         owner = owners.setdefault(clip_prefix(name), name)
         if owner != name:
             raise CorpusError(f"{owner} and {name} would get the same clip ids. Rename one.")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+from reducio_latents.corpus.entry import CorpusVideo
 from reducio_latents.errors import VideoError
-from reducio_latents.files.source import VideoSource, open_source
+from reducio_latents.files.source import VideoSource
 from reducio_latents.video import get_backend
+from reducio_latents.video.identity import size_and_sha256, stamp_of
 from reducio_latents.video.processes import Channel, ProcessPool
 from reducio_latents.video.protocol import VideoBackend
-
-MIN_TIMEOUT_S = 300.0
-"""Probing reads a whole file to hash it; a slow disk is no hang."""
-_CHUNK_BYTES = 1 << 20
 
 OnProbe = Callable[[int, int], None]
 """Told (videos probed, videos to be)."""
@@ -27,11 +24,9 @@ class Probing:
     backend: str
     workers: int
     timeout_s: float
-    """Raised to `MIN_TIMEOUT_S`."""
+    """How long a video may bring nothing: not a byte to hash, not a packet, not its first frame."""
     memory_bytes: int = 0
     """Of a process; 0: no limit."""
-    preload: tuple[str, ...] = ()
-    """See `ProcessPool`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +49,8 @@ class ProbeRecord:
     """Of the video's bytes, in hexadecimal; "" if they cannot be read to the end."""
     error: str | None = None
     """Why no clip can be had of it; None for a healthy video."""
+    stamp: str = field(default="", compare=False)
+    """See `stamp_of`, before the bytes were hashed. Known in the run that probed, and not kept."""
 
 
 def failed_record(error: str, *, bytes: int = 0, sha256: str = "") -> ProbeRecord:
@@ -61,15 +58,18 @@ def failed_record(error: str, *, bytes: int = 0, sha256: str = "") -> ProbeRecor
     return ProbeRecord(error=error, bytes=bytes, sha256=sha256)
 
 
-def probe_video(source: VideoSource, backend: VideoBackend) -> ProbeRecord:
+def probe_video(
+    source: VideoSource, backend: VideoBackend, alive: Callable[[], None] = lambda: None
+) -> ProbeRecord:
     """Describe the video and hash its bytes; a video that cannot be read has an `error`.
 
-    Reads the whole file once for the hash and once for its packets, and decodes the first frame.
+    Reads the whole file once for the hash and once for its packets, and decodes the first frame;
+    `alive` is called in between.
     """
-    size, digest = 0, ""
+    stamp, size, digest = stamp_of(source), 0, ""
     try:
-        size, digest = _size_and_sha256(source)
-        info = backend.probe(source)
+        size, digest = size_and_sha256(source, alive)
+        info = backend.probe(source, alive=alive)
     except VideoError as err:
         return failed_record(str(err), bytes=size, sha256=digest)
     return ProbeRecord(
@@ -82,42 +82,36 @@ def probe_video(source: VideoSource, backend: VideoBackend) -> ProbeRecord:
         frames=info.frames,
         bytes=size,
         sha256=digest,
+        stamp=stamp,
     )
 
 
 def probe_videos(
-    sources: Sequence[VideoSource], probing: Probing, on_probe: OnProbe = lambda _, __: None
-) -> Iterator[ProbeRecord]:
-    """Yield the record of each video, in order. One that hangs or kills its prober has an error.
+    videos: Sequence[CorpusVideo], probing: Probing, on_probe: OnProbe = lambda _, __: None
+) -> dict[str, ProbeRecord]:
+    """Return the record of each video, by name. One that hangs or kills its prober has an error.
 
-    Raises ConfigError where the backend is not installed.
+    What the listing knows to be bad is not opened. Raises ConfigError where the backend is not
+    installed.
     """
-    if not sources:
-        return
+    records = {v.video: failed_record(v.problem) for v in videos if v.problem is not None}
+    good = [video for video in videos if video.problem is None]
+    if not good:
+        return records
+    on_probe(len(records), len(videos))
     with ProcessPool(
         target=_probe,
-        workers=min(probing.workers, len(sources)),
-        timeout_s=max(MIN_TIMEOUT_S, probing.timeout_s),
+        workers=min(probing.workers, len(good)),
+        timeout_s=probing.timeout_s,
         memory_bytes=probing.memory_bytes,
-        preload=probing.preload,
     ) as pool:
-        tasks = ((source, probing.backend) for source in sources)
-        for number, record, lost in pool.run(tasks):
-            on_probe(number + 1, len(sources))
-            yield record if lost is None else failed_record(lost)
+        found = pool.run((video.source, probing.backend) for video in good)
+        for video, (_, record, lost) in zip(good, found, strict=True):
+            records[video.video] = record if lost is None else failed_record(lost)
+            on_probe(len(records), len(videos))
+    return records
 
 
 def _probe(task: tuple[VideoSource, str], channel: Channel) -> None:
     source, backend = task
-    channel.emit(probe_video(source, get_backend(backend)))
-
-
-def _size_and_sha256(source: VideoSource) -> tuple[int, str]:
-    with open_source(source) as file:
-        try:
-            digest = hashlib.sha256()
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-            return file.tell(), digest.hexdigest()
-        except OSError as err:
-            raise VideoError(f"{source}: it cannot be read: {err.strerror or err}.") from err
+    channel.emit(probe_video(source, get_backend(backend), channel.alive))

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
+import pyarrow as pa
+
 from reducio_latents.encode.report import Tally
+from reducio_latents.files import Files
+from reducio_latents.files.parquet import read_parquet
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
 from reducio_latents.store.index import Index, IndexEntry, write_index
 from reducio_latents.store.plan import Plan
-from reducio_latents.store.reports import ClipError, Reports
+from reducio_latents.store.reports import ERRORS, ClipError, Reports
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.writer import StoreWriter
 from reducio_latents.version import __version__
+from reducio_latents.video.identity import CHANGED
+
+log = logging.getLogger(__name__)
 
 ALL = "all"
 
@@ -69,6 +77,18 @@ def finish(writer: StoreWriter, plan: Plan, counts: Mapping[str, Tally], outcome
         versions=versions(),
     )
     writer.meta.write(writer.files)
+
+
+def replaced_videos(files: Files) -> frozenset[str]:
+    """Return the videos of which a run has found that they are not the ones that were planned."""
+    try:
+        rows = read_parquet(files.read(ERRORS), ["video", "reason"]).to_pylist()
+    except FileNotFoundError:
+        return frozenset()
+    except (KeyError, pa.ArrowException, OSError) as err:
+        log.warning("%s/%s cannot be read, and will be written again: %s", files.url, ERRORS, err)
+        return frozenset()
+    return frozenset(row["video"] for row in rows if f"{CHANGED} planned" in row["reason"])
 
 
 def versions() -> dict[str, str]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import list_corpus
-from reducio_latents.corpus.build import not_planned, plan_part
-from reducio_latents.corpus.probe import OnProbe, Probing, probe_videos
-from reducio_latents.encode.decoding import PRELOAD
+from reducio_latents.corpus.planning import plan_listed
+from reducio_latents.corpus.probe import OnProbe, Probing
+from reducio_latents.encode.finish import replaced_videos
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.source import PlannedClip, ShardWork
 from reducio_latents.files import Files
 from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.plan import Plan, PlanSpec, read_plan, write_part
-
-log = logging.getLogger(__name__)
+from reducio_latents.video.identity import Expected
 
 
 @dataclass(frozen=True)
@@ -30,17 +28,16 @@ class Planned:
     find: Callable[[str], VideoSource | None]
     """Where a video of the plan lies now; None if the corpus lists it no more."""
     plan: Plan
+    stamps: Mapping[str, str] = field(default_factory=dict)
+    """Of the videos that this run has probed: see `stamp_of`."""
 
-    @cached_property
-    def _bytes(self) -> dict[str, int]:
-        table = self.plan.videos
-        names, sizes = table["video"].to_pylist(), table["bytes"].to_pylist()
-        return dict(zip(names, sizes, strict=True))
-
-    def locate(self, video: str) -> tuple[VideoSource, int] | None:
-        """Return where a video lies now, and its size when it was planned; None if it is gone."""
-        found = self.find(video)
-        return None if found is None else (found, self._bytes[video])
+    def locate(self, key: ShardKey, video: str) -> dict[str, Any]:
+        """Return where a video of a shard lies now and what it must be, or why it is not read."""
+        found, row = self.find(video), self.plan.video(video, key)
+        if found is None:
+            return {"source": VideoSource(""), "problem": f"{video} is no longer in the corpus."}
+        stamp = self.stamps.get(video, "")
+        return {"source": found, "expected": Expected(row["bytes"], row["sha256"], stamp)}
 
     def work(self, key: ShardKey) -> ShardWork:
         """Return the clips of one shard."""
@@ -76,28 +73,21 @@ def make_plan(
         shard_rows=options.shard_rows,
         duplicates=options.duplicates,
     )
-    previous = read_plan(files)
-    new = not_planned(listed, previous, retry=options.retry_failed)
     probing = Probing(
         backend=options.video_backend,
         workers=options.workers,
         timeout_s=options.clip_timeout_s,
         memory_bytes=options.worker_memory_mb << 20,
-        preload=PRELOAD,
     )
-    probed = probe_videos([video.source for video in new], probing, on_probe)
-    records = dict(zip((video.video for video in new), probed, strict=True))
-    part = plan_part(listed, records, spec, previous, retry_failed=options.retry_failed)
-    if part.changed:
-        log.warning(
-            "%d videos have changed since they were planned, %s first: what is stored of them "
-            "stays. Give changed videos new names to encode them.",
-            len(part.changed),
-            part.changed[0],
-        )
-    plan = previous or Plan.of(part)
-    if previous is not None and part.videos.num_rows:
-        plan = previous.extended(part)
-    if write and part.videos.num_rows:
-        write_part(files, part.number, part)
-    return Planned({video.video: video.source for video in listed}.get, plan)
+    new = plan_listed(
+        listed,
+        spec,
+        read_plan(files),
+        probing,
+        on_probe,
+        retry_failed=options.retry_failed,
+        replaced=replaced_videos(files),
+    )
+    if write and new.part is not None:
+        write_part(files, new.part.number, new.part)
+    return Planned({video.video: video.source for video in listed}.get, new.plan, new.stamps)

@@ -15,18 +15,19 @@ from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.quality import QualityCheck
 from reducio_latents.encode.registry import plain
 from reducio_latents.encode.source import (
-    DecodedBatches,
-    DecodeOptions,
     PlannedClip,
     ReadyBatch,
     ShardWork,
     cut_shard,
+    decode_batches,
     read_captions,
 )
 from reducio_latents.encode.stop import StoppedError
 from reducio_latents.encode.stored import StoredContent
 from reducio_latents.errors import LatentsError
 from reducio_latents.store.commit import Failure, ShardKey
+from reducio_latents.video.pixels import fit_clip
+from reducio_latents.video.reading import ClipReader, ClipRequest
 
 WHOLE_PX = 1920 * 1088
 """Larger frames than 1080p are resized by the workers always, so that a slot of shared memory, of
@@ -159,36 +160,39 @@ def _one_after_another(*parts: Iterable[ReadyBatch | None]) -> Iterator[ReadyBat
         yield from part  # which also closes the part that is under way
 
 
-def _decode(job: Job, keys: Feed, needs: frozenset[str]) -> Iterable[ReadyBatch | None]:
+def _decode(job: Job, keys: Feed, needs: frozenset[str]) -> Iterator[ReadyBatch | None]:
     works = (None if key is None else job.planned.work(key) for key in keys)
     return _decoded(job, works, needs)
 
 
-def _decoded(job: Job, works: Iterable[ShardWork | None], needs: frozenset[str]) -> DecodedBatches:
-    options = decode_options(job, needs)
-    if not options.whole_px:
-        return DecodedBatches(works, job.planned.locate, options, needs)
-    fit = DeviceFit(job.options.torch_device)
-    return DecodedBatches(works, job.planned.locate, options, needs, fit=fit)
-
-
-def decode_options(job: Job, needs: frozenset[str]) -> DecodeOptions:
-    """Return how the videos of a job are decoded."""
+def _decoded(
+    job: Job, works: Iterable[ShardWork | None], needs: frozenset[str]
+) -> Iterator[ReadyBatch | None]:
     options = job.options
+    whole_px = min(WHOLE_PX, job.largest_px) if options.resizes_on_device else 0
     wants_files = CONTENT in needs and options.image_codec != "raw"
-    return DecodeOptions(
-        buckets=tuple(Bucket.parse(name) for name in job.writer.meta.buckets),
-        backend=options.video_backend,
-        rate_fps=options.clip.rate_fps,
-        resize=options.resize,
-        image_codec=options.image_codec if wants_files else None,
-        batch_size=options.clips_per_batch,
+
+    def request(work: ShardWork, video: str) -> ClipRequest:
+        return ClipRequest(
+            video=video,
+            bucket=work.bucket,
+            clip=options.clip,
+            resize=options.resize,
+            backend=options.video_backend,
+            image_codec=options.image_codec if wants_files else None,
+            **job.planned.locate(work.key, video),
+        )
+
+    with ClipReader(
+        [Bucket.parse(name) for name in job.writer.meta.buckets],
         workers=options.workers,
-        whole_px=min(WHOLE_PX, job.largest_px) if options.resizes_on_device else 0,
         timeout_s=options.clip_timeout_s,
         memory_bytes=options.worker_memory_mb << 20,
         read_ahead_bytes=options.read_ahead_mb << 20,
-    )
+        whole_px=whole_px,
+        fit=DeviceFit(options.torch_device) if whole_px else fit_clip,
+    ) as reader:
+        yield from decode_batches(reader, works, request, options.clips_per_batch, needs)
 
 
 def _careful_batches(

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from reducio_latents.core.geometry import Bucket, aspect_buckets, square_bucket
 from reducio_latents.corpus import corpus_root, list_corpus
-from reducio_latents.corpus.build import plan_part
-from reducio_latents.corpus.probe import OnProbe, Probing, probe_videos
+from reducio_latents.corpus.planning import plan_listed
+from reducio_latents.corpus.probe import OnProbe, Probing
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource, join_url
@@ -24,7 +24,6 @@ from reducio_latents.store.plan import Plan, PlanPart, PlanSpec, read_plan, writ
 from reducio_latents.store.plan.parts import FOLDER as PLAN
 from reducio_latents.train.batch import ClipName
 from reducio_latents.train.config import DataConfig
-from reducio_latents.train.decoding import PRELOAD
 from reducio_latents.video import get_backend
 
 VALIDATION = "validation"
@@ -180,18 +179,11 @@ def _plan(
     if plan is not None:
         plan.spec.require_same(spec)
         return plan
-    listed = list_corpus(corpus)
-    probing = Probing(
-        backend=data.video_backend,
-        workers=data.workers,
-        timeout_s=data.timeout_s,
-        preload=PRELOAD,
-    )
-    probed = probe_videos([video.source for video in listed], probing, on_probe)
-    records = dict(zip((video.video for video in listed), probed, strict=True))
-    part = plan_part(listed, records, spec)
-    fresh.append((out, part))
-    return Plan.of(part)
+    probing = Probing(backend=data.video_backend, workers=data.workers, timeout_s=data.timeout_s)
+    new = plan_listed(list_corpus(corpus), spec, None, probing, on_probe)
+    if new.part is not None:
+        fresh.append((out, new.part))
+    return new.plan
 
 
 def _buckets(data: DataConfig) -> tuple[Bucket, ...]:

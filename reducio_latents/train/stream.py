@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import queue
 import random
-import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import TrainingError
 from reducio_latents.train.batch import Batch
 from reducio_latents.train.config import DataConfig
-from reducio_latents.train.decoding import PRELOAD, Augmentation, ClipTask, decode_clip
 from reducio_latents.train.order import BatchOrder
 from reducio_latents.train.split import ClipTable
-from reducio_latents.video.processes import Event, ProcessPool
+from reducio_latents.video.pixels import Augmentation
+from reducio_latents.video.reading import Clip, ClipRead, ClipReader, ClipRequest
 
 log = logging.getLogger(__name__)
 
-IDLE_S = 0.01
-"""How often a full stream looks whether a batch was taken."""
+UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -69,27 +64,6 @@ def augmentation(data: DataConfig, seed: int) -> Augmentation:
     )
 
 
-@dataclass
-class _Pending:
-    """A batch of which some clips are not decoded yet."""
-
-    request: Request
-    clips: list[int | None]
-    """What each place holds; None: nothing, as its clip could not be read."""
-    frames: Tensor
-    missing: int
-
-    def finish(self, table: ClipTable) -> Batch | None:
-        """Return the batch of the places that hold a clip; None if there are none."""
-        kept = [i for i, clip in enumerate(self.clips) if clip is not None]
-        if not kept:
-            return None
-        frames = self.frames if len(kept) == len(self.clips) else self.frames[kept]
-        seeds = tuple(self.request.seeds[i] for i in kept) if self.request.seeds else ()
-        names = tuple(table.name(clip) for clip in self.clips if clip is not None)
-        return Batch(frames, seeds, names)
-
-
 class BatchStream:
     """Iterate over requested batches, in order, decoded ahead.
 
@@ -101,89 +75,52 @@ class BatchStream:
         self.failed: dict[int, str] = {}
         """Clip -> why it could not be read."""
         self._table, self._data = table, data
-        self._requests = iter(requests)
-        self._order: deque[_Pending] = deque()
-        self._running: dict[int, tuple[_Pending, int]] = {}
-        self._submitted = 0
+        self._requests = requests
+        self._begun: deque[Request] = deque()
 
     def __iter__(self) -> Generator[Batch]:
-        # A thread moves clips from the workers' memory into batches while the caller trains.
-        ready: queue.Queue[Batch | BaseException | None] = queue.Queue()
-        stop = threading.Event()
-        thread = threading.Thread(target=self._collect, args=(ready, stop), daemon=True)
-        thread.start()
-        try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join()
+        data = self._data
+        with ClipReader(
+            self._table.sizes,
+            workers=data.workers,
+            timeout_s=data.timeout_s,
+            read_ahead_bytes=UNLIMITED,  # `_clips` counts batches
+            substitute=self._instead,
+        ) as reader:
+            found: list[Clip] = []
+            for clip in reader.read(self._clips()):
+                if clip is None:
+                    continue
+                found.append(clip)
+                if len(found) == len(self._begun[0].clips):
+                    batch = self._batch(self._begun.popleft(), found)
+                    found = []
+                    if batch is not None:
+                        yield batch
 
-    def _collect(
-        self, ready: queue.Queue[Batch | BaseException | None], stop: threading.Event
-    ) -> None:
-        try:
-            with self._pool() as pool:
-                while not stop.is_set() and (self._feed(pool, ready.qsize()) or self._order):
-                    while self._order and not self._order[0].missing:
-                        batch = self._order.popleft().finish(self._table)
-                        if batch is not None:
-                            ready.put(batch)
-                    if not self._running:
-                        stop.wait(IDLE_S)
-                    for event in pool.poll(0.2):
-                        self._take(pool, event)
-            ready.put(None)
-        except BaseException as err:
-            ready.put(err)
+    def _clips(self) -> Iterator[ClipRequest | None]:
+        for request in self._requests:
+            while len(self._begun) >= self._data.ahead:
+                yield None
+            self._begun.append(request)
+            seeds = request.seeds or (None,) * len(request.clips)
+            for clip, seed in zip(request.clips, seeds, strict=True):
+                yield self._clip(self._readable(clip) if request.training else clip, seed)
 
-    def _pool(self) -> ProcessPool:
-        return ProcessPool(
-            target=decode_clip,
-            workers=self._data.workers,
-            timeout_s=self._data.timeout_s,
-            slots=2,
-            slot_bytes=max(map(_clip_bytes, self._table.sizes)),
-            preload=PRELOAD,
-        )
-
-    def _feed(self, pool: ProcessPool, waiting: int) -> bool:
-        """Ask for batches until enough are under way or waiting; return whether any are left."""
-        while len(self._order) + waiting < self._data.ahead:
-            request = next(self._requests, None)
-            if request is None:
-                return False
-            size = self._table.bucket(request.clips[0])
-            shape = (len(request.clips), size.frames, size.height, size.width, 3)
-            frames = torch.zeros(shape, dtype=torch.uint8)
-            pending = _Pending(request, list(request.clips), frames, len(request.clips))
-            self._order.append(pending)
-            for place, clip in enumerate(request.clips):
-                self._submit(pool, pending, place, clip)
-        return True
-
-    def _submit(self, pool: ProcessPool, pending: _Pending, place: int, clip: int) -> None:
-        """Have a clip decoded into its place, or what takes its place if it is known to fail."""
-        request, table, data = pending.request, self._table, self._data
-        if request.training:
-            clip = self._readable(clip)
-        pending.clips[place] = clip
-        task = ClipTask(
+    def _clip(self, clip: int, seed: int | None) -> ClipRequest:
+        table, data = self._table, self._data
+        how = Augmentation() if seed is None else augmentation(data, seed)
+        return ClipRequest(
+            tag=(clip, seed),
+            video=table.name(clip).video,
             source=table.source(clip),
-            start_s=table.name(clip).start_s,
             bucket=table.bucket(clip),
-            rate_fps=data.clip.rate_fps,
+            clip=data.clip,
+            starts_s=(table.name(clip).start_s,),
             resize=data.resize,
             backend=data.video_backend,
-            augmentation=(
-                augmentation(data, request.seeds[place]) if request.training else Augmentation()
-            ),
+            fit=how.fit,
         )
-        self._running[self._submitted] = pending, place
-        pool.submit(self._submitted, task)
-        self._submitted += 1
 
     def _readable(self, clip: int) -> int:
         """Return the clip, or the first after it that is not known to fail."""
@@ -194,31 +131,20 @@ class BatchStream:
                 raise TrainingError(f"no clip of {self._table.bucket(clip)} could be read.")
         return found
 
-    def _take(self, pool: ProcessPool, event: Event) -> None:
-        if event.kind == "item" and event.slot is not None:
-            pending, place = self._running[event.task]
-            target = pending.frames[place]
-            pixels = torch.frombuffer(event.slot.memory, dtype=torch.uint8, count=target.numel())
-            target.copy_(pixels.view(target.shape))
-            del pixels  # it exports the slot's memory, which `release` gives back
-            pool.release(event.slot)
-            pending.missing -= 1
-        elif event.kind == "item":
-            self._fail(pool, event.task, event.value)
-        elif event.kind == "lost":
-            self._fail(pool, event.task, str(event.value))
-        if event.kind != "item":
-            del self._running[event.task]
-
-    def _fail(self, pool: ProcessPool, task: int, why: str) -> None:
-        pending, place = self._running[task]
-        clip = pending.clips[place]
-        assert clip is not None
+    def _instead(self, request: ClipRequest, why: str) -> ClipRequest | None:
+        """Take note of a clip that failed; return what is read in its place, if anything is."""
+        clip, seed = request.tag
         name = self._table.name(clip)
         # Backends say of which file and clip they speak, which the name does already.
-        source = self._table.source(clip)
-        for known in (f"{source}: ", f"{source.url}: ", f"clip at {name.start_s:.3f} s: "):
-            why = why.removeprefix(known)
+        source = request.source
+        known = (
+            f"{source}: ",
+            f"{source.url}: ",
+            f"{name.video}: ",
+            f"clip at {name.start_s:.3f} s: ",
+        )
+        for words in known:
+            why = why.removeprefix(words)
         why = why.rstrip(".")
         self.failed[clip] = why
         log.warning("skipped %s: %s", name, why)
@@ -228,12 +154,15 @@ class BatchStream:
                 f"data.max_failed={self._data.max_failed}. The last one, {name}: {why}. A larger "
                 "data.max_failed does without them."
             )
-        if pending.request.training:
-            self._submit(pool, pending, place, clip)
-        else:
-            pending.clips[place] = None
-            pending.missing -= 1
+        return None if seed is None else self._clip(self._readable(clip), seed)
 
-
-def _clip_bytes(bucket: Bucket) -> int:
-    return bucket.frames * bucket.height * bucket.width * 3
+    def _batch(self, request: Request, found: Sequence[Clip]) -> Batch | None:
+        """Return the batch of the places that hold a clip; None if there are none."""
+        kept = [(i, clip) for i, clip in enumerate(found) if isinstance(clip, ClipRead)]
+        if not kept:
+            return None
+        return Batch(
+            torch.stack([clip.frames for _, clip in kept]),
+            tuple(request.seeds[i] for i, _ in kept) if request.seeds else (),
+            tuple(self._table.name(clip.request.tag[0]) for _, clip in kept),
+        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,9 +66,9 @@ class DecordBackend:
     def __init__(self, *, threads: int = 1) -> None:
         self._threads = threads
 
-    def probe(self, source: VideoSource) -> VideoInfo:
+    def probe(self, source: VideoSource, *, alive: Callable[[], None] = lambda: None) -> VideoInfo:
         """See `VideoBackend.probe`; the numbers are PyAV's. Refuses what cannot be read."""
-        facts = _facts(source)
+        facts = _facts(source, alive)
         _Pictures(source, facts, self._threads)
         return facts.info
 
@@ -109,10 +109,10 @@ def _read(
     )
 
 
-def _facts(source: VideoSource) -> _Facts:
+def _facts(source: VideoSource, alive: Callable[[], None] = lambda: None) -> _Facts:
     """Look at a video without decord; raise VideoError if decord is not to be trusted with it."""
     with VideoFile(source) as video:
-        scan = video.scan()
+        scan = video.scan(alive)
         try:
             orientation = video.orientation(scan.first)
             tags = ColourTags.of(scan.first)

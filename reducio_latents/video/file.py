@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from types import TracebackType
@@ -184,8 +184,8 @@ class VideoFile:
         """Go to a key frame that is stored at or before the time `tick`, if all goes well."""
         self._container.seek(tick, stream=self.stream)
 
-    def scan(self) -> Scan:
-        """Read every packet, and decode the first frame only.
+    def scan(self, alive: Callable[[], None] = lambda: None) -> Scan:
+        """Read every packet, telling `alive`, and decode the first frame only.
 
         Raises VideoError if no frame can be decoded.
         """
@@ -193,6 +193,7 @@ class VideoFile:
         keys, discarded, leading, damaged = [], 0, 0, False
         try:
             for packet in self.packets():
+                alive()
                 discarded += packet.is_discard
                 tick = clock.add(packet)
                 if tick is not None:

@@ -6,6 +6,9 @@ is stored is exactly the frame that was encoded.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -35,6 +38,30 @@ def fit_frame(frame_HWC: NDArray[np.uint8], bucket: Bucket, mode: str) -> NDArra
         )
     cropped = pixels[0, :, _crop(fit.top, bucket.height), _crop(fit.left, bucket.width)]
     return np.ascontiguousarray(cropped.permute(1, 2, 0).numpy())
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A square part of the frame, maybe mirrored; the same for all frames of a clip."""
+
+    area: float = 1.0
+    """Share of the largest square in the frame."""
+    x: float = 0.5
+    y: float = 0.5
+    """Where it lies: 0 at the left or top, 1 at the right or bottom."""
+    crop: bool = False
+    """False: the whole frame, fitted to the bucket around its centre."""
+    mirror: bool = False
+
+    def fit(self, frame_HWC: NDArray[np.uint8], bucket: Bucket, mode: str) -> NDArray[np.uint8]:
+        """Return the part of a frame that this names, at the bucket's size."""
+        if self.crop:
+            height, width = frame_HWC.shape[:2]
+            side = max(1, round(min(height, width) * math.sqrt(self.area)))
+            top, left = round(self.y * (height - side)), round(self.x * (width - side))
+            frame_HWC = frame_HWC[top : top + side, left : left + side]
+        fitted = fit_frame(frame_HWC, bucket, mode)
+        return fitted[:, ::-1] if self.mirror else fitted
 
 
 def fit_clip(frames_THWC: Tensor, bucket: Bucket, mode: str) -> Tensor:

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,7 +26,17 @@ from typing import Any, NamedTuple
 
 from reducio_latents.errors import ConfigError, LatentsError
 
-PRELOAD = ["reducio_latents.video.fork_server", "reducio_latents.video.processes"]
+PRELOAD = [
+    "reducio_latents.video.fork_server",
+    "reducio_latents.video.reading",
+    "reducio_latents.corpus.probe",
+    "reducio_latents.video.pyav",
+]
+"""Modules that all workers share from the start, so that importing them is paid for once."""
+ALIVE_S = 0.1
+"""How often a worker says that it goes on, at most."""
+WATCH_S = 1.0
+"""How often a worker looks for its main process, where the kernel does not say that it ended."""
 MEMORY_CHECK_S = 0.5
 STARTS = 5
 """Workers that may be killed in a row before they have done anything."""
@@ -68,6 +79,7 @@ class Channel:
         self._pipe, self._memory = pipe, memory
         self._free = deque(range(slots))
         self._slot_bytes = memory.size // slots if memory is not None else 0
+        self._heard_s = 0.0
 
     def acquire(self) -> tuple[int, memoryview]:
         """Return a free slot of shared memory, waiting until the parent has given one back."""
@@ -85,6 +97,13 @@ class Channel:
     def emit(self, value: Any, slot: int | None = None) -> None:
         """Send one result, small enough to pickle; its pixels lie in `slot`."""
         self._pipe.send(("item", value, slot))
+
+    def alive(self) -> None:
+        """Say that the task goes on, where it brings no result for long; may be called often."""
+        now = time.monotonic()
+        if now - self._heard_s > ALIVE_S:
+            self._heard_s = now
+            self._pipe.send(("alive", None, None))
 
     def next_task(self) -> Any:
         while True:
@@ -131,13 +150,10 @@ class ProcessPool:
     slots: int = 0
     """Shared-memory slots of each worker."""
     slot_bytes: int = 0
-    preload: tuple[str, ...] = ()
-    """Modules that the workers share from the start, so that importing them is paid for once. All
-    pools of a process share one fork server: the first one's modules are what it has."""
 
     def __post_init__(self) -> None:
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([*PRELOAD, *self.preload])
+        self._context.set_forkserver_preload(PRELOAD)
         self._queue: deque[tuple[int, Any]] = deque()
         self._pool: list[_Worker | None] = [None] * self.workers
         self._last_memory_check = 0.0
@@ -272,7 +288,7 @@ class ProcessPool:
             memory = SharedMemory(create=True, size=self.slots * self.slot_bytes)
         name = memory.name if memory is not None else None
         process = self._context.Process(
-            target=_main, args=(self.target, theirs, name, self.slots), daemon=True
+            target=_main, args=(self.target, theirs, name, self.slots, os.getpid()), daemon=True
         )
         process.start()
         theirs.close()
@@ -310,7 +326,7 @@ class ProcessPool:
         if kind == "done":
             worker.task = None
             return [Event("done", task, None)]
-        if kind == "full":
+        if kind in ("full", "alive"):
             return []
         if kind == "error":
             worker.task = None
@@ -376,8 +392,10 @@ def _resident_bytes(pid: int | None) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _main(target: Target, pipe: Connection, memory_name: str | None, slots: int) -> None:
-    die_with_parent()
+def _main(
+    target: Target, pipe: Connection, memory_name: str | None, slots: int, main_pid: int
+) -> None:
+    end_with(main_pid)
     # Both may reach the whole group; the parent decides what happens to its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -404,8 +422,32 @@ def _main(target: Target, pipe: Connection, memory_name: str | None, slots: int)
         os._exit(0)  # the parent is gone
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends, also while a decoder hangs."""
+def end_with(main_pid: int) -> None:
+    """End this process soon after that one, whatever it is doing then.
+
+    A worker's parent is the fork server, which may live on; so a thread watches the main process.
+    The kernel ends a worker with the fork server, also where a decoder does not let threads run.
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    threading.Thread(target=_watch, args=(main_pid,), daemon=True).start()
+
+
+def _watch(main_pid: int) -> None:
+    try:
+        wait([os.pidfd_open(main_pid)])
+    except (AttributeError, OSError):  # another system, an old kernel; or it has ended already
+        while _is_there(main_pid):
+            time.sleep(WATCH_S)
+    os._exit(1)
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

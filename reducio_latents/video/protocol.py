@@ -69,10 +69,11 @@ class VideoBackend(Protocol):
     @property
     def name(self) -> str: ...
 
-    def probe(self, source: VideoSource) -> VideoInfo:
+    def probe(self, source: VideoSource, *, alive: Callable[[], None] = lambda: None) -> VideoInfo:
         """Describe a video without decoding more than its first frame, where that suffices.
 
-        Raises VideoError if it cannot be read or its first frame cannot be decoded.
+        `alive` is called as its packets are read. Raises VideoError if it cannot be read or its
+        first frame cannot be decoded.
         """
 
     def read_clips(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,22 +26,23 @@ class PyAVBackend:
     def __init__(self, *, threads: int = 1) -> None:
         self._threads = threads
 
-    def probe(self, source: VideoSource) -> VideoInfo:
+    def probe(self, source: VideoSource, *, alive: Callable[[], None] = lambda: None) -> VideoInfo:
         """See `VideoBackend.probe`. Decodes all of a video whose packets lack times."""
         with VideoFile(source, threads=self._threads) as video:
-            scan = video.scan()
+            scan = video.scan(alive)
             info = describe(video, scan)
         if not scan.is_complete:
-            frames, duration_s = self._decode_through(source)
+            frames, duration_s = self._decode_through(source, alive)
             rate_fps = frames / duration_s
             info = replace(info, frames=frames, duration_s=duration_s, rate_fps=rate_fps)
         return info
 
-    def _decode_through(self, source: VideoSource) -> tuple[int, float]:
+    def _decode_through(self, source: VideoSource, alive: Callable[[], None]) -> tuple[int, float]:
         frames, end_s = 0, 0.0
         with VideoFile(source, threads=self._threads) as video:
             for shown in Playback(video).play():
                 frames, end_s = frames + 1, shown.until_s
+                alive()
             if not frames:
                 raise video.error(UNDECODABLE)
         return frames, end_s

@@ -38,7 +38,7 @@ from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource, join_url
 from reducio_latents.store.writer import read_meta_if_any
-from reducio_latents.video.processes import die_with_parent
+from reducio_latents.video.processes import end_with
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,13 @@ def run_ranks(request: Request, count: int) -> EncodeReport:
         # No daemons: they have decode workers of their own.
         context.Process(
             target=_be_rank,
-            args=(request.corpus, request.store, options, Rank(number, count, number, name)),
+            args=(
+                request.corpus,
+                request.store,
+                options,
+                Rank(number, count, number, name),
+                os.getpid(),
+            ),
         )
         for number in range(1, count)
     ]
@@ -184,9 +190,9 @@ def moved_sources(job: Job) -> dict[str, VideoSource | None]:
     return moved
 
 
-def _be_rank(corpus: str, store: str, options: EncodeOptions, rank: Rank) -> None:
+def _be_rank(corpus: str, store: str, options: EncodeOptions, rank: Rank, main_pid: int) -> None:
     """Run one rank that `run_ranks` has started, and end with its exit code."""
-    die_with_parent()
+    end_with(main_pid)
     with stop_on_signals() as stop:
         report = run_rank(Request(corpus, store, options, stop=stop), rank)
     sys.exit(report.exit_code)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.files.source import VideoSource, join_url
-from reducio_latents.store.plan.parts import Part, ShardRange, read_parts, span_of
+from reducio_latents.store.plan.parts import Part, ShardRange, ShardSpan, read_parts, span_of
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import CLIP_STATUS, VIDEO_STATUS, concat_parts
 
@@ -97,10 +97,15 @@ class Plan:
 
     def shard_clips(self, bucket: str, shard: int) -> pa.Table:
         """Return the clips of one shard by row, without copying them."""
+        part, span = self._find(bucket, shard)
+        table: pa.Table = part.clips
+        return table.slice(span.begin, span.rows)
+
+    def _find(self, bucket: str, shard: int) -> tuple[Part, ShardSpan]:
+        """Return the part that has a shard, and where."""
         for part in self._parts:
             if (span := span_of(part, bucket, shard)).rows:
-                table: pa.Table = part.clips
-                return table.slice(span.begin, span.rows)
+                return part, span
         raise StoreError(f"the plan has no shard {shard} of bucket {bucket}.")
 
     def next_shard(self, bucket: str) -> int:
@@ -117,16 +122,26 @@ class Plan:
         return {name: Known(*rest) for name, *rest in zip(*columns, strict=True)}
 
     def own_clips(self, videos: Sequence[str]) -> pa.Table:
-        """Return the planned clips of these videos; those of one stand together, by start."""
-        if not videos:
-            return self.clips.slice(0, 0)
-        planned = pc.equal(self.clips["status"], "planned")
-        wanted = pc.is_in(self.clips["video"], pa.array(videos, pa.string()))
-        return self.clips.filter(pc.and_(planned, wanted))
+        """Return the planned clips of these videos; those of one stand together, by start.
 
-    def video(self, name: str) -> dict[str, Any]:
-        """Return a video's row; raise StoreError if the plan has none."""
+        Of a video that was planned again those of its last part.
+        """
+        wanted, found = pa.array(videos, pa.string()), list[pa.Table]()
         for part in reversed(self._parts):
+            of_these = pc.is_in(part.clips["video"], wanted)
+            planned = pc.equal(part.clips["status"], "planned")
+            found.insert(0, part.clips.filter(pc.and_(planned, of_these)))
+            here = pc.is_in(wanted, part.videos["video"].combine_chunks())
+            wanted = wanted.filter(pc.invert(here))
+        return concat_parts(found)
+
+    def video(self, name: str, shard: tuple[str, int] | None = None) -> dict[str, Any]:
+        """Return a video's row; raise StoreError if the plan has none.
+
+        With the bucket and number of a shard: as it was when that shard was planned. A video that
+        was replaced is planned again under its name.
+        """
+        for part in reversed(self._parts) if shard is None else [self._find(*shard)[0]]:
             names = part.videos["video"]
             row = bisect.bisect_left(range(len(names)), name, key=lambda i: names[i].as_py())
             if row < len(names) and names[row].as_py() == name:
