@@ -119,7 +119,7 @@ def read_sample(
         )
 
     def instead(failed: ClipRequest, why: str) -> ClipRequest | None:
-        sample.failed[failed.video] = why
+        sample.failed[failed.video] = why.rstrip(".")
         following = next(waiting, None)
         return None if following is None else request(following)
 

@@ -72,7 +72,7 @@ def size_and_sha256(
     return size, digest.hexdigest()
 
 
-def require_same(
+def require_unchanged(
     video: str, source: VideoSource, expected: Expected, on_chunk: Callable[[], None]
 ) -> None:
     """Raise VideoError if the video is gone, or has other bytes than `expected`."""

@@ -34,7 +34,7 @@ from reducio_latents.core.images import encode_image
 from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video import VideoBackend, get_backend
-from reducio_latents.video.identity import Expected, require_same
+from reducio_latents.video.identity import Expected, require_unchanged
 from reducio_latents.video.pixels import fit_clip, fit_frame
 from reducio_latents.video.processes import Channel, Event, ProcessPool, Slot, Target
 from reducio_latents.video.protocol import ClipFrames, Frame
@@ -449,7 +449,7 @@ def read_request(request: ClipRequest, channel: Channel) -> None:
     backend, starts, told = get_backend(request.backend), request.starts_s, 0
     try:
         if request.expected is not None:
-            require_same(request.video, request.source, request.expected, channel.alive)
+            require_unchanged(request.video, request.source, request.expected, channel.alive)
         if starts is None:
             starts = _starts(request, backend, channel.alive)
             channel.emit(Starts(starts))
