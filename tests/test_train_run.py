@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gc
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -17,7 +19,8 @@ import torch
 from PIL import Image
 
 from reducio_latents import load_autoencoder
-from reducio_latents.errors import ConfigError, TrainingError, WeightsError
+from reducio_latents.errors import ConfigError, StoreError, TrainingError, WeightsError
+from reducio_latents.files.lock import Lock
 from reducio_latents.files.source import VideoSource
 from reducio_latents.train import checkpoint, loop
 from reducio_latents.train.loop import TrainReport, train
@@ -153,12 +156,46 @@ def test_a_run_killed_at_any_moment_continues_bit_for_bit(
     wait_for(lambda: log.exists() and "\n2," in log.read_text(), process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert (out / "running.json").is_file()  # nobody could take it away; the dead hold nothing
     (out / "checkpoints" / ".step-00000099.partial").mkdir()  # as if it was killed while saving
     run(config_file, out)
     assert not [*(out / "checkpoints").glob(".*")]
     assert_same(state_of(out, 4), state_of(finished, 4))
     timings = ("clips_per_s", "waiting_share")
     assert rows(log, *timings) == rows(finished / "train.csv", *timings)
+
+
+def test_two_runs_in_one_folder_are_one_too_many(config_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(command(config_file, out, "--set", "train.steps=100000"))
+    wait_for(lambda: checkpoint.checkpoints(out / "checkpoints"), process)
+    holder = rf"training since \d{{4}}-\d\d-\d\d .*process {process.pid} on {platform.node()}"
+    with pytest.raises(StoreError, match=holder) as refused:
+        run(config_file, out)
+    assert "\n" not in str(refused.value)
+    run(config_file, out, eval_only=True)  # writes nothing that a run reads
+    process.terminate()
+    output = process.communicate(timeout=600)[0]
+    assert process.returncode == 1
+    assert "stopped by a signal" in output, output
+    assert "running.json" not in os.listdir(out)
+
+
+def test_a_run_that_lost_its_folder_to_another_saves_nothing_more(
+    config_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def lose(line: str) -> None:
+        if line.startswith("step 3"):  # as if it had been suspended for long, and another came
+            (out / "running.json").write_text("{}")
+            for lock in [x for x in gc.get_objects() if isinstance(x, Lock)]:
+                lock.beat()
+
+    with pytest.raises(StoreError, match="was taken over by another process"):
+        run(config_file, out, tell=lose)
+    assert len(checkpoint.checkpoints(out / "checkpoints")) == 2
+    assert (out / "running.json").read_text() == "{}"  # the other's
 
 
 def test_a_run_that_is_told_to_end_saves_first(config_file: Path, tmp_path: Path) -> None:

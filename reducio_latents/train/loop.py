@@ -8,14 +8,16 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
+from threading import Event
 
 import torch
 
 from reducio_latents.errors import ConfigError, LatentsError, TrainingError
 from reducio_latents.files import LocalFiles
+from reducio_latents.files.lock import Lock, hold
 from reducio_latents.metrics.lpips import LPIPS, load_lpips
 from reducio_latents.metrics.weights import MetricUnavailableError
 from reducio_latents.train.batch import Batch
@@ -45,7 +47,8 @@ from reducio_latents.video.pixels import to_unit
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-SHOWN = ("total", "nll", "kl", "disc")
+LOCK = "running.json"
+SHOWN_TERMS = ("total", "nll", "kl", "disc")
 """Terms beside the bar."""
 SMALLER = "Set train.checkpointing=true, or, in a new run, a smaller train.batch_size."
 """What to do where a step does not fit in memory."""
@@ -68,15 +71,18 @@ def train(config: TrainConfig, out: Path, options: RunOptions | None = None) -> 
 
     Under torchrun every process calls it, with an `out` that all of them see. Raises ConfigError
     for settings that cannot be, CorpusError for a corpus that cannot be listed, WeightsError for
-    weights that do not fit, TrainingError where the run cannot go on; its checkpoints stay.
+    weights that do not fit, StoreError where another process trains in `out`, TrainingError where
+    the run cannot go on; its checkpoints stay.
     """
     options = options or RunOptions()
     with join_ranks() as ranks:
         if options.eval_only:
             with _explained("Use a smaller validation.batch_size, or validation.tiling."):
                 return _evaluate(_prepare(config, out, options, ranks))
-        with _naming_the_last_checkpoint(out), _explained(SMALLER):
-            return _train(_prepare(config, out, options, ranks))
+        with _holding(out, ranks) as lock, _naming_the_last_checkpoint(out), _explained(SMALLER):
+            with stop_signal() as stop:
+                run = _prepare(config, out, options, ranks, stop)
+                return _train(run, stop, lock)
 
 
 @dataclass(kw_only=True)
@@ -103,7 +109,19 @@ class Run:
         )
 
 
-def _prepare(config: TrainConfig, out: Path, options: RunOptions, ranks: Ranks) -> Run:
+@contextmanager
+def _holding(out: Path, ranks: Ranks) -> Iterator[Lock | None]:
+    """Have `out` for this run alone: the first rank holds its lock while the block runs."""
+    if not ranks.first:
+        yield None
+        return
+    with hold(LocalFiles(out), LOCK, f"training since {datetime.now():%Y-%m-%d %H:%M:%S}") as lock:
+        yield lock
+
+
+def _prepare(
+    config: TrainConfig, out: Path, options: RunOptions, ranks: Ranks, stop: Event | None = None
+) -> Run:
     """Bring everything up that can fail, the quickest first."""
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -113,12 +131,16 @@ def _prepare(config: TrainConfig, out: Path, options: RunOptions, ranks: Ranks) 
     lpips = _lpips(config, options, ranks)
     state = build_state(config, ranks.device)
     lines = _start_weights(state, out, options)
+
+    def probed(done: int, total: int) -> None:
+        move_bar(bar, done, total)
+        if stop is not None and stop.is_set():
+            raise TrainingError("stopped by a signal before the first step.")
+
     with ranks.after_first(), open_bar("probe", "video", shown=options.bar and ranks.first) as bar:
         if ranks.first and anew:
             forget_split(out)
-        split = make_split(
-            out, config.data, training=not options.eval_only, on_probe=partial(move_bar, bar)
-        )
+        split = make_split(out, config.data, training=not options.eval_only, on_probe=probed)
         if ranks.first and not (options.eval_only and (out / SETTINGS).exists()):
             LocalFiles(out).write(SETTINGS, to_yaml(config).encode())
     run = Run(
@@ -197,7 +219,7 @@ def _evaluate(run: Run) -> TrainReport:
     return run.report()
 
 
-def _train(run: Run) -> TrainReport:
+def _train(run: Run, stop: Event, lock: Lock | None) -> TrainReport:
     config, state, ranks = run.config, run.state, run.ranks
     assert run.split.train is not None
     records = Records(run.out, config, state.step, run.options.wandb_key) if ranks.first else None
@@ -210,7 +232,6 @@ def _train(run: Run) -> TrainReport:
         closing(iter(stream)) as batches,
         closing(records) if records else nullcontext(),
         open_bar(f"step {state.step}", "clip", shown=run.options.bar and ranks.first) as bar,
-        stop_signal() as stop,
     ):
         move_bar(bar, state.step * clips, config.train.steps * clips)
         while state.step < config.train.steps:
@@ -219,7 +240,9 @@ def _train(run: Run) -> TrainReport:
             values = train_step(state, taken, stepper)
             last = state.step == config.train.steps
             bar.set_description(f"step {state.step}", refresh=False)
-            bar.set_postfix({k: f"{values[k]:.4g}" for k in SHOWN if k in values}, refresh=False)
+            bar.set_postfix(
+                {k: f"{values[k]:.4g}" for k in SHOWN_TERMS if k in values}, refresh=False
+            )
             bar.update(clips)
 
             if last or state.step % config.log.every_steps == 0:
@@ -235,7 +258,9 @@ def _train(run: Run) -> TrainReport:
                 improved = _validate(run, run.split.validation, records)
             stopping = ranks.any(stop.is_set())
             if last or improved or stopping or state.step % config.checkpoint.every_steps == 0:
-                _save(run)
+                if lock is not None:
+                    lock.require()
+                    _save(run)
             if stopping and not last:
                 ranks.meet()  # the first one has saved
                 raise TrainingError(f"stopped by a signal after step {state.step}.")
@@ -289,10 +314,9 @@ def _validate(run: Run, table: ClipTable, records: Records | None) -> bool:
 
 
 def _save(run: Run) -> None:
-    if run.ranks.first:
-        root = run.out / CHECKPOINTS
-        save_checkpoint(root, run.state, run.config)
-        prune(root, run.state.best, run.config.checkpoint.keep_last)
+    root = run.out / CHECKPOINTS
+    save_checkpoint(root, run.state, run.config)
+    prune(root, run.state.best, run.config.checkpoint.keep_last)
 
 
 def _words(found: Validation) -> str:
