@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import errno
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
@@ -270,3 +273,138 @@ def test_a_missing_video_library_is_one_error_and_no_fault_of_the_videos(tmp_pat
     assert "pip install 'reducio-latents[encode]'" in error
     assert "Traceback" not in run.stderr
     assert not (store / "plan").exists()
+
+
+HOSTILE = "\x1b]0;pwned\x07\x1b[2J\u202e\x9b31m\n.mp4"
+"""A name that retitles and clears a terminal, turns text around and begins a line of its own."""
+OBEYED = re.compile("[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A corpus whose names are hostile, sound and broken ones, and its store."""
+    root = tmp_path_factory.mktemp("hostile")
+    corpus = root / f"corpus{HOSTILE}"
+    write_video(corpus / f"a{HOSTILE}", 1.1)
+    write_video(corpus / f"short{HOSTILE}", 0.2)
+    (corpus / f"b{HOSTILE}").write_bytes(b"nothing")
+    store = root / f"store{HOSTILE}"
+    assert invoke("encode-corpus", corpus, store, *FAST).exit_code == 3
+    return corpus, store
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["encode-corpus", "{corpus}", "{other}", *FAST],
+        ["encode-corpus", "{corpus}", "{store}", *FAST, "--retry-failed"],
+        ["encode-corpus", "{corpus}", "{store}", *FAST, "--fps", "8"],
+        ["encode-corpus", "{corpus}", "{corpus}/none/*.mp4"],
+        ["encode-corpus", "{corpus}", "{store}", "--dtype", "{hostile}"],
+        ["plan", "{corpus}", "{other}", "--resolution", "32", "-n"],
+        ["add-column", "{store}", "text", "--text-model", "{hostile}"],
+        ["status", "{store}"],
+        ["info", "{store}"],
+        ["info", "{store}", "--json"],
+        ["info", "{corpus}"],
+        ["verify", "{store}"],
+        ["stats", "{store}"],
+        ["stats", "{store}", "--json"],
+        ["decode", "{store}", "--out", "{out}", "--corpus", "{hostile}"],
+        ["decode", "{store}", "--out", "{out}", "--ids", "{hostile}"],
+        ["check", "{store}", "--report", "{out}.html"],
+        ["evaluate", "x{hostile}={corpus}", "--model", "bicubic-32x", "--resolution", "64",
+         "--metrics", "psnr", "--out", "{out}"],
+        ["convert", "{store}", "{out}", "--format", "webdataset"],
+        ["convert", "{corpus}", "{out}", "--reference"],
+        ["import-checkpoint", "{corpus}/b{hostile}", "{out}"],
+        ["bench", "--model", "{hostile}"],
+        ["train", "{hostile}"],
+        ["{hostile}"],
+    ],
+    ids=lambda words: "-".join(words[:1] + words[-1:])[:40].replace("{", "").replace("}", ""),
+)  # fmt: skip
+def test_no_command_prints_what_a_terminal_would_obey(
+    words: list[str], hostile: tuple[Path, Path], tmp_path: Path
+) -> None:
+    named = {"corpus": hostile[0], "store": hostile[1], "other": tmp_path / "other"}
+    result = invoke(
+        *(word.format(hostile=HOSTILE, out=tmp_path / f"out{HOSTILE}", **named) for word in words)
+    )
+    assert result.output.strip()
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    assert not OBEYED.search(result.output), ascii(result.output)
+    assert "\n.mp4" not in result.output
+
+
+def test_a_warning_of_a_log_is_printed_without_what_a_terminal_obeys() -> None:
+    code = (
+        "import logging\n"
+        "from reducio_latents.cli.ending import one_line\n"
+        "with one_line():\n"
+        f"    logging.getLogger('reducio_latents').warning('lost %s', {HOSTILE!r})\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stderr.startswith("lost \\x1b]0;pwned")
+    assert not OBEYED.search(run.stderr)
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "the disk is full (x/y). Free some space"),
+        (errno.EROFS, "Read-only file system (x/y)"),
+        (errno.EIO, "Input/output error (x/y)"),
+        (errno.EMFILE, "Too many open files (x/y)"),
+    ],
+)
+def test_an_error_of_the_operating_system_is_one_line(
+    number: int, says: str, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "x/y")
+
+    monkeypatch.setattr("reducio_latents.upkeep.verify.verify", fail)
+    result = invoke("verify", store)
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: {says}")
+    assert len(result.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("words", [["verify"], ["convert"], ["encode-corpus"]], ids=str)
+def test_a_signal_ends_any_command_with_one_line_and_its_number(
+    words: list[str], name: str, store: Path, corpus: Path, tmp_path: Path
+) -> None:
+    number = signal.Signals[name]
+    ready = tmp_path / "ready"
+    code = (
+        "import pathlib, signal, sys, time\n"
+        "from reducio_latents import cli, corpus, encode, upkeep\n"
+        "import reducio_latents.upkeep.convert, reducio_latents.upkeep.verify\n"
+        "import reducio_latents.encode.run, reducio_latents.corpus.listing\n"
+        "import reducio_latents.encode.job\n"
+        "def wait(*args, **more):\n"
+        f"    pathlib.Path({str(ready)!r}).touch()\n"
+        "    time.sleep(600)\n"
+        "upkeep.verify.verify = upkeep.convert.convert_store = wait\n"
+        "encode.job.make_plan = wait\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "cli.main(sys.argv[1:])\n"
+    )
+    given: list[str | Path] = {
+        "verify": [store],
+        "convert": [store, tmp_path / "c"],
+        "encode-corpus": [corpus, tmp_path / "e", *FAST],
+    }[words[0]]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words, *map(str, given)], stderr=subprocess.PIPE, text=True
+    )
+    while not ready.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, shown
+    assert f"stopped by {name}" in shown
+    assert "Traceback" not in shown

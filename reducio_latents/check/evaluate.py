@@ -26,6 +26,7 @@ from reducio_latents.check.round_trip import FrameRule, count_parameters, frame_
 from reducio_latents.check.sample import Sample, read_sample
 from reducio_latents.check.writing import file_name, make_folder, write_picture
 from reducio_latents.core.devices import usable_device
+from reducio_latents.core.text import printable
 from reducio_latents.errors import ConfigError
 from reducio_latents.metrics.protocol import ComparisonRule, protocol_named
 from reducio_latents.metrics.suite import RunningScores, Suite, load_suite
@@ -247,6 +248,7 @@ def corpus_names(corpora: Sequence[str]) -> Iterator[tuple[str, str]]:
         if not equals or "/" in name:
             plain = takewhile(lambda part: not set(part) & set("*?["), text.split("/"))
             name, place = Path("/".join(plain).rstrip("/")).stem or "corpus", text
+        name = printable(name)
         if name in taken:
             raise ConfigError(f"two corpora are called {name!r}; name them: NAME=CORPUS.")
         taken.add(name)

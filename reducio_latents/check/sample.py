@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from reducio_latents.check.options import SampleSpec
 from reducio_latents.check.pictures import Frames
+from reducio_latents.core.text import printable
 from reducio_latents.corpus import CorpusVideo, list_corpus
 from reducio_latents.errors import CorpusError
 from reducio_latents.video import get_backend
@@ -169,4 +170,4 @@ def _take(
 def about_video(video: str, why: str) -> str:
     """Return why a video gave no clip, with its name once: some reasons begin with its path."""
     reason = why.rstrip(".")
-    return reason if video in reason.partition(": ")[0] else f"{video}: {reason}"
+    return printable(reason if video in reason.partition(": ")[0] else f"{video}: {reason}")

@@ -5,14 +5,12 @@ Commands load when they are used, and import torch only inside, so `--help` is i
 
 from __future__ import annotations
 
-import errno
-import sys
 from importlib import import_module
 from typing import Any
 
 import click
 
-from reducio_latents.errors import LatentsError
+from reducio_latents.cli.ending import one_line
 from reducio_latents.version import __version__
 
 COMMANDS = {
@@ -35,7 +33,7 @@ COMMANDS = {
 
 
 class LatentsGroup(click.Group):
-    """Loads commands on demand, and shows a LatentsError as one line, without a traceback."""
+    """Loads commands on demand; whatever ends one is shown as one line, without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -48,20 +46,8 @@ class LatentsGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with one_line():
             return super().invoke(ctx)
-        except LatentsError as err:
-            raise click.ClickException(str(err)) from err
-        except BrokenPipeError:  # the reader of our output, `head` say, has gone
-            sys.stderr.close()
-            raise SystemExit(0) from None
-        except OSError as err:
-            if err.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise click.ClickException(
-                    f"the disk is full ({err.filename or 'while writing'}). Free some space and "
-                    "run the same command again: what is committed stays."
-                ) from err
-            raise
 
 
 @click.group(
@@ -77,5 +63,6 @@ def main() -> None:
     reducio-latents verify pexels.latents
     reducio-latents decode pexels.latents --num 8 --out checks/
 
-    Exit codes: 0 done; 1 an error; 2 wrong usage; 3 done, but too many clips failed.
+    Exit codes: 0 done; 1 an error; 2 wrong usage; 3 done, but too many clips failed; 128 + n
+    stopped by signal n.
     """

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import click
 from tqdm import tqdm
 
 from reducio_latents.cli import show
+from reducio_latents.cli.ending import InterruptedBySignal
 
 if TYPE_CHECKING:
     from reducio_latents.corpus.summary import PlanSummary
@@ -65,6 +67,13 @@ class Bars:
 
     def checked(self, psnr: float) -> None:
         self._psnr = psnr
+
+    def stopping(self, seconds: float, number: int) -> None:
+        """Say that a request to stop was heard; before the first clip, end at once."""
+        if self._clips is None:
+            raise InterruptedBySignal(number)
+        left = f"the shard in hand has {seconds:.0f} s to be finished; once more ends at once"
+        click.echo(f"\nstopping: {left}", err=True)
 
     def close(self) -> None:
         for bar in (self._probe, self._clips):
@@ -139,15 +148,6 @@ def _print_times(report: EncodeReport) -> None:
     gpu = f", {busy}" if busy else ""
     took = show.duration(report.seconds)
     show.echo(f"{took}, {rate:.2f} clips/s{gpu}; time went to: {shares}")
-
-
-def print_stop(seconds: float) -> None:
-    """Say that a request to stop was heard."""
-    show.echo(err=True)
-    show.echo(
-        f"stopping: the shard in hand has {seconds:.0f} s to be finished; once more ends at once",
-        err=True,
-    )
 
 
 def _channels(values: list[float]) -> str:

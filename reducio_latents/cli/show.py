@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reducio_latents.core.text import printable
+from reducio_latents.core.text import printable, without_secrets
 
 if TYPE_CHECKING:
     from reducio_latents.check.health import HealthWarning
@@ -20,9 +20,14 @@ Advance = Callable[[str, int, int | None], None]
 """Takes what is done, how much of it, and out of how much."""
 
 
+def safe(text: object) -> str:
+    """Return text from elsewhere so that nothing in it moves a terminal or is a secret."""
+    return printable(without_secrets(str(text)))
+
+
 def echo(text: object = "", *, err: bool = False) -> None:
-    """Print a line. What it holds is text from elsewhere: nothing in it moves a terminal."""
-    click.echo(printable(str(text)), err=err)
+    """Print a line."""
+    click.echo(safe(text), err=err)
 
 
 def count(number: int) -> str:
@@ -103,9 +108,9 @@ def bar(unit: str) -> Iterator[Advance]:
     with tqdm(unit=unit, file=sys.stderr, delay=0.5, dynamic_ncols=True) as shown:
 
         def advance(what: str, done: int, total: int | None) -> None:
-            if shown.desc != f"{printable(what)}: ":
+            if shown.desc != f"{safe(what)}: ":
                 shown.reset(total)
-                shown.set_description(printable(what))
+                shown.set_description(safe(what))
             shown.update(done - shown.n)
 
         yield advance

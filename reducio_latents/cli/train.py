@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from reducio_latents.cli.options import command, dry_run, takes
-from reducio_latents.core.text import printable
+from reducio_latents.cli.show import safe
 from reducio_latents.train.options import RunOptions
 
 
@@ -64,7 +64,7 @@ def train(
         return
 
     def tell(line: str) -> None:
-        tqdm.write(printable(line))  # past the bar
+        tqdm.write(safe(line))  # past the bar
 
     out = out if out is not None else Path("runs") / Path(config).stem
     run(settings, out, replace(options, wandb_key=wandb_key, tell=tell, bar=True))

@@ -31,3 +31,21 @@ def printable(text: str, keep: str = "") -> str:
         return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
 
     return _OBEYED.sub(written_out, text)
+
+
+_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)(?:[^\s/?#@'\"]*@)?([^\s?#'\"]*)(\?[^\s'\"]+)?")
+
+
+def without_secrets(text: str) -> str:
+    """Return the text with users, passwords and signatures taken out of the URLs in it.
+
+    >>> without_secrets("cannot read https://me:pw@host/a.mp4?X-Amz-Signature=1f: gone")
+    'cannot read https://host/a.mp4?...: gone'
+    """
+
+    def shown(match: re.Match[str]) -> str:
+        scheme, place, query = match.groups()
+        end = ":" if query and query.endswith(":") else ""
+        return f"{scheme}{place}{'?...' if query else ''}{end}"
+
+    return _URL.sub(shown, text)

@@ -1,0 +1,95 @@
+"""How a command ends when something outside ends it: one line, and an exit code that says what."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from reducio_latents.cli.show import safe
+from reducio_latents.errors import LatentsError
+
+
+class InterruptedBySignal(BaseException):
+    """A signal asked the command to end, and nothing is in hand that must be finished first."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class SafeFormatter(logging.Formatter):
+    """Writes out what a terminal would obey in a message of a log."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return safe(super().formatMessage(record))
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turn whatever ends the block into one line on stderr and an exit code, without a traceback.
+
+    SIGTERM ends it as Ctrl-C does, unless the block listens to it itself.
+    """
+    if logging.lastResort is not None:  # what prints warnings if nobody has configured logging
+        logging.lastResort.setFormatter(SafeFormatter())
+    try:
+        with _sigterm_raises():
+            yield
+    except LatentsError as err:
+        raise click.ClickException(safe(str(err))) from err
+    except click.ClickException as err:
+        err.message = safe(err.message)  # type: ignore[misc]
+        raise
+    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+        sys.stderr.close()
+        raise SystemExit(0) from None
+    except OSError as err:
+        raise click.ClickException(safe(_said(err))) from err
+    except KeyboardInterrupt:
+        _end(signal.SIGINT)
+    except InterruptedBySignal as err:
+        _end(err.number)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        raise InterruptedBySignal(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int) -> NoReturn:
+    name = signal.Signals(number).name
+    click.echo(f"stopped by {name}; run the same command again to go on", err=True)
+    raise SystemExit(128 + number) from None
+
+
+def _said(err: OSError) -> str:
+    """Return what an error of the operating system means, where, and what to do."""
+    where = f" ({err.filename})" if err.filename else ""
+    if err.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full{where}. Free some space and run the same command again: what is "
+            "committed stays."
+        )
+    what = err.strerror or str(err) or type(err).__name__
+    return (
+        f"{what}{where}. Run the same command again once that is mended: what is committed stays."
+    )
