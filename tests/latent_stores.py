@@ -29,7 +29,7 @@ from reducio_latents.store import Store
 from reducio_latents.store.commit import Failure, ShardKey
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.index import build_index, write_index
-from reducio_latents.store.meta import ColumnMeta, StoreMeta
+from reducio_latents.store.meta import ROOT, ColumnMeta, StoreMeta
 from reducio_latents.store.plan import PlanSpec, read_plan, write_part
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.text_rows import MEDIA_TYPE, CaptionTokens, pack_text_row
@@ -252,4 +252,4 @@ def finish_store(writer: StoreWriter) -> None:
         for name, s in merged.items()
     }
     writer.meta = replace(writer.meta, statistics={"motion/all": summary} if summary else {})
-    writer.meta.write(writer.files)
+    writer.files.write(ROOT, writer.meta.to_json())

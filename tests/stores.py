@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.files import Files
-from reducio_latents.store.commit import Commit, Failure, ShardKey
+from reducio_latents.store.commit import Commit, Failure, ShardKey, commit_path
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.index import build_index, write_index
-from reducio_latents.store.meta import ColumnMeta, StoreMeta
+from reducio_latents.store.meta import ROOT, ColumnMeta, StoreMeta
 from reducio_latents.store.plan import PlanPart, PlanSpec, read_plan, write_part
 from reducio_latents.store.plan.parts import ShardRange
 from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
@@ -81,7 +81,7 @@ def motion_row(clip_id: str) -> NDArray[np.float16]:
 def row_of(column: str, clip_id: str) -> Row:
     if column == "motion":
         return motion_row(clip_id)
-    number = int(clip_id.rpartition("-")[2]) // 1000
+    number = int(clip_id[-9:]) // 1000
     if column == "caption":  # some are equal, some empty
         return b"" if number % 4 == 3 else b"caption %d" % (number % 3)
     rng = np.random.RandomState(number)
@@ -154,12 +154,17 @@ def write_shards(
     return commits
 
 
+def put_commit(files: Files, commit: Commit) -> None:
+    """Put a commit in the place of the one that is there."""
+    files.write(commit_path(commit.key, commit.column), commit.to_json())
+
+
 def finish(writer: StoreWriter) -> None:
     """Write what an encode run writes last."""
     write_index(writer.files, build_index(writer.files, use_cache=False))
     clips = {"found": 7, "encoded": 6, "skipped": 0, "failed": 1}
     writer.meta = replace(writer.meta, counts={"clips": clips}, versions={"numpy": "1"})
-    writer.meta.write(writer.files)
+    writer.files.write(ROOT, writer.meta.to_json())
 
 
 def make_store(

@@ -19,8 +19,10 @@ from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.files import LocalFiles
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.meta import ROOT
 from reducio_latents.store.writer import ColumnRows, StoreWriter
 from tests.latent_stores import StoreSpec, numbers_in, plan_store, write_shard, write_store
+from tests.stores import put_commit
 
 BUCKET = "16x32x32"
 SPEC = StoreSpec(columns=("motion", "content_image", "caption", "text"))
@@ -195,7 +197,7 @@ def test_a_store_that_is_being_written_gives_what_is_there(tmp_path: Path) -> No
 def test_a_shard_of_another_encoder_is_refused(tmp_path: Path) -> None:
     store = write_store(tmp_path)
     commit = store.commit(ShardKey(BUCKET, 2), "motion")
-    replace(commit, fingerprint="0" * 64).write(store.files)
+    put_commit(store.files, replace(commit, fingerprint="0" * 64))
     store.files.delete("index.json")
     with pytest.raises(StoreError, match=f"{BUCKET}/000002 of motion.*fingerprint 000000000000"):
         LatentDataset(tmp_path, batch_size=1)
@@ -277,7 +279,7 @@ def test_statistics_that_are_not_there_yet_are_asked_for_in_vain(tmp_path: Path)
 def test_a_column_without_a_final_rule_gives_moments_only(tmp_path: Path) -> None:
     store = write_store(tmp_path)
     motion = replace(store.meta.columns["motion"], final=None)
-    replace(store.meta, columns={"motion": motion}).write(store.files)
+    store.files.write(ROOT, replace(store.meta, columns={"motion": motion}).to_json())
     with pytest.raises(ConfigError, match='latents="moments"'):
         LatentDataset(tmp_path, batch_size=1)
     dataset = LatentDataset(tmp_path, batch_size=1, latents="moments")

@@ -15,6 +15,7 @@ from reducio_latents.files import LocalFiles
 from reducio_latents.store import Store, open_store
 from reducio_latents.store.commit import ClipQuality, Commit, ShardKey, list_commits
 from reducio_latents.store.index import build_index
+from reducio_latents.store.meta import ROOT
 from reducio_latents.upkeep.convert import ConvertReport, convert_store
 from reducio_latents.upkeep.verify import verify
 from tests.stores import (
@@ -27,6 +28,7 @@ from tests.stores import (
     make_meta,
     make_store,
     open_writer,
+    put_commit,
     write_shards,
 )
 
@@ -40,9 +42,9 @@ def source_files(container: Container, **changes: Any) -> MemoryFiles:
     writer = make_store(files, container, failed={0: [1], 1: [0, 2]}, **changes)
     files.write("quality.parquet", b"psnr")
     quality = ClipQuality(row=2, clip_id="c", psnr=31.5, psnr_frames=(31.0, 32.0))
-    replace(Commit.read(files, KEY, "motion"), quality=(quality,)).write(files)
+    put_commit(files, replace(Commit.read(files, KEY, "motion"), quality=(quality,)))
     statistics = {"motion/all": {"mean": {"mean": [1.0], "std": [2.0], "count": [3.0]}}}
-    replace(writer.meta, statistics=statistics).write(files)
+    files.write(ROOT, replace(writer.meta, statistics=statistics).to_json())
     return files
 
 
@@ -159,7 +161,7 @@ def test_what_was_converted_before_is_proven_again() -> None:
         convert(source, target)
     target.data[path] = whole
     other = replace(Commit.read(target, KEY, "motion"), failed=())
-    other.write(target)
+    put_commit(target, other)
     with pytest.raises(StoreError, match="motion has other failed than its original"):
         convert(source, target)
 

@@ -30,6 +30,7 @@ from tests.stores import (
     make_meta,
     make_store,
     open_writer,
+    put_commit,
     write_shards,
 )
 
@@ -53,7 +54,7 @@ def commit_of(shard: int, column: str = "motion", rows: int = 512) -> Commit:
 
 def test_a_commit_reads_as_it_was_written() -> None:
     files, commit = MemoryFiles(), commit_of(7)
-    commit.write(files)
+    put_commit(files, commit)
     assert Commit.read(files, ShardKey(BUCKET, 7), "motion") == commit
     assert list(list_commits(files)) == [("motion", ShardKey(BUCKET, 7))]
     assert (commit.done, str(commit.key)) == (511, f"{BUCKET}/000007")
@@ -168,7 +169,7 @@ def test_ten_times_as_many_commits_take_ten_times_as_long_and_not_more() -> None
 def test_a_whole_commit_is_read_in_a_few_milliseconds(tmp_path: Path) -> None:
     files = LocalFiles(tmp_path)
     for shard in range(50):
-        replace(commit_of(shard), ranges=((128, 4096),) * 512).write(files)
+        put_commit(files, replace(commit_of(shard), ranges=((128, 4096),) * 512))
     assert seconds(lambda: build_index(files)) < 50 * 0.01
 
 

@@ -35,7 +35,7 @@ json_values = st.recursive(
 
 def written(meta: StoreMeta) -> MemoryFiles:
     files = MemoryFiles("store")
-    meta.write(files)
+    files.write(ROOT, meta.to_json())
     return files
 
 

@@ -39,6 +39,7 @@ from tests.stores import (
     make_meta,
     make_store,
     open_writer,
+    put_commit,
     row_of,
     write_shards,
 )
@@ -296,7 +297,7 @@ def test_compressed_rows_stay_as_they_are(tmp_path: Path) -> None:
 def test_a_commit_that_does_not_say_where_its_rows_are_is_an_error() -> None:
     files = MemoryFiles()
     make_store(files, "webdataset")
-    replace(Commit.read(files, KEY, "motion"), ranges=((0, 1),)).write(files)
+    put_commit(files, replace(Commit.read(files, KEY, "motion"), ranges=((0, 1),)))
     store = Store(files)
     with pytest.raises(StoreError, match="says where 1 of its 4 rows are"):
         store.ranges(store.commit(KEY, "motion"))

@@ -29,6 +29,7 @@ from tests.stores import (
     motion_row,
     open_writer,
     plan_part,
+    put_commit,
     write_shards,
 )
 
@@ -189,7 +190,7 @@ def test_values_that_are_not_finite_are_found(value: float) -> None:
 
 def rewrite(files: MemoryFiles, column: str, **changes: Any) -> None:
     """Change a commit as its writer would: with a new checksum."""
-    replace(Commit.read(files, KEY, column), **changes).write(files)
+    put_commit(files, replace(Commit.read(files, KEY, column), **changes))
     files.delete("index.json")
 
 

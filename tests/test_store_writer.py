@@ -16,6 +16,7 @@ from reducio_latents.files import LocalFiles
 from reducio_latents.store import Store, open_store
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
 from reducio_latents.store.index import build_index
+from reducio_latents.store.meta import ROOT
 from reducio_latents.store.writer import ColumnRows, StoreWriter, read_meta_if_any
 from reducio_latents.upkeep.verify import verify
 from tests.stores import (
@@ -149,7 +150,7 @@ def test_opening_again_keeps_counts_and_statistics(tmp_path: Path) -> None:
     files = MemoryFiles()
     writer = make_store(files)
     statistics = {"motion/all": {"mean": {"mean": [0.5], "std": [1.0], "count": [9.0]}}}
-    replace(writer.meta, statistics=statistics).write(files)
+    files.write(ROOT, replace(writer.meta, statistics=statistics).to_json())
     again = open_writer(files, make_meta(), 7)
     assert again.meta.statistics == statistics
     assert again.meta.counts == writer.meta.counts

@@ -65,7 +65,7 @@ def write_commits(root: Path, plan: Plan) -> None:
             file_sha256="0" * 64,
             row_crc32c=tuple(range(1 << 30, (1 << 30) + shard.rows)),
         )
-        commit.write(_Unsynced(root))
+        _Unsynced(root).write(commit_path(key, "motion"), commit.to_json())
         assert (root / commit_path(key, "motion")).is_file()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reducio_latents.corpus.build import not_planned, plan_part
 from reducio_latents.corpus.entry import CorpusVideo
-from reducio_latents.corpus.probe import OnProbe, Probing, probe_videos
+from reducio_latents.corpus.probe import OnProbe, ProbeRecord, Probing, probe_videos
 from reducio_latents.store.plan import Plan, PlanPart, PlanSpec
 
 log = logging.getLogger(__name__)
@@ -34,15 +34,19 @@ def plan_listed(
     *,
     retry_failed: bool = False,
     replaced: Collection[str] = (),
+    records: dict[str, ProbeRecord] | None = None,
 ) -> NewPlan:
     """Probe and plan what `previous` does not have, and those of `replaced` with other bytes now.
 
-    With `retry_failed` also what failed before. Raise StoreError for a plan of another spec.
+    With `retry_failed` also what failed before. `records` holds what an earlier try has probed, and
+    takes in what this one does. Raise StoreError for a plan of another spec.
     """
     if previous is not None:
         previous.spec.require_same(spec)
     new = not_planned(listed, previous, retry=retry_failed, replaced=replaced)
-    records = probe_videos(new, probing, on_probe)
+    records = {} if records is None else records
+    unknown = [video for video in new if video.video not in records]
+    records |= probe_videos(unknown, probing, on_probe)
     part = plan_part(listed, records, spec, previous, retry_failed=retry_failed, replaced=replaced)
     if part.changed:
         log.warning(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def add_column(
             drop_column(opened.files, opened.meta, name)
     shards = [(s.bucket, s.shard, s.rows) for s in opened.plan.shards()]
     writer = StoreWriter.open(opened.files, meta, array_rows(shards, meta.shard_rows))
-    job = Job(chosen, Planned(videos.get, opened.plan), encoders, writer)
+    find = videos.get if needs_videos else partial(opened.plan.source, corpus_root="")
+    job = Job(chosen, Planned(find, opened.plan), encoders, writer)
     return run_job(job, progress, start)
 
 

@@ -15,6 +15,7 @@ from reducio_latents.files import Files
 from reducio_latents.files.parquet import read_parquet
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
 from reducio_latents.store.index import Index, IndexEntry, write_index
+from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.plan import Plan
 from reducio_latents.store.reports import ERRORS, ClipError, Reports
 from reducio_latents.store.statistics import ChannelStatistics
@@ -70,13 +71,15 @@ def finish(writer: StoreWriter, plan: Plan, counts: Mapping[str, Tally], outcome
     write_index(writer.files, Index(outcome.entries))
     for name, data in outcome.reports.files(plan).items():
         writer.files.write(name, data)
-    writer.meta = replace(
-        writer.meta,
-        counts={name: asdict(tally) for name, tally in counts.items()},
-        statistics=outcome.statistics,
-        versions=versions(),
+    writer.meta = StoreMeta.update(
+        writer.files,
+        lambda stored: replace(
+            stored or writer.meta,
+            counts={name: asdict(tally) for name, tally in counts.items()},
+            statistics=outcome.statistics,
+            versions=versions(),
+        ),
     )
-    writer.meta.write(writer.files)
 
 
 def replaced_videos(files: Files) -> frozenset[str]:

@@ -66,6 +66,19 @@ class Job:
         """Return the rows of every shard of the plan."""
         return {ShardKey(s.bucket, s.shard): s.rows for s in self.planned.plan.shards()}
 
+    def todo(self) -> dict[ShardKey, tuple[str, ...]]:
+        """Return those of `missing` that this run can do.
+
+        A shard of which its corpus has no video is another's, of a run over another corpus, at work
+        now or stopped: it is left to that one.
+        """
+        clips = self.planned.plan.shard_clips
+        return {
+            key: names
+            for key, names in self.missing().items()
+            if any(self.planned.find(video) for video in clips(*key)["video"].unique().to_pylist())
+        }
+
     def missing(self) -> dict[ShardKey, tuple[str, ...]]:
         """Return the columns that each unfinished shard lacks, in order."""
         done = set(list_commits(self.writer.files))

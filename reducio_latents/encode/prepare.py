@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import Any
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import list_corpus
 from reducio_latents.corpus.planning import plan_listed
-from reducio_latents.corpus.probe import OnProbe, Probing
+from reducio_latents.corpus.probe import OnProbe, ProbeRecord, Probing
 from reducio_latents.encode.finish import replaced_videos
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.source import PlannedClip, ShardWork
 from reducio_latents.files import Files
 from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.store.plan import Plan, PlanSpec, read_plan, write_part
+from reducio_latents.store.plan import Plan, PlanSpec, PlanTakenError, read_plan, write_part
 from reducio_latents.video.identity import Expected
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,22 @@ def make_plan(
         timeout_s=options.clip_timeout_s,
         memory_bytes=options.worker_memory_mb << 20,
     )
-    new = plan_listed(
-        listed,
-        spec,
-        read_plan(files),
-        probing,
-        on_probe,
-        retry_failed=options.retry_failed,
-        replaced=replaced_videos(files),
-    )
-    if write and new.part is not None:
-        write_part(files, new.part.number, new.part)
+    records: dict[str, ProbeRecord] = {}
+    while True:
+        new = plan_listed(
+            listed,
+            spec,
+            read_plan(files),
+            probing,
+            on_probe,
+            retry_failed=options.retry_failed,
+            replaced=replaced_videos(files),
+            records=records,
+        )
+        try:
+            if write and new.part is not None:
+                write_part(files, new.part.number, new.part)
+            break
+        except PlanTakenError:
+            log.info("another run has planned meanwhile: planning what is still missing.")
     return Planned({video.video: video.source for video in listed}.get, new.plan, new.stamps)

@@ -57,15 +57,17 @@ class LocalFiles:
             self._write(path, data, Path.replace)
 
     def create(self, path: str, data: Buffer | Sequence[Buffer]) -> bool:
-        with _explained("write", self._at(path)):
-            try:
-                if not self._at(path).exists():
-                    self._write(path, data, self._link)
-                    return True
-            except FileExistsError:
-                if not self._at(path).exists():  # a file where a folder should be
-                    raise
-        return self.read(path) == joined(data)
+        while True:
+            with _explained("write", self._at(path)):
+                try:
+                    if not self._at(path).exists():
+                        self._write(path, data, self._link)
+                        return True
+                except FileExistsError as err:
+                    if err.filename2 != str(self._at(path)):  # a file where a folder should be
+                        raise
+            with suppress(FileNotFoundError):  # it has gone again
+                return self.read(path) == joined(data)
 
     def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
         with _explained("write", self._at(path)):
@@ -124,7 +126,8 @@ class LocalFiles:
             if err.errno not in NO_LINKS:
                 raise
             if target.exists():
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from err
+                exists = (errno.EEXIST, os.strerror(errno.EEXIST), str(partial), None, str(target))
+                raise FileExistsError(*exists) from err
             partial.replace(target)
 
     @contextmanager

@@ -102,10 +102,11 @@ class Commit:
     def done(self) -> int:
         return self.rows - len(self.failed)
 
-    def write(self, files: Files) -> None:
+    def to_json(self) -> bytes:
+        """Return the bytes of the stored commit."""
         record = {name: value for name, value in asdict(self).items() if name != "crc32c"}
         text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-        files.write(commit_path(self.key, self.column), seal(text.encode()))
+        return seal(text.encode())
 
     @classmethod
     def read(

@@ -5,17 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 from reducio_latents.files import Files
+from reducio_latents.files.lock import hold
 from reducio_latents.store import index
 from reducio_latents.store.commit import commit_path, list_commits
 from reducio_latents.store.meta import StoreMeta
 
+LOCK = "drop.lock"
+
 
 def drop_column(files: Files, meta: StoreMeta, name: str) -> None:
-    """Remove a column: its commits, then its data, then its description.
+    """Remove the column as `meta` has it: its commits, then its data, then its description.
 
     Killed in between, the column counts as not done, and dropping it again ends what was begun. In
-    a tar that other columns share its rows stay, unread.
+    a tar that other columns share its rows stay, unread. Of two who replace a column at once, the
+    second one finds another in its place and leaves that.
     """
+    with hold(files, LOCK, f"removing column {name}", wait=True):
+        if StoreMeta.read(files).columns.get(name) == meta.columns[name]:
+            _drop(files, meta, name)
+
+
+def _drop(files: Files, meta: StoreMeta, name: str) -> None:
     files.delete(index.PATH)  # which would go on to say that it is done
     for column, key in list_commits(files):
         if column == name:
@@ -28,8 +38,14 @@ def drop_column(files: Files, meta: StoreMeta, name: str) -> None:
         ]
         for path in own:
             files.delete(path)
-    columns = {other: column for other, column in meta.columns.items() if other != name}
-    statistics = {
-        key: values for key, values in meta.statistics.items() if not key.startswith(f"{name}/")
-    }
-    replace(meta, columns=columns, statistics=statistics).write(files)
+    files.delete(index.PATH)  # another run may have ended meanwhile
+
+    def without(stored: StoreMeta | None) -> StoreMeta:
+        now = stored or meta
+        columns = {other: column for other, column in now.columns.items() if other != name}
+        statistics = {
+            key: values for key, values in now.statistics.items() if not key.startswith(f"{name}/")
+        }
+        return replace(now, columns=columns, statistics=statistics)
+
+    StoreMeta.update(files, without)

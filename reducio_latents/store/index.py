@@ -150,10 +150,18 @@ def same_clips(files: Files) -> set[tuple[str, ShardKey]]:
 
 
 def write_index(files: Files, index: Index) -> None:
-    """Write the index, and the listing for places that can be read but not listed."""
-    files.write(PATH, index.to_json())
-    names = [*files.list(COMMITS), *files.list("plan")]
-    files.write(LISTING, "".join(f"{name}\n" for name in sorted(names)).encode())
+    """Write the index, and the listing for places that can be read but not listed.
+
+    Commits that come while it is written are taken in, so that of several runs that end at once
+    the last one leaves all of them.
+    """
+    names: list[str] = []
+    while names != (now := sorted([*files.list(COMMITS), *files.list("plan")])):
+        if names:
+            index = build_index(files)
+        files.write(PATH, index.to_json())
+        files.write(LISTING, "".join(f"{name}\n" for name in now).encode())
+        names = now
 
 
 def read_index(files: Files) -> Index | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
@@ -117,8 +117,17 @@ class StoreMeta:
         for column in self.columns:
             require_column(column)
 
-    def write(self, files: Files) -> None:
-        files.write(ROOT, self.to_json())
+    @classmethod
+    def update(cls, files: Files, change: Callable[[Self | None], Self]) -> Self:
+        """Store what `change` makes of the stored description (None: there is none); return it.
+
+        It is asked again where another process has stored another one meanwhile.
+        """
+        while True:
+            stored, data = cls._read(files) if files.size(ROOT) is not None else (None, None)
+            now = change(stored)
+            if now == stored or files.swap(ROOT, data, now.to_json()):
+                return now
 
     def to_json(self) -> bytes:
         """Return the bytes of the root `zarr.json`."""
@@ -130,9 +139,15 @@ class StoreMeta:
     @classmethod
     def read(cls, files: Files) -> Self:
         """Read the description; raise StoreError if there is none, or it is of another version."""
+        return cls._read(files)[0]
+
+    @classmethod
+    def _read(cls, files: Files) -> tuple[Self, bytes]:
+        """Return it with the bytes that say so."""
         where = f"{files.url}/{ROOT}"
         try:
-            raw = parse_json(files.read(ROOT))
+            data = files.read(ROOT)
+            raw = parse_json(data)
         except FileNotFoundError as err:
             raise StoreError(
                 f"{files.url} is not a latent store: it has no {ROOT}. Check the path."
@@ -159,7 +174,7 @@ class StoreMeta:
                 "Restore it from a copy."
             )
         try:
-            return from_mapping(cls, described, where=where)
+            return from_mapping(cls, described, where=where), data
         except (ConfigError, GeometryError) as err:
             raise StoreError(f"{where}: {str(err).removeprefix(where + ': ')}") from err
 

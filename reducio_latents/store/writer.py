@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -23,6 +24,7 @@ from reducio_latents.store.commit import (
 from reducio_latents.store.container import LAYOUTS, Layout
 from reducio_latents.store.index import PATH as INDEX
 from reducio_latents.store.meta import ROOT, StoreMeta, require_same
+from reducio_latents.store.plan import complete_parts
 from reducio_latents.store.row_kinds import Row as Row
 from reducio_latents.store.row_kinds import row_kind
 from reducio_latents.store.statistics import ChannelStatistics
@@ -58,27 +60,27 @@ class StoreWriter:
         `rows` counts the rows of each bucket in the plan. Raise StoreError where the place is taken
         by something else, or by a store that was made differently.
         """
-        stored = read_meta_if_any(files)
-        if stored is not None:
-            require_same(meta, stored, files.url)
-            # The stored description first: what it measured stays as it was written.
-            meta = replace(
+        read_meta_if_any(files)  # refuses a place that is taken by something else
+
+        def joined_to(stored: StoreMeta | None) -> StoreMeta:
+            columns = meta.columns
+            if stored is not None:
+                require_same(meta, stored, files.url)
+                # The stored description first: what it measured stays as it was written.
+                columns = {**columns, **stored.columns}
+            kept = ("buckets", "counts", "statistics") if stored is not None else ()
+            return replace(
                 meta,
-                columns={**meta.columns, **stored.columns},
-                buckets=stored.buckets,
-                counts=stored.counts,
-                statistics=stored.statistics,
+                columns=dict(sorted(columns.items())),
+                **{name: getattr(stored, name) for name in kept},
             )
-        meta = replace(meta, columns=dict(sorted(meta.columns.items())))
-        writer = cls(files, meta)
-        writer.sweep()
+
         # The description comes first: a place that has it is ours, whatever else is missing.
-        if meta != stored:
-            meta.write(files)
-        small = writer.layout.describe(meta, rows, meta.columns)
-        for path, data in small.items():
-            if files.size(path) is None or files.read(path) != data:
-                files.write(path, data)
+        writer = cls(files, StoreMeta.update(files, joined_to))
+        writer.sweep()
+        complete_parts(files)
+        for path, data in writer.layout.describe(writer.meta, rows, writer.meta.columns).items():
+            _settle(files, path, data)
         return writer
 
     def write_shard(
@@ -142,9 +144,39 @@ class StoreWriter:
                 quality=tuple(column.quality),
                 timings={k: round(v, 4) for k, v in (timings or {}).items()},
             )
-            commit.write(self.files)
-            commits.append(commit)
+            commits.append(self._commit(commit))
         return commits
+
+    def _commit(self, commit: Commit) -> Commit:
+        """Store a commit unless another process has been first; return the one that counts.
+
+        Two machines may make rows of one shard that differ in their last bits. Both write the file
+        before they commit, so the second one finds in it the bytes that stay: they decide.
+        """
+        path, data = commit_path(commit.key, commit.column), commit.to_json()
+        while not self.files.create(path, data):
+            try:
+                there = self.files.read(path)
+            except FileNotFoundError:
+                continue
+            if theirs := self._standing(commit):
+                return theirs
+            if self.files.swap(path, there, data):
+                break
+        return commit
+
+    def _standing(self, ours: Commit) -> Commit | None:
+        """Return the commit that is stored in the place of this one, if its rows stand."""
+        try:
+            theirs = Commit.read(self.files, ours.key, ours.column)
+            if (theirs.clips_sha256, theirs.fingerprint) != (ours.clips_sha256, ours.fingerprint):
+                return None
+            if (theirs.file, theirs.file_sha256) == (ours.file, ours.file_sha256):
+                return theirs if theirs.failed == ours.failed else None
+            sha256 = _size_and_sha256([self.files.read(theirs.file)])[1]
+        except (FileNotFoundError, StoreError):
+            return None
+        return theirs if sha256 == theirs.file_sha256 else None
 
     def sweep(self) -> None:
         """Remove what killed writers left half-written; object stores have nothing of the kind."""
@@ -201,6 +233,30 @@ def read_meta_if_any(files: Files) -> StoreMeta | None:
             "Give a new or empty folder."
         )
     return None
+
+
+def _settle(files: Files, path: str, data: bytes) -> None:
+    """Write a small file that says how long an array is, unless it says that it is longer: then a
+    run that has planned more was here first."""
+    while True:
+        try:
+            there = files.read(path)
+        except FileNotFoundError:
+            there = None
+        if there == data or (there and _says_longer(there, data)) or files.swap(path, there, data):
+            return
+
+
+def _says_longer(there: bytes, data: bytes) -> bool:
+    try:
+        old, new = json.loads(there), json.loads(data)
+        length = old["shape"][0]
+        return bool(length > new["shape"][0]) and old == {
+            **new,
+            "shape": [length, *new["shape"][1:]],
+        }
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def row_checksum(payload: Buffer) -> int:

@@ -13,6 +13,7 @@ from reducio_latents.store.commit import Commit, ShardKey, list_commits
 from reducio_latents.store.container import LAYOUTS, array_rows
 from reducio_latents.store.index import build_index, write_index
 from reducio_latents.store.meta import StoreMeta
+from reducio_latents.store.plan.parts import PENDING
 from reducio_latents.store.store import Store
 from reducio_latents.store.writer import ColumnRows, StoreWriter, row_checksum
 
@@ -171,11 +172,9 @@ def clip_details(store: Store, key: ShardKey) -> list[dict[str, Any]]:
 
 def _copy_plan(source: Files, target: Files) -> None:
     # The clips come last: they are what makes a part of a plan count.
-    for path in sorted(source.list(PLAN), key=lambda name: (f"{PLAN}/part-" in name, name)):
-        data = source.read(path)
-        if target.size(path) is None:
-            target.write(path, data)
-        elif target.read(path) != data:
+    complete = [path for path in source.list(PLAN) if not path.startswith(PENDING)]
+    for path in sorted(complete, key=lambda name: (f"{PLAN}/part-" in name, name)):
+        if not target.create(path, source.read(path)):
             raise StoreError(
                 f"{target.url}/{path} is of another plan than {source.url}'s. Give a new folder."
             )
@@ -187,6 +186,6 @@ def _finish(source: Store, writer: StoreWriter) -> None:
             writer.files.write(path, source.files.read(path))
     write_index(writer.files, build_index(writer.files, use_cache=False))
     now = replace(source.meta, container=writer.meta.container)
-    now = replace(now, columns=writer.meta.columns)
-    if now != writer.meta:
-        now.write(writer.files)
+    StoreMeta.update(
+        writer.files, lambda stored: replace(now, columns=(stored or writer.meta).columns)
+    )

@@ -138,7 +138,7 @@ def _lead(
         job = prepare(
             request.corpus, request.store, request.options, request.progress, request.stop
         )
-        todo = job.missing()
+        todo = job.todo()
         run.announce(Order.of(job.root, todo, moved_sources(job)))
         share = rank.share(list(todo))
         announce(job, todo, request.progress, share)

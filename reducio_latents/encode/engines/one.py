@@ -52,7 +52,7 @@ def run_job(job: Job, progress: Progress, start: float | None = None) -> EncodeR
     `start` is when the run began, by `time.perf_counter`.
     """
     ledger = Ledger() if start is None else Ledger(start)
-    todo = job.missing()
+    todo = job.todo()
     announce(job, todo, progress)
     ledger.book_all(encode_missing(job, todo, progress))
     if job.stop.requested:

@@ -262,7 +262,7 @@ def run_ray(request: Request) -> EncodeReport:
         ray.init(address=request.options.ray_address, log_to_driver=False)
     try:
         job = _plan(request)
-        todo = job.missing()
+        todo = job.todo()
         announce(job, todo, request.progress)
         ledger.book_all(_told(request.progress, Fleet(request, job, todo).run()))
     finally:

@@ -2,7 +2,9 @@
 
 from reducio_latents.store.plan.parts import (
     PlanPart,
+    PlanTakenError,
     ShardSums,
+    complete_parts,
     read_parts,
     verify_parts,
     write_part,
@@ -18,8 +20,10 @@ __all__ = [
     "PlanCounts",
     "PlanPart",
     "PlanSpec",
+    "PlanTakenError",
     "PlannedShard",
     "ShardSums",
+    "complete_parts",
     "read_parts",
     "read_plan",
     "verify_parts",

@@ -28,6 +28,8 @@ from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 
 FOLDER = "plan"
+PENDING = f"{FOLDER}/pending"
+"""Folder of parts that are being stored: their videos, named by the sums of both tables."""
 FORMAT_VERSION = 1
 METADATA_KEY = b"reducio_latents.plan"
 CHECKSUM_KEY = b"reducio_latents.plan.sha256"
@@ -39,6 +41,10 @@ MOST_BYTES, ROW_BYTES = 64 << 20, 8 << 10
 ROWS_A_BYTE = 4
 """Rows that a byte of a file may hold at most; ids that differ take more than that."""
 DAMAGED = "Restore it from a copy, or make the store anew"
+
+
+class PlanTakenError(StoreError):
+    """Another run has stored a part of this number; what is still missing can be planned again."""
 
 
 class ShardRange(NamedTuple):
@@ -143,10 +149,11 @@ def part_path(kind: str, number: int) -> str:
 
 
 def write_part(files: Files, number: int, part: PlanPart) -> None:
-    """Write a part: the videos, checksums of both files, and last the clips, which commit it.
+    """Write a part: of its three files the clips commit it, and are created once.
 
-    The same part again is no change, so that two processes may plan the same corpus at once. Raise
-    StoreError if another one has the number, or the one before it is missing.
+    The videos lie in `PENDING` by then, so that whoever comes by can complete the part if its
+    writer dies. The same part again is no change: two processes may plan the same corpus at once.
+    Raise PlanTakenError if another one has the number, StoreError if the one before it is missing.
     """
     if number != part.number:
         raise StoreError(f"part {part.number} of the plan cannot be stored as part {number}.")
@@ -154,18 +161,55 @@ def write_part(files: Files, number: int, part: PlanPart) -> None:
     if number and files.size(part_path("part", number - 1)) is None:
         raise StoreError(f"{files.url} has no part {number - 1} of the plan, only this {number}.")
     clips, videos = _to_parquet(part.clips, part), _to_parquet(part.videos, part)
-    if files.size(path) is not None:
-        if files.read(path) == clips and files.read(part_path("videos", number)) == videos:
-            return
-        raise StoreError(
+    files.write(_pending_path(number, clips, videos), videos)
+    files.create(path, clips)
+    complete_parts(files)
+    if files.read(part_path("sha256", number)) != _sums(number, clips, videos):
+        raise PlanTakenError(
             f"{files.url}/{path} exists with other clips: another run has planned meanwhile. "
             "Run the same command again."
         )
-    sums = {part_path("part", number): clips, part_path("videos", number): videos}
-    lines = [f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sums.items()]
-    files.write(part_path("videos", number), videos)
-    files.write(part_path("sha256", number), "".join(lines).encode())
-    files.write(path, clips)
+
+
+def complete_parts(files: Files) -> None:
+    """Give each part whose clips are there its other two files, and forget those that lost.
+
+    Anybody may do this at any time, and several at once: what a part consists of is settled by its
+    clips, then by its checksums, both of which are created once.
+    """
+    for path, number in _pending(files):
+        try:
+            clips, videos = files.read(part_path("part", number)), files.read(path)
+        except FileNotFoundError:
+            continue  # it is not decided yet, or somebody else has completed it
+        if path == _pending_path(number, clips, videos):
+            sums, where = _sums(number, clips, videos), part_path("sha256", number)
+            if not files.create(where, sums):
+                there = files.read(where)
+                if _sum(clips) not in there.decode(errors="replace"):  # of a part that never was
+                    files.swap(where, there, sums)
+            if files.read(where) == sums:
+                files.write(part_path("videos", number), videos)
+        files.delete(path)
+
+
+def _pending(files: Files) -> list[tuple[str, int]]:
+    pattern = re.compile(rf"{PENDING}/(\d{{5,}})-[0-9a-f-]+\.parquet")
+    found = [match for path in files.list(PENDING) if (match := pattern.fullmatch(path))]
+    return [(match[0], int(match[1])) for match in found]
+
+
+def _pending_path(number: int, clips: bytes, videos: bytes) -> str:
+    return f"{PENDING}/{number:05d}-{_sum(clips)}-{_sum(videos)}.parquet"
+
+
+def _sum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sums(number: int, clips: bytes, videos: bytes) -> bytes:
+    files = {part_path("part", number): clips, part_path("videos", number): videos}
+    return "".join(f"{_sum(data)}  {name}\n" for name, data in files.items()).encode()
 
 
 def _to_parquet(table: pa.Table, part: PlanPart) -> bytes:
@@ -240,11 +284,15 @@ def _read_checked(files: Files, path: str, number: int) -> bytes:
         data = files.read(path)
         lines = files.read(part_path("sha256", number)).decode().splitlines()
     except FileNotFoundError as err:
+        for pending, of in _pending(files):  # whose writer is at work, or was killed
+            clips, videos = files.read(part_path("part", number)), files.read(pending)
+            if of == number and pending == _pending_path(number, clips, videos):
+                return clips if path == part_path("part", number) else videos
         missing = path if files.size(path) is None else part_path("sha256", number)
         raise StoreError(f"{files.url}/{missing} is missing. {DAMAGED}.") from err
     except UnicodeDecodeError as err:
         raise StoreError(f"{files.url}/{part_path('sha256', number)}: {err}. {DAMAGED}.") from err
-    if f"{hashlib.sha256(data).hexdigest()}  {path}" not in lines:
+    if f"{_sum(data)}  {path}" not in lines:
         raise StoreError(f"{where} does not match its checksum. {DAMAGED}.")
     return data
 

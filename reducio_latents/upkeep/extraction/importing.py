@@ -315,7 +315,10 @@ class _Import:
             "clips": _tally(clips, len(missing)),
         }
         statistics = {name: {"final": _summary(some)} for name, some in sorted(parts.items())}
-        replace(self.writer.meta, counts=counts, statistics=statistics).write(files)
+        described = self.writer.meta
+        StoreMeta.update(
+            files, lambda now: replace(now or described, counts=counts, statistics=statistics)
+        )
 
 
 def _tally(found: int, failed: int) -> dict[str, int]:
