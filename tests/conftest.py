@@ -42,7 +42,7 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     found = [
-        (dict(report.user_properties).get("cpu_s", 0.0), report.nodeid)
+        (float(str(dict(report.user_properties).get("cpu_s", 0.0))), report.nodeid)
         for reports in terminalreporter.stats.values()
         for report in reports
         if isinstance(report, pytest.TestReport)
