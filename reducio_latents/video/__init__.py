@@ -25,7 +25,6 @@ def _decord(threads: int) -> VideoBackend:
 
 BACKENDS: dict[str, Callable[[int], VideoBackend]] = {"pyav": _pyav, "decord": _decord}
 """pyav: reads everything that FFmpeg does. decord: refuses what it cannot read exactly."""
-_EXTRA = {"av": "encode", "decord": "encode,decord"}
 
 
 def get_backend(name: str, *, threads: int = 1) -> VideoBackend:
@@ -40,8 +39,7 @@ def get_backend(name: str, *, threads: int = 1) -> VideoBackend:
     try:
         return BACKENDS[name](threads)
     except ImportError as err:
-        extra = _EXTRA.get(err.name or "", _EXTRA.get(name, "encode"))
         raise ConfigError(
             f"the {name} video backend cannot be imported ({err}). "
-            f"Install it: pip install 'reducio-latents[{extra}]'."
+            "Install it: pip install 'reducio-latents[encode]'."
         ) from err
