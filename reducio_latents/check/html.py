@@ -53,54 +53,20 @@ def render(report: Report) -> str:
         meta=report.meta,
         name=Path(report.store).name,
         version=__version__,
-        tiles=_tiles(report),
         shown_ids={clip.clip.clip_id for clip in report.clips},
-        card_data=_card_data,
         sparks=_sparks,
         curves=_drawn(_curves(report)),
-        recorded=_recorded(report),
-        by_bucket=list(_bucket_rows(report)),
+        recorded=_drawn(_recorded(report)),
+        by_bucket=_by_bucket(report),
         statistics=_drawn(_statistics(report)),
         reasons=list(_reasons(report)),
         failed=[(f.video, f.clip_id, f.reason) for f in report.failed],
         description=json.dumps(asdict(report.meta), indent=2, ensure_ascii=False),
+        mean=_mean,
+        sortable=_sortable,
         SORTS=SORTS,
         **LIMITS,
     )
-
-
-def _tiles(report: Report) -> dict[str, str]:
-    scored = [scores for _, scores in report.scored]
-    clips = report.meta.counts.get("clips", {})
-    return {
-        "clips shown": str(len(report.clips)),
-        "mean PSNR": _decibel([s.psnr_db for s in scored]),
-        "lowest PSNR": f"{min(s.psnr_db for s in scored):.2f} dB" if scored else "none",
-        "mean SSIM": _mean([s.ssim for s in scored], "{:.3f}"),
-        **{f"clips {name}": f"{number:,}" for name, number in clips.items()},
-    }
-
-
-def _card_data(item: ReportClip) -> dict[str, str]:
-    """Return what the page's script sorts and filters a card by."""
-    clip, scores = item.clip, item.scores
-    numbers = {
-        "psnr": None if scores is None else scores.psnr_db,
-        "ssim": None if scores is None else scores.ssim,
-        "flicker": None if scores is None else scores.flicker,
-        "kl": item.kl_nats,
-        "recorded": item.recorded_db,
-    }
-    return {
-        "id": clip.clip_id,
-        **{
-            name: "" if value is None or not math.isfinite(value) else f"{value:.6g}"
-            for name, value in numbers.items()
-        },
-        "video": f"{clip.video} {clip.start_s:012.3f}",
-        "bucket": clip.key.bucket,
-        "text": " ".join([clip.video, clip.clip_id, *clip.captions]).lower(),
-    }
 
 
 def _sparks(item: ReportClip) -> Iterator[tuple[Chart, str]]:
@@ -135,29 +101,17 @@ def _curves(report: Report) -> Iterator[Chart | None]:
         yield line_chart(lines, x_label="frame", y_label=unit, title=title)
 
 
-def _recorded(report: Report) -> dict[str, object] | None:
-    """Return what was measured while encoding: of more clips than the page has."""
-    values = [clip.psnr_db for clip in report.recorded if math.isfinite(clip.psnr_db)]
-    if not values:
-        return None
+def _recorded(report: Report) -> Iterator[Chart | None]:
+    """Yield charts of what was measured while encoding: of more clips than the page has."""
     lines: dict[str, list[Sequence[float]]] = {}
     for clip in sorted(report.recorded, key=lambda clip: clip.bucket):
         lines.setdefault(clip.bucket, []).append(clip.frame_psnr_db)
-    worst = min(report.recorded, key=lambda clip: (clip.psnr_db, clip.clip_id))
-    charts = [
-        histogram(values, x_label="dB", title="PSNR of the clips"),
-        line_chart(
-            {bucket: _average(frames) for bucket, frames in lines.items()},
-            x_label="frame",
-            y_label="dB",
-            title="PSNR by frame, mean over clips",
-        ),
-    ]
-    text = (
-        f"{len(values):,} clips: mean {_decibel(values)}, lowest {worst.psnr_db:.2f} dB "
-        f"({worst.clip_id})."
+    averages = {bucket: _average(frames) for bucket, frames in lines.items()}
+    values = [clip.psnr_db for clip in report.recorded if math.isfinite(clip.psnr_db)]
+    yield histogram(values, x_label="dB", title="PSNR of the clips")
+    yield line_chart(
+        averages, x_label="frame", y_label="dB", title="PSNR by frame, mean over clips"
     )
-    return {"text": text, "charts": _drawn(charts)}
 
 
 def _by_bucket(report: Report) -> dict[str, list[Scores]]:
@@ -168,19 +122,7 @@ def _by_bucket(report: Report) -> dict[str, list[Scores]]:
 
 
 def _average(lines: Sequence[Sequence[float]]) -> list[float]:
-    return [sum(column) / len(column) for column in zip(*lines, strict=True)]
-
-
-def _bucket_rows(report: Report) -> Iterator[list[str]]:
-    for bucket, scores in _by_bucket(report).items():
-        yield [
-            bucket,
-            str(len(scores)),
-            _decibel([s.psnr_db for s in scores]),
-            f"{min(s.psnr_db for s in scores):.2f} dB",
-            _mean([s.ssim for s in scores], "{:.3f}"),
-            _mean([s.flicker for s in scores], "{:.2f}"),
-        ]
+    return [sum(column) / len(column) for column in zip(*lines, strict=False)]
 
 
 def _statistics(report: Report) -> Iterator[Chart | None]:
@@ -201,10 +143,12 @@ def _reasons(report: Report) -> Iterator[list[str]]:
         yield [f"{n:,} {what}" + ("" if n == 1 else "s"), reason]
 
 
-def _mean(values: Sequence[float], form: str) -> str:
+def _mean(values: Iterable[float], form: str) -> str:
+    """Return the mean of the values that are finite."""
     finite = [value for value in values if math.isfinite(value)]
     return form.format(sum(finite) / len(finite)) if finite else "none"
 
 
-def _decibel(values: Sequence[float]) -> str:
-    return _mean(values, "{:.2f} dB")
+def _sortable(value: float | None) -> str:
+    """Return a number as the page's script sorts it; empty if there is none."""
+    return "" if value is None or not math.isfinite(value) else f"{value:.6g}"

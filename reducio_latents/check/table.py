@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from reducio_latents.check.evaluate import DatasetScores, Evaluation, MethodResult
+from reducio_latents.check.evaluate import DatasetScores, Evaluation
 from reducio_latents.check.rendering import render_template
 from reducio_latents.check.sample import about_video
 from reducio_latents.check.writing import make_folder, write_text
@@ -23,7 +23,6 @@ TITLES = {
     "flicker": ("flicker", "{:.2f}"),
     "fvd": ("rFVD", "{:.2f}"),
 }
-SPEED_AND_SIZE = ["clips/s", "KiB/s of video"]
 
 
 def write_tables(evaluation: Evaluation, out: Path) -> list[Path]:
@@ -45,50 +44,21 @@ def markdown(evaluation: Evaluation) -> str:
     As in the paper, PSNR, SSIM, LPIPS and speed are of the first corpus, and rFVD has a column
     for each; the other corpora have a shorter table each, of what else was measured on them.
     """
-    asked = {name for name in TITLES if _asked(evaluation, name)}
-    metrics = [name for name in TITLES if name in asked - {"fvd"}]
-    titles = [TITLES[metric][0] for metric in metrics]
-    corpora = list(evaluation.datasets)
-    with_fvd = corpora if "fvd" in asked else []
+    asked = [name for name in TITLES if _asked(evaluation, name)]
     return render_template(
         "table.md.j2",
-        first_head=[
-            *["Method", "Downsample factor", "\\|z\\|", *titles],
-            *[f"rFVD ({name})" for name in with_fvd],
-            *[*SPEED_AND_SIZE, "parameters, M", "frames"],
-        ],
-        first_rows=[
-            [
-                *[_title(method), _factor(method), str(method.channels)],
-                *[_number(method, corpora[0], metric) for metric in metrics],
-                *[_number(method, name, "fvd") for name in with_fvd],
-                *_speed_and_size(method.datasets[corpora[0]]),
-                *[f"{method.parameters / 1e6:.2f}", method.frames],
-            ]
-            for method in evaluation.methods
-        ],
-        other_head=["Method", *titles, *SPEED_AND_SIZE],
-        other_rows={
-            name: [
-                [
-                    _title(method),
-                    *[_number(method, name, metric) for metric in metrics],
-                    *_speed_and_size(method.datasets[name]),
-                ]
-                for method in evaluation.methods
-            ]
-            for name in (corpora[1:] if metrics else ())
-        },
         found=evaluation,
+        corpora=list(evaluation.datasets),
         asked=asked,
-        counts={name: evaluation.methods[0].datasets[name].clips for name in corpora},
+        metrics=[name for name in asked if name != "fvd"],
+        titles={metric: title for metric, (title, _) in TITLES.items()},
+        score=_score,
         lost={
             name: (len(failed), about_video(*next(iter(failed.items()))))
             for name, failed in evaluation.datasets.items()
             if failed
         },
         features=CLASSES,
-        repeated=any(" as " in method.frames for method in evaluation.methods),
     )
 
 
@@ -133,22 +103,5 @@ def _asked(evaluation: Evaluation, metric: str) -> bool:
     )
 
 
-def _number(method: MethodResult, corpus: str, metric: str) -> str:
-    scores = method.datasets[corpus].scores
-    return TITLES[metric][1].format(scores[metric]) if metric in scores else "n/a"
-
-
-def _speed_and_size(scores: DatasetScores) -> list[str]:
-    speed = scores.clips_per_s
-    speed_text = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
-    return [speed_text, f"{scores.bytes_per_s / 1024:.1f}"]
-
-
-def _title(method: MethodResult) -> str:
-    name = method.name.replace("|", "\\|")
-    return f"{name}, random weights" if method.untrained else name
-
-
-def _factor(method: MethodResult) -> str:
-    temporal, spatial = method.strides
-    return "none" if method.channels == 0 else f"{temporal}x{spatial}x{spatial}"
+def _score(found: DatasetScores, metric: str) -> str:
+    return TITLES[metric][1].format(found.scores[metric]) if metric in found.scores else "n/a"
