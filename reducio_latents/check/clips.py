@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.reports import read_quality
 
-MOTION, CONTENT_IMAGE, CAPTION = "motion", "content_image", "caption"
+MOTION, CONTENT_IMAGE = "motion", "content_image"
 
 
 class StoredClip(NamedTuple):
@@ -49,7 +49,7 @@ class RecordedClip(NamedTuple):
 def select_clips(store: Store, selection: Selection) -> list[StoredClip]:
     """Return the clips that `selection` names, all of them encoded.
 
-    Raises StoreError for an id that the store does not hold, saying what became of it, and where
+    Raises StoreError for an id that the store does not hold, saying what became of it, and if
     there is nothing to choose from.
     """
     store.require_columns([MOTION])
@@ -66,14 +66,6 @@ def select_clips(store: Store, selection: Selection) -> list[StoredClip]:
         return _worst(store, shards, selection.num)
     chosen = random.Random(selection.seed).sample(range(total), min(selection.num, total))
     return list(_at_positions(store, shards, sorted(chosen)))
-
-
-def all_clips(store: Store) -> Iterator[StoredClip]:
-    """Yield every clip whose motion latents the store holds, shard by shard."""
-    for key, (rows, empty) in _stored_shards(store, ()).items():
-        table = store.plan.shard_clips(key.bucket, key.shard)
-        clips = _rows(table.to_pylist())
-        yield from (clip for clip in clips[:rows] if clip.row not in empty)
 
 
 _Shards = Mapping[ShardKey, tuple[int, frozenset[int]]]
@@ -102,15 +94,22 @@ def _at_positions(store: Store, shards: _Shards, positions: list[int]) -> Iterat
         before += len(here)
 
 
+def _planned(store: Store, clip_ids: Sequence[str]) -> dict[str, StoredClip]:
+    """Return those of these clips that the plan has, by their ids."""
+    table = store.plan.clips
+    wanted = pa.array(clip_ids, pa.string())
+    rows = table.filter(pc.is_in(table["clip_id"], value_set=wanted)).to_pylist()
+    return {clip.clip_id: clip for clip in _rows(rows)}
+
+
 def _by_id(
     store: Store, shards: _Shards, ids: Sequence[str], buckets: Sequence[str]
 ) -> list[StoredClip]:
-    table = store.plan.clips
-    found = table.filter(pc.is_in(table["clip_id"], value_set=_strings(ids)))
-    clips = {clip.clip_id: clip for clip in _rows(found.to_pylist())}
+    clips = _planned(store, ids)
     for clip_id in ids:
         if clip_id not in clips:
-            close = get_close_matches(clip_id, table["clip_id"].slice(0, 10_000).to_pylist(), n=1)
+            some = store.plan.clips["clip_id"].slice(0, 10_000).to_pylist()
+            close = get_close_matches(clip_id, some, n=1)
             hint = f" Did you mean {close[0]}?" if close else " `decode --num` shows some."
             raise StoreError(f"{store.files.url} has no clip {clip_id!r}.{hint}")
         _require_stored(store, shards, clips[clip_id], buckets)
@@ -135,29 +134,16 @@ def _require_stored(
 
 
 def _worst(store: Store, shards: _Shards, num: int) -> list[StoredClip]:
-    measured = recorded_psnr(store)
+    measured = sorted(recorded_quality(store), key=lambda clip: (clip.psnr_db, clip.clip_id))
     if not measured:
         raise StoreError(
             f"{store.files.url} has no recorded PSNR, so the worst clips are not known. Encode "
             "with --check-every, or look at clips at random: leave --worst out."
         )
-    ranked = sorted(measured, key=lambda clip_id: (measured[clip_id], clip_id))
-    table = store.plan.clips
-    rows = table.filter(pc.is_in(table["clip_id"], value_set=_strings(ranked)))
-    clips = {clip.clip_id: clip for clip in _rows(rows.to_pylist())}
-    stored = [
-        clips[clip_id]
-        for clip_id in ranked
-        if clip_id in clips
-        and clips[clip_id].key in shards
-        and clips[clip_id].row not in shards[clips[clip_id].key][1]
-    ]
+    clips = _planned(store, [clip.clip_id for clip in measured])
+    ranked = [clips[clip.clip_id] for clip in measured if clip.clip_id in clips]
+    stored = [c for c in ranked if c.key in shards and c.row not in shards[c.key][1]]
     return stored[:num]
-
-
-def recorded_psnr(store: Store) -> dict[str, float]:
-    """Return the PSNR, in dB, of each clip that was decoded while encoding; often none."""
-    return {clip.clip_id: clip.psnr_db for clip in recorded_quality(store)}
 
 
 def recorded_quality(store: Store) -> list[RecordedClip]:
@@ -167,10 +153,6 @@ def recorded_quality(store: Store) -> list[RecordedClip]:
         RecordedClip(row["clip_id"], row["bucket"], row["psnr"], tuple(row["psnr_frames"]))
         for row in (table.to_pylist() if table is not None else ())
     ]
-
-
-def _strings(values: Iterable[str]) -> pa.Array:
-    return pa.array(list(values), pa.string())
 
 
 def _rows(rows: list[dict[str, object]]) -> list[StoredClip]:
