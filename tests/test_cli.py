@@ -393,13 +393,15 @@ def test_a_signal_ends_any_command_with_one_line_and_its_number(
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "cli.main(sys.argv[1:])\n"
     )
-    given: list[str | Path] = {
+    arguments: dict[str, list[str | Path]] = {
         "verify": [store],
         "convert": [store, tmp_path / "c"],
         "encode-corpus": [corpus, tmp_path / "e", *FAST],
-    }[words[0]]
+    }
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *words, *map(str, given)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, *words, *map(str, arguments[words[0]])],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not ready.exists() and process.poll() is None:
         time.sleep(0.01)

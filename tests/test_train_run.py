@@ -178,7 +178,7 @@ def test_two_runs_in_one_folder_are_one_too_many(config_file: Path, tmp_path: Pa
     output = process.communicate(timeout=600)[0]
     assert process.returncode == 1
     assert "stopped by a signal" in output, output
-    assert "running.json" not in os.listdir(out)
+    assert not (Path(out) / "running.json").exists()
 
 
 def test_a_run_that_lost_its_folder_to_another_saves_nothing_more(

@@ -79,10 +79,14 @@ def train(config: TrainConfig, out: Path, options: RunOptions | None = None) -> 
         if options.eval_only:
             with _explained("Use a smaller validation.batch_size, or validation.tiling."):
                 return _evaluate(_prepare(config, out, options, ranks))
-        with _holding(out, ranks) as lock, _naming_the_last_checkpoint(out), _explained(SMALLER):
-            with stop_signal() as stop:
-                run = _prepare(config, out, options, ranks, stop)
-                return _train(run, stop, lock)
+        with (
+            _holding(out, ranks) as lock,
+            _naming_the_last_checkpoint(out),
+            _explained(SMALLER),
+            stop_signal() as stop,
+        ):
+            run = _prepare(config, out, options, ranks, stop)
+            return _train(run, stop, lock)
 
 
 @dataclass(kw_only=True)
@@ -257,10 +261,10 @@ def _train(run: Run, stop: Event, lock: Lock | None) -> TrainReport:
             if run.split.validation and (last or state.step % config.validation.every_steps == 0):
                 improved = _validate(run, run.split.validation, records)
             stopping = ranks.any(stop.is_set())
-            if last or improved or stopping or state.step % config.checkpoint.every_steps == 0:
-                if lock is not None:
-                    lock.require()
-                    _save(run)
+            due = last or improved or stopping or state.step % config.checkpoint.every_steps == 0
+            if due and lock is not None:
+                lock.require()
+                _save(run)
             if stopping and not last:
                 ranks.meet()  # the first one has saved
                 raise TrainingError(f"stopped by a signal after step {state.step}.")
