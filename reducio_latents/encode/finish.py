@@ -14,9 +14,9 @@ from reducio_latents.encode.report import Tally
 from reducio_latents.files import Files
 from reducio_latents.files.parquet import read_parquet
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
-from reducio_latents.store.index import Index, IndexEntry, write_index
+from reducio_latents.store.index import Index, IndexEntry, require_same_clips, write_index
 from reducio_latents.store.meta import StoreMeta
-from reducio_latents.store.plan import Plan
+from reducio_latents.store.plan import Plan, ShardSums
 from reducio_latents.store.reports import ERRORS, ClipError, Reports
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.writer import StoreWriter
@@ -115,9 +115,12 @@ def versions() -> dict[str, str]:
 
 
 def _commits(writer: StoreWriter) -> Iterator[Commit]:
+    sums = ShardSums(writer.files)
     for column, key in list_commits(writer.files):
         if column in writer.meta.columns:
-            yield Commit.read(writer.files, key, column)
+            commit = Commit.read(writer.files, key, column)
+            require_same_clips(writer.files, commit, sums)
+            yield commit
 
 
 def _summary(part: ChannelStatistics) -> dict[str, list[float]]:

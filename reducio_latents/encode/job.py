@@ -24,7 +24,8 @@ from reducio_latents.errors import StoreError
 from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource
 from reducio_latents.store import index
-from reducio_latents.store.commit import ShardKey, list_commits
+from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.index import same_clips
 from reducio_latents.store.meta import ColumnMeta, StoreMeta, require_same
 from reducio_latents.store.plan import Plan, read_plan
 from reducio_latents.store.writer import StoreWriter, read_meta_if_any
@@ -81,7 +82,7 @@ class Job:
 
     def missing(self) -> dict[ShardKey, tuple[str, ...]]:
         """Return the columns that each unfinished shard lacks, in order."""
-        done = set(list_commits(self.writer.files))
+        done = same_clips(self.writer.files)
         lacking = {
             key: tuple(name for name in self.names if (name, key) not in done)
             for key in self.shards()
@@ -144,6 +145,7 @@ def plan_job(
         require_same(meta, stored, files.url)
     planned = make_plan(corpus, files, options, buckets, progress.probed)
     writer = StoreWriter.open(files, meta, _rows(planned.plan, options.shard_rows))
+    writer.drop_other_clips()
     if options.retry_failed:
         forget_failures(writer)
     root = corpus_root(corpus, options.root)
@@ -174,7 +176,7 @@ def forget_failures(writer: StoreWriter) -> None:
     """Make every shard with a failed clip count as not done."""
     failed = [
         (entry.key, entry.column)
-        for entry in index.build_index(writer.files, use_cache=False).entries.values()
+        for entry in index.build_index(writer.files, use_cache=False, prove=False).entries.values()
         if entry.failed
     ]
     if failed:

@@ -17,9 +17,12 @@ from reducio_latents.files import Files
 from reducio_latents.files.parquet import read_parquet
 from reducio_latents.store.commit import ClipQuality, Commit, ShardKey
 from reducio_latents.store.plan import Plan
+from reducio_latents.store.plan.bounded import bounded_table
 
 ERRORS = "errors.parquet"
 QUALITY = "quality.parquet"
+WRITER = f"parquet-cpp-arrow version {pa.__version__}"
+"""Who has written a table, as pyarrow puts it."""
 
 
 def _field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
@@ -128,3 +131,25 @@ def read_quality(files: Files, columns: Sequence[str]) -> pa.Table | None:
             f"{where} cannot be read: {err}. Restore it, with its columns {', '.join(columns)}, "
             "from a copy."
         ) from err
+
+
+def report_damage(data: bytes, expected: bytes | None, versions: Mapping[str, str]) -> str:
+    """Return what is wrong with a report's file; nothing if it is `expected`, where that is known.
+
+    Another version of pyarrow may say the same table by other bytes; which one wrote it is part of
+    the store's `versions`.
+    """
+    if data == expected:
+        return ""
+    try:
+        writer = pq.read_metadata(pa.BufferReader(data)).created_by
+        table = bounded_table(data)
+        same = expected is None or table.equals(bounded_table(expected))
+    except (OSError, KeyError, ValueError, MemoryError, pa.ArrowException) as err:
+        return f"it cannot be read ({err})"
+    if not same or (expected is not None and writer == WRITER):
+        return "it is not what plan and commits say"
+    known = versions.get("pyarrow")
+    if known is not None and writer != WRITER.replace(pa.__version__, known):
+        return "it was changed since it was written"
+    return ""

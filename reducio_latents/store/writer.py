@@ -23,6 +23,7 @@ from reducio_latents.store.commit import (
 )
 from reducio_latents.store.container import LAYOUTS, Layout
 from reducio_latents.store.index import PATH as INDEX
+from reducio_latents.store.index import same_clips
 from reducio_latents.store.meta import ROOT, StoreMeta, require_same
 from reducio_latents.store.plan import complete_parts
 from reducio_latents.store.row_kinds import Row as Row
@@ -188,6 +189,11 @@ class StoreWriter:
         stored = StoreMeta.read(self.files).columns
         columns = dict(sorted({**stored, **self.meta.columns}.items()))
         self.meta = replace(self.meta, columns=columns)
+
+    def drop_other_clips(self) -> None:
+        """Make shards whose commits are of other clips than the plan's count as not done."""
+        for column, key in sorted(set(list_commits(self.files)) - same_clips(self.files)):
+            self.drop_commit(key, column)
 
     def drop_commit(self, key: ShardKey, column: str) -> None:
         """Make a shard count as not done. Its rows stay until they are written anew."""

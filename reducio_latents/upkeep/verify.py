@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,12 +11,19 @@ import numpy as np
 from reducio_latents.errors import StoreError
 from reducio_latents.files.protocol import LISTING
 from reducio_latents.store import index
-from reducio_latents.store.commit import Commit, ShardKey, clips_sha256, list_commits
-from reducio_latents.store.container import LAYOUTS, array_rows
+from reducio_latents.store.commit import Commit, ShardKey, clips_sha256, commit_path, list_commits
+from reducio_latents.store.container import array_rows
 from reducio_latents.store.meta import ROOT
 from reducio_latents.store.plan import verify_parts
+from reducio_latents.store.plan.parts import PART_KINDS, PENDING, part_path
+from reducio_latents.store.reports import ERRORS, QUALITY, Reports, report_damage
 from reducio_latents.store.store import Store
 from reducio_latents.store.writer import row_checksum
+
+WORKING = ("runs/", "attempts/", f"{PENDING}/")
+"""Folders of runs that are under way, or were killed."""
+BESIDE = ("README.md", "LICENSE", ".gitattributes")
+"""Files that whoever publishes a store lays beside it."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +61,24 @@ def verify(store: Store, progress: Callable[[int], None] = lambda _: None) -> Ve
     report.damage += _verify_plan(store)
     try:
         shards = {ShardKey(s.bucket, s.shard): s.rows for s in store.plan.shards()}
+        clips = {key: tuple(store.plan.shard_clips(*key)["clip_id"].to_pylist()) for key in shards}
+        store.plan.videos  # noqa: B018 - read and proven
     except StoreError as err:  # there is nothing to hold the commits against
         report.damage.append(Damage("plan", str(err)))
         return report
     report.damage += _verify_arrays(store, shards)
-    proof = _CommitProof(store, shards, report)
+    proof = _CommitProof(store, clips, report)
     # Shard by shard: columns that share a file come one after another.
     for column, key in sorted(list_commits(store.files), key=lambda item: (item[1], item[0])):
         report.damage += proof.of(column, key)
         report.commits += 1
         progress(report.commits)
-    report.damage += _verify_index(store, proof.sound)
+    stored = _stored_index(store, report)
+    report.damage += _verify_index(store, stored, proof.sound)
     report.damage += _verify_listing(store)
+    is_finished = stored is not None and stored.entries.keys() == proof.sound.keys() == proof.seen
+    report.damage += _verify_reports(store, proof.sound if is_finished else None)
+    report.damage += _unknown_files(store, shards, proof)
     for column in store.columns:
         if waiting := sum((column, key) not in proof.seen for key in shards):
             report.missing[column] = waiting
@@ -88,8 +101,7 @@ def _verify_plan(store: Store) -> Iterator[Damage]:
 def _verify_arrays(store: Store, shards: dict[ShardKey, int]) -> Iterator[Damage]:
     """Prove the small files that let other readers open the container."""
     rows = array_rows(((*key, count) for key, count in shards.items()), store.meta.shard_rows)
-    layout = LAYOUTS[store.meta.container]
-    for path, data in layout.describe(store.meta, rows, store.columns).items():
+    for path, data in store.layout.describe(store.meta, rows, store.columns).items():
         where = f"{store.files.url}/{path}"
         mend = "run the encode command again to write it anew"
         if store.files.size(path) is None:
@@ -98,13 +110,18 @@ def _verify_arrays(store: Store, shards: dict[ShardKey, int]) -> Iterator[Damage
             yield Damage(where, f"it does not say what the store's description says; {mend}")
 
 
-def _verify_index(store: Store, commits: dict[tuple[str, ShardKey], Commit]) -> Iterator[Damage]:
-    where = f"{store.files.url}/{index.PATH}"
+def _stored_index(store: Store, report: VerifyReport) -> index.Index | None:
     try:
-        stored = index.read_index(store.files)
+        return index.read_index(store.files)
     except StoreError as err:
-        yield Damage(where, str(err))
-        return
+        report.damage.append(Damage(f"{store.files.url}/{index.PATH}", str(err)))
+        return None
+
+
+def _verify_index(
+    store: Store, stored: index.Index | None, commits: Mapping[tuple[str, ShardKey], Commit]
+) -> Iterator[Damage]:
+    where = f"{store.files.url}/{index.PATH}"
     if stored is None:
         return
     for item, entry in stored.entries.items():
@@ -112,6 +129,46 @@ def _verify_index(store: Store, commits: dict[tuple[str, ShardKey], Commit]) -> 
             yield Damage(where, f"it disagrees with the commit of {item[1]} {item[0]}; delete it")
     if store.files.read(index.PATH) != stored.to_json():
         yield Damage(where, "it was changed since it was written; delete it")
+
+
+def _verify_reports(
+    store: Store, commits: Mapping[tuple[str, ShardKey], Commit] | None
+) -> Iterator[Damage]:
+    """Prove reports against plan and commits; while a run is under way, that they can be read.
+
+    `commits` are given where the index says that all of them were there when a run ended.
+    """
+    reports = Reports()
+    by_path = sorted((commits or {}).items(), key=lambda item: commit_path(item[0][1], item[0][0]))
+    for _, commit in by_path:
+        reports.add(commit)
+    expected = reports.files(store.plan)
+    for name in (ERRORS, QUALITY):
+        where = f"{store.files.url}/{name}"
+        if store.files.size(name) is None:
+            continue
+        wanted = None if commits is None else expected.get(name, b"")
+        if why := report_damage(store.files.read(name), wanted, store.meta.versions):
+            yield Damage(where, f"{why}; run the encode command again to write it anew")
+
+
+def _unknown_files(
+    store: Store, shards: Iterable[ShardKey], proof: _CommitProof
+) -> Iterator[Damage]:
+    """Find files that no part of the store names."""
+    rows = dict.fromkeys(store.meta.buckets, 0)
+    known = {ROOT, index.PATH, LISTING, ERRORS, QUALITY, *BESIDE}
+    known.update(store.layout.describe(store.meta, rows, store.columns))
+    known.update(commit_path(key, column) for column, key in proof.seen)
+    known.update(commit.file for commit in proof.sound.values())
+    for key in shards:  # also of shards that are not committed, or not any more
+        for column in store.columns:
+            known.update(store.layout.paths(store.meta, key, column))
+    # A plan's next part may have been begun.
+    known.update(part_path(kind, n) for kind in PART_KINDS for n in range(store.plan.parts + 1))
+    for path in store.files.list(""):
+        if path not in known and not path.startswith(WORKING):
+            yield Damage(f"{store.files.url}/{path}", "it is no file of this store; move it away")
 
 
 def _verify_listing(store: Store) -> Iterator[Damage]:
@@ -130,9 +187,11 @@ def _verify_listing(store: Store) -> Iterator[Damage]:
 class _CommitProof:
     """Proves commits and what they speak of. The last file is kept: columns may share it."""
 
-    def __init__(self, store: Store, shards: dict[ShardKey, int], report: VerifyReport) -> None:
+    def __init__(
+        self, store: Store, clips: Mapping[ShardKey, tuple[str, ...]], report: VerifyReport
+    ) -> None:
         self._store = store
-        self._shards = shards
+        self._clips = clips
         self._report = report
         self._file = ("", b"", "")
         self.sound: dict[tuple[str, ShardKey], Commit] = {}
@@ -142,18 +201,18 @@ class _CommitProof:
     def of(self, column: str, key: ShardKey) -> Iterator[Damage]:
         name, store = f"{key} {column}", self._store
         self.seen.add((column, key))
-        if key not in self._shards or column not in store.meta.columns:
+        if key not in self._clips or column not in store.meta.columns:
             unknown = f"column {column}" if column not in store.meta.columns else "shard"
             yield Damage(name, f"there is a commit, but the store describes no such {unknown}")
             return
-        clip_ids = tuple(store.plan.shard_clips(*key)["clip_id"].to_pylist())
+        clip_ids = self._clips[key]
         try:
             commit = Commit.read(store.files, key, column, agrees_with_itself=False)
         except StoreError as err:
             yield Damage(name, str(err), clip_ids)
             return
-        if commit.rows != self._shards[key] or len(commit.row_crc32c) != commit.rows:
-            what = f"the commit has {commit.rows} rows, the plan {self._shards[key]}"
+        if commit.rows != len(clip_ids) or len(commit.row_crc32c) != commit.rows:
+            what = f"the commit has {commit.rows} rows, the plan {len(clip_ids)}"
             yield Damage(name, what, clip_ids)
             return
         self.sound[column, key] = commit

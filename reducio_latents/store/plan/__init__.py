@@ -3,7 +3,6 @@
 from reducio_latents.store.plan.parts import (
     PlanPart,
     PlanTakenError,
-    ShardSums,
     complete_parts,
     read_parts,
     verify_parts,
@@ -11,6 +10,7 @@ from reducio_latents.store.plan.parts import (
 )
 from reducio_latents.store.plan.plan import Plan, PlanCounts, PlannedShard, read_plan
 from reducio_latents.store.plan.spec import PlanSpec
+from reducio_latents.store.plan.sums import ShardSums
 from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 
 __all__ = [

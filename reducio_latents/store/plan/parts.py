@@ -5,12 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from operator import attrgetter
-from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -22,24 +19,21 @@ from reducio_latents.core.config import convert, from_mapping
 from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
-from reducio_latents.store.commit import clips_sha256
 from reducio_latents.store.limits import MAX_SHARDS, must_hold, require_count
+from reducio_latents.store.plan.bounded import bounded_table, require_few_rows
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 
 FOLDER = "plan"
 PENDING = f"{FOLDER}/pending"
 """Folder of parts that are being stored: their videos, named by the sums of both tables."""
+PART_KINDS = ("part", "videos", "sha256")
 FORMAT_VERSION = 1
 METADATA_KEY = b"reducio_latents.plan"
 CHECKSUM_KEY = b"reducio_latents.plan.sha256"
 FOOTER_BYTES = 1 << 16
 """Read at once from the end of a part: enough for the metadata of a million clips."""
 ROW_GROUP = 1 << 16
-MOST_BYTES, ROW_BYTES = 64 << 20, 8 << 10
-"""What a part may unpack to: so many bytes, and so many more a row."""
-ROWS_A_BYTE = 4
-"""Rows that a byte of a file may hold at most; ids that differ take more than that."""
 DAMAGED = "Restore it from a copy, or make the store anew"
 
 
@@ -301,123 +295,13 @@ def _read_table(files: Files, kind: str, number: int, schema: pa.Schema) -> pa.T
     path = part_path(kind, number)
     data = _read_checked(files, path, number)
     try:
-        table = _read_bounded(data)
+        table = bounded_table(data)
         same = table.select(schema.names).schema.equals(schema)
     except (OSError, KeyError, ValueError, MemoryError, pa.ArrowException) as err:
         raise StoreError(f"{files.url}/{path} is no part of a plan ({err}). {DAMAGED}.") from err
     if not same:
         raise StoreError(f"{files.url}/{path} has columns of other types. {DAMAGED}.")
     return table
-
-
-def _read_bounded(data: bytes) -> pa.Table:
-    """Return the table of a part; raise ValueError if it unpacks to more than its rows may be.
-
-    Text is read as Parquet's dictionaries first: a text of a megabyte may stand in every row.
-    """
-    whole = pq.ParquetFile(pa.BufferReader(data))
-    texts = [
-        whole.schema.column(i).path
-        for i in range(len(whole.schema))
-        if whole.schema.column(i).physical_type == "BYTE_ARRAY"
-    ]
-    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts)
-    metadata = file.metadata
-    rows, schema = metadata.num_rows, whole.schema_arrow
-    _require_few_rows(rows, len(data))
-    left = MOST_BYTES + ROW_BYTES * rows
-    _require_bytes(sum(metadata.row_group(g).total_byte_size for g in _groups(metadata)), left)
-    tables = []
-    for group in _groups(metadata):
-        table = file.read_row_group(group, use_threads=False)
-        left -= sum(map(_text_bytes, table.columns)) + table.nbytes
-        _require_bytes(0, left)
-        tables.append(table.cast(schema))
-    found: pa.Table = pa.concat_tables(tables) if tables else schema.empty_table()
-    found.validate(full=True)
-    return found
-
-
-def _groups(metadata: pq.FileMetaData) -> range:
-    return range(metadata.num_row_groups)
-
-
-def _require_few_rows(rows: int, file_bytes: int) -> None:
-    if rows > file_bytes * ROWS_A_BYTE:
-        raise ValueError(f"it says that it has {rows} rows in {file_bytes} bytes")
-
-
-def _require_bytes(needed: int, left: int) -> None:
-    if needed > left:
-        raise ValueError("it unpacks to more than a plan of its rows can be")
-
-
-def _text_bytes(column: pa.ChunkedArray | pa.Array) -> int:
-    """Return the bytes of all texts of a column that was read as dictionaries."""
-    if isinstance(column, pa.ChunkedArray):
-        return sum(map(_text_bytes, column.chunks))
-    if pa.types.is_list(column.type):
-        return _text_bytes(column.flatten())
-    if not pa.types.is_dictionary(column.type) or not len(column):
-        return 0
-    lengths = pc.binary_length(column.dictionary).cast(pa.int64())
-    return pc.sum(pc.take(lengths, column.indices)).as_py() or 0
-
-
-class ShardSums:
-    """The `clips_sha256` of a plan's shards, of the column of ids alone.
-
-    A row group is read when one of its shards is asked for, and only the sums are kept: O(shards).
-    That the part as a whole is as it was written is not proven: a commit's sum proves its ids.
-    """
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
-        self._lock = Lock()
-        self._sums: dict[tuple[str, int], str] = {}
-        self._parts: list[tuple[StoredPart, list[ShardSpan]]] | None = None
-
-    def of(self, bucket: str, shard: int) -> str | None:
-        """Return the sum of one shard; None if there is no plan, or no such shard in it."""
-        with self._lock:
-            if self._parts is None:
-                self._parts = [(part, list(shard_spans(part))) for part in read_parts(self._files)]
-            if (bucket, shard) not in self._sums:
-                for part, spans in self._parts:
-                    if (span := span_of(part, bucket, shard)).rows:
-                        self._add(part, spans, span)
-            return self._sums.get((bucket, shard))
-
-    def _add(self, part: StoredPart, spans: list[ShardSpan], wanted: ShardSpan) -> None:
-        """Add the sums of a shard and of those that lie in the same row groups."""
-        path = part_path("part", part.number)
-        try:
-            begin, ids = self._ids(path, wanted.begin, wanted.rows)
-        except (OSError, ValueError, KeyError, MemoryError, pa.ArrowException) as err:
-            where = f"{self._files.url}/{path}"
-            raise StoreError(f"{where} is no part of a plan ({err}). {DAMAGED}.") from err
-        first = bisect_left(spans, begin, key=attrgetter("begin"))
-        for name, number, start, rows in spans[first:]:
-            if start + rows > begin + len(ids):
-                break
-            here = ids[start - begin : start - begin + rows]
-            self._sums[name, number] = clips_sha256(here)
-
-    def _ids(self, path: str, start: int, rows: int) -> tuple[int, list[str]]:
-        """Return the ids of the row groups that hold these rows, and the first one's row."""
-        local = self._files.local_path(path)
-        source = pa.BufferReader(self._files.read(path)) if local is None else str(local)
-        with pq.ParquetFile(source, read_dictionary=["clip_id"]) as file:
-            metadata = file.metadata
-            ends = np.cumsum([metadata.row_group(g).num_rows for g in _groups(metadata)])
-            begin_group = int(np.searchsorted(ends, start, "right"))
-            end_group = int(np.searchsorted(ends, start + rows, "left")) + 1
-            ids: list[str] = []
-            for group in range(begin_group, end_group):
-                table = file.read_row_group(group, columns=["clip_id"], use_threads=False)
-                _require_bytes(_text_bytes(table["clip_id"]), MOST_BYTES + ROW_BYTES * len(table))
-                ids += table["clip_id"].to_pylist()
-        return (int(ends[begin_group - 1]) if begin_group else 0), ids
 
 
 def _read_about(files: Files, path: str) -> tuple[PlanSpec, Mapping[str, ShardRange]]:
@@ -444,7 +328,7 @@ def _read_about(files: Files, path: str) -> tuple[PlanSpec, Mapping[str, ShardRa
             must_hold(bucket in {b.name for b in spec.buckets}, "shards are of an unknown bucket.")
             rows += count
         require_count(rows, footer.num_rows, "the rows of all buckets")
-        _require_few_rows(rows, files.size(path) or 0)
+        require_few_rows(rows, files.size(path) or 0)
         return spec, {bucket: ShardRange(*found) for bucket, found in shards.items()}
     except StoreError:
         raise

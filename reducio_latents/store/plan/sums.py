@@ -1,0 +1,87 @@
+"""What ties commits to the plan: a hash over the ids of each shard's clips."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from operator import attrgetter
+from threading import Lock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reducio_latents.errors import StoreError
+from reducio_latents.files import Files
+from reducio_latents.store.commit import clips_sha256
+from reducio_latents.store.plan.bounded import (
+    MOST_BYTES,
+    ROW_BYTES,
+    groups_of,
+    require_bytes,
+    text_bytes,
+)
+from reducio_latents.store.plan.parts import (
+    DAMAGED,
+    ShardSpan,
+    StoredPart,
+    part_path,
+    read_parts,
+    shard_spans,
+    span_of,
+)
+
+
+class ShardSums:
+    """The `clips_sha256` of a plan's shards, of the column of ids alone.
+
+    A row group is read when one of its shards is asked for, and only the sums are kept: O(shards).
+    That the part as a whole is as it was written is not proven: a commit's sum proves its ids.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._lock = Lock()
+        self._sums: dict[tuple[str, int], str] = {}
+        self._parts: list[tuple[StoredPart, list[ShardSpan]]] | None = None
+
+    def of(self, bucket: str, shard: int) -> str | None:
+        """Return the sum of one shard; None if there is no plan, or no such shard in it."""
+        with self._lock:
+            if self._parts is None:
+                self._parts = [(part, list(shard_spans(part))) for part in read_parts(self._files)]
+            if (bucket, shard) not in self._sums:
+                for part, spans in self._parts:
+                    if (span := span_of(part, bucket, shard)).rows:
+                        self._add(part, spans, span)
+            return self._sums.get((bucket, shard))
+
+    def _add(self, part: StoredPart, spans: list[ShardSpan], wanted: ShardSpan) -> None:
+        """Add the sums of a shard and of those that lie in the same row groups."""
+        path = part_path("part", part.number)
+        try:
+            begin, ids = self._ids(path, wanted.begin, wanted.rows)
+        except (OSError, ValueError, KeyError, MemoryError, pa.ArrowException) as err:
+            where = f"{self._files.url}/{path}"
+            raise StoreError(f"{where} is no part of a plan ({err}). {DAMAGED}.") from err
+        first = bisect_left(spans, begin, key=attrgetter("begin"))
+        for name, number, start, rows in spans[first:]:
+            if start + rows > begin + len(ids):
+                break
+            here = ids[start - begin : start - begin + rows]
+            self._sums[name, number] = clips_sha256(here)
+
+    def _ids(self, path: str, start: int, rows: int) -> tuple[int, list[str]]:
+        """Return the ids of the row groups that hold these rows, and the first one's row."""
+        local = self._files.local_path(path)
+        source = pa.BufferReader(self._files.read(path)) if local is None else str(local)
+        with pq.ParquetFile(source, read_dictionary=["clip_id"]) as file:
+            metadata = file.metadata
+            ends = np.cumsum([metadata.row_group(g).num_rows for g in groups_of(metadata)])
+            begin_group = int(np.searchsorted(ends, start, "right"))
+            end_group = int(np.searchsorted(ends, start + rows, "left")) + 1
+            ids: list[str] = []
+            for group in range(begin_group, end_group):
+                table = file.read_row_group(group, columns=["clip_id"], use_threads=False)
+                require_bytes(text_bytes(table["clip_id"]), MOST_BYTES + ROW_BYTES * len(table))
+                ids += table["clip_id"].to_pylist()
+        return (int(ends[begin_group - 1]) if begin_group else 0), ids
