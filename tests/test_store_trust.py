@@ -261,7 +261,11 @@ def test_a_table_that_unpacks_to_too_much_is_refused(table: pa.Table) -> None:
 
 def of_other_clips(files: Any, column: str, key: ShardKey = KEY) -> None:
     """Change a commit as the loser of a race leaves it: sound, but of another plan's clips."""
-    replace(Commit.read(files, key, column), clips_sha256="0" * 64).write(files)
+    write_again(files, replace(Commit.read(files, key, column), clips_sha256="0" * 64))
+
+
+def write_again(files: Any, commit: Commit) -> None:
+    files.write(commit_path(commit.key, commit.column), commit.to_json())
 
 
 @pytest.mark.parametrize("container", ["zarr", "webdataset"])
@@ -322,10 +326,10 @@ def reported() -> MemoryFiles:
 
     files = MemoryFiles()
     writer = make_store(files, failed={0: [1]})
-    replace(writer.meta, versions={"pyarrow": pa.__version__}).write(files)
+    files.write("zarr.json", replace(writer.meta, versions={"pyarrow": pa.__version__}).to_json())
     commit = Commit.read(files, ShardKey("16x32x64", 1), "motion")
     quality = ClipQuality(row=0, clip_id="x", psnr=30.0, psnr_frames=(30.0,) * 16)
-    replace(commit, quality=(quality,)).write(files)
+    write_again(files, replace(commit, quality=(quality,)))
     reports, store = Reports(), Store(files)
     for column, key in sorted(store.index.entries, key=lambda e: (e[1].bucket, *e)):
         reports.add(Commit.read(files, key, column))
@@ -351,7 +355,7 @@ def test_every_flipped_byte_of_the_reports_is_found(reported: MemoryFiles) -> No
 def test_a_report_of_another_run_is_found(reported: MemoryFiles) -> None:
     commit = Commit.read(reported, ShardKey("16x32x64", 0), "content_image")
     [failure] = commit.failed
-    replace(commit, failed=(replace(failure, reason="another"),)).write(reported)
+    write_again(reported, replace(commit, failed=(replace(failure, reason="another"),)))
     reported.delete(PATH)
     make_index = build_index(reported, use_cache=False)
     reported.write(PATH, make_index.to_json())
