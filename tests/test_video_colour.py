@@ -13,8 +13,14 @@ from numpy.typing import NDArray
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video import ClipFrames, get_backend
-from reducio_latents.video.colour import RgbConverter
-from reducio_latents.video.tonemap import WHITE_NITS, nits_to_pq, pq_to_nits, roll_off, to_sdr
+from reducio_latents.video.colour import (
+    WHITE_NITS,
+    RgbConverter,
+    nits_to_pq,
+    pq_to_nits,
+    roll_off,
+    to_sdr,
+)
 from tests.videos import Recipe, write_frames
 
 LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
