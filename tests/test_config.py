@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import convert, from_mapping
+from reducio_latents.encode import EncodeOptions, add_column, encode_corpus, plan_corpus
 from reducio_latents.errors import ConfigError
 
 
@@ -119,3 +122,30 @@ def test_the_place_of_a_single_value_is_named() -> None:
     action: Callable[[], Any] = lambda: convert("a", int, where="--set steps")  # noqa: E731
     with pytest.raises(ConfigError, match="--set steps must be int, got 'a'"):
         action()
+
+
+@pytest.mark.parametrize("function", [encode_corpus, plan_corpus, add_column])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"modell": "x"}, ": unknown key 'modell'; did you mean 'model'?"),
+        ({"clip": {"frame": 8}}, ": clip: unknown key 'frame'; did you mean 'frames'?"),
+        ({"batch_size": 2.5}, ": batch_size must be int or one of auto, got 2.5"),
+        ({"dtype": "half"}, ": dtype must be one of float32, bfloat16, float16, got 'half'"),
+        ({"options": EncodeOptions(), "model": "x"}, ": give options, or settings by name, not"),
+    ],
+)
+def test_settings_by_name_are_read_as_strictly_as_a_file(
+    function: Any, settings: dict[str, Any], message: str
+) -> None:
+    places = {"store": "s", "corpus": "c"}
+    with pytest.raises(ConfigError) as caught:
+        function(**places, **settings)
+    assert str(caught.value).startswith(function.__name__ + message)
+
+
+def test_paths_and_numbers_of_other_libraries_are_taken() -> None:
+    raw = {"weights": Path("a/b"), "shard_rows": np.int64(4), "max_failed": np.float32(0.5)}
+    options = from_mapping(EncodeOptions, raw, where="x")
+    assert (options.weights, options.shard_rows, options.max_failed) == ("a/b", 4, 0.5)
+    assert type(options.shard_rows) is int

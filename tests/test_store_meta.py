@@ -132,11 +132,12 @@ def motion(**changes: Any) -> dict[str, ColumnMeta]:
     [
         (
             make_meta(columns=motion(config={"weights_sha256": "b" * 64})),
-            "column motion: config.we",
+            f"column motion: the store was made with fake .weights sha256 {'a' * 12}., this run "
+            f"has fake .weights sha256 {'b' * 12}.",
         ),
         (
             make_meta(columns=motion(config={})),
-            f"weights_sha256 is '{'a' * 64}' in the store, None",
+            rf"made with fake .weights sha256 {'a' * 12}., this run has fake .weights sha256 None.",
         ),
         (make_meta(columns=motion(encoder="other")), "encoder is 'fake' in the store, 'other' now"),
         (make_meta(columns=motion(dtype="float32")), "dtype is 'float16' in the store"),
@@ -161,6 +162,20 @@ def test_what_was_made_differently_is_refused_by_name(now: StoreMeta, message: s
     text = str(caught.value)
     assert text.startswith("my.latents was made differently: ")
     assert text.endswith("Use the same settings, or write to a new store.")
+
+
+def test_another_model_is_said_first_and_what_follows_from_it_after_that() -> None:
+    config = {"weights_sha256": "b" * 64, "architecture": {"width": 8}}
+    columns = motion(encoder="other", config=config, row_shapes={BUCKET: (2, 1, 1, 1)})
+    with pytest.raises(StoreError) as caught:
+        require_same(make_meta(shard_rows=8, columns=columns), make_meta(), "my.latents")
+    cause, *rest = str(caught.value).split("; ")
+    assert cause == (
+        "my.latents was made differently: column motion: the store was made with fake "
+        "(weights sha256 aaaaaaaaaaaa), this run has other (weights sha256 bbbbbbbbbbbb)"
+    )
+    assert any("row_shapes" in line for line in rest)
+    assert not any("encoder is" in line or "weights_sha256 is" in line for line in rest)
 
 
 def test_another_resolution_is_said_once() -> None:

@@ -156,6 +156,8 @@ def _checked(hint: Any, accepted: Any, read: _Reader) -> _Reader:
 
 def _words(hint: Any) -> str:
     """Return what a type is called in a file of settings."""
+    if isinstance(hint, tuple):
+        return " or ".join(map(_words, hint))
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if is_dataclass(hint):
         return f"a mapping, its keys {', '.join(field.name for field in fields(hint)[:3])}, ..."
@@ -182,7 +184,12 @@ def _union_reader(args: tuple[Any, ...]) -> _Reader:
                 return read(value)
             except ConfigError:
                 continue
-        return readers[-1](value)
+        try:
+            return readers[-1](value)
+        except ConfigError:
+            if typing.get_origin(args[-1]) is typing.Literal and len(readers) > 1:
+                raise _misfit(args, value) from None
+            raise
 
     return reader
 

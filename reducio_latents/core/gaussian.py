@@ -25,20 +25,16 @@ FinalRule = Mapping[str, Any]
 def sample(posterior: Posterior, noise: Tensor) -> Tensor:
     """Draw from the posterior, given standard normal `noise` of its mean's shape; float32.
 
-    Raises GeometryError where shapes are not equal.
+    Raises GeometryError if shapes are not equal.
     """
-    for name, found in (("log-variance", posterior.logvar), ("noise", noise)):
-        if found.shape != posterior.mean.shape:
-            raise GeometryError(
-                f"the {name} is {tuple(found.shape)}, but the posterior's mean is "
-                f"{tuple(posterior.mean.shape)}; give both for the same clips."
-            )
+    _require_equal_shapes(posterior, noise)
     std = torch.exp(0.5 * posterior.logvar.float())
     return posterior.mean.float() + std * noise.float()
 
 
 def kl_to_unit_normal(posterior: Posterior) -> Tensor:
     """Return KL(posterior || N(0, I)) of each clip, (B,), in nats. Kingma and Welling (2014)."""
+    _require_equal_shapes(posterior)
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
 
@@ -46,9 +42,10 @@ def kl_to_unit_normal(posterior: Posterior) -> Tensor:
 def final_latents(posterior: Posterior, noise: Tensor | None, rule: FinalRule) -> Tensor:
     """Return the final latents of the mean, or of mean + std * noise; float32, as the mean's shape.
 
-    Raises ConfigError for a rule that is not known or does not fit, GeometryError for noise of
-    another shape.
+    Raises ConfigError for a rule that is not known or does not fit, GeometryError for shapes that
+    are not equal.
     """
+    _require_equal_shapes(posterior)
     z = posterior.mean if noise is None else sample(posterior, noise)
     return apply_final_rule(rule, z)
 
@@ -56,7 +53,18 @@ def final_latents(posterior: Posterior, noise: Tensor | None, rule: FinalRule) -
 def apply_final_rule(rule: FinalRule, z: Tensor) -> Tensor:
     """Return the final latents, float32, of samples or means z (B, D, ...)."""
     check_final_rule(rule)
+    if z.ndim < 2:
+        raise GeometryError(f"latents are {tuple(z.shape)}, but must be (B, D, ...).")
     return _RULES[rule["rule"]][1](z.float(), rule)
+
+
+def _require_equal_shapes(posterior: Posterior, noise: Tensor | None = None) -> None:
+    for name, found in (("log-variance", posterior.logvar), ("noise", noise)):
+        if found is not None and found.shape != posterior.mean.shape:
+            raise GeometryError(
+                f"the {name} is {tuple(found.shape)}, but the posterior's mean is "
+                f"{tuple(posterior.mean.shape)}; give both for the same clips."
+            )
 
 
 def undo_final_rule(rule: FinalRule, latents: Tensor) -> Tensor:

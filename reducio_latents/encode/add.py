@@ -30,7 +30,7 @@ from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.drop import drop_column
-from reducio_latents.store.meta import ColumnMeta, StoreMeta, differences
+from reducio_latents.store.meta import ColumnMeta, StoreMeta, column_differences
 from reducio_latents.store.writer import StoreWriter
 
 
@@ -58,9 +58,9 @@ def add_column(
     """
     progress = progress or Silent()
     start = time.perf_counter()
+    options = made_from(EncodeOptions, options, settings, "add_column")
     opened = Store(open_files(store))
     names = tuple(dict.fromkeys([*columns, *replacing]))
-    options = made_from(EncodeOptions, options, settings, "add_column")
     chosen = _options_for(opened.meta, names, options)
     encoders = build_columns(chosen)
     meta = _describe(opened, encoders, replacing)
@@ -111,7 +111,7 @@ def _describe(
         there = stored.columns.get(encoder.name)
         column = describe_column(encoder, buckets, measure=not there or encoder.name in replacing)
         if there is not None and encoder.name not in replacing and _differs(column, there):
-            lines = differences(column.decisive(), there.decisive())
+            lines = column_differences(column, there)
             raise StoreError(
                 f"{opened.files.url} has a column {encoder.name} that was made differently: "
                 f"{'; '.join(lines[:4])}. Use the same settings, or replace it: "
@@ -124,7 +124,7 @@ def _describe(
 
 
 def _differs(ours: ColumnMeta, theirs: ColumnMeta) -> bool:
-    return bool(differences(ours.decisive(), theirs.decisive()))
+    return bool(column_differences(ours, theirs))
 
 
 def _lacks_exact_content(opened: Store, encoders: Sequence[ColumnEncoder]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
 import google_crc32c
@@ -187,7 +188,10 @@ def _checksum(described: Mapping[str, Any], where: str = ROOT) -> int:
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
-    """List where two JSON-like values differ, one line each: `weights_sha256: 'a' is not 'b'`."""
+    """List where two JSON-like values differ, one line each: `dtype is 'a' in the store, 'b' now`.
+
+    Hashes are shortened to 12 digits.
+    """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         lines = []
         for key in sorted({*ours, *theirs}):
@@ -196,7 +200,28 @@ def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:
         return lines
     if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
         ours, theirs = list(ours), list(theirs)
-    return [] if ours == theirs else [f"{name} is {theirs!r} in the store, {ours!r} now"]
+    return (
+        [] if ours == theirs else [f"{name} is {_short(theirs)} in the store, {_short(ours)} now"]
+    )
+
+
+def _short(value: Any) -> str:
+    is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+    return repr(value[:12] if is_hash else value)
+
+
+def column_differences(ours: ColumnMeta, theirs: ColumnMeta) -> list[str]:
+    """List where a column of the store, `theirs`, is made differently; another model first."""
+    lines = differences(ours.decisive(), theirs.decisive())
+    implied = ("encoder is", "config.weights_sha256 is")
+    if not any(line.startswith(implied[1]) for line in lines):
+        return lines
+    made, has = (
+        f"{column.encoder} (weights sha256 {str(column.config.get('weights_sha256'))[:12]})"
+        for column in (theirs, ours)
+    )
+    cause = f"the store was made with {made}, this run has {has}"
+    return [cause, *(line for line in lines if not line.startswith(implied))]
 
 
 def require_same(now: StoreMeta, stored: StoreMeta, where: str) -> None:
@@ -209,11 +234,12 @@ def require_same(now: StoreMeta, stored: StoreMeta, where: str) -> None:
         lines += differences(getattr(now, name), getattr(stored, name), name)
     lines += differences(asdict(now.clip), asdict(stored.clip), "clip")
     for name in sorted(now.columns.keys() & stored.columns.keys()):
-        ours, theirs = now.columns[name].decisive(), stored.columns[name].decisive()
+        ours, theirs = now.columns[name], stored.columns[name]
         if now.buckets != stored.buckets:  # said already; rows of other sizes follow from it
-            del ours["row_shapes"], theirs["row_shapes"]
-        lines += [f"column {name}: {line}" for line in differences(ours, theirs)]
+            ours = replace(ours, row_shapes=theirs.row_shapes)
+        lines += [f"column {name}: {line}" for line in column_differences(ours, theirs)]
     if lines:
+        lines.sort(key=lambda line: "(weights sha256 " not in line)  # the cause of other lines
         text = "; ".join(lines[:6])
         more = f"; and {len(lines) - 6} more" if len(lines) > 6 else ""
         if any("precision.device" in line for line in lines):
