@@ -51,7 +51,7 @@ def test_bench_prints_every_variant_against_the_naive_loop_and_a_whole_run(tmp_p
 
 @pytest.mark.parametrize(
     ("sizes", "code", "says"),
-    [("8,many", 2, "'many' is not a valid integer"), ("8,0", 1, "numbers from 1, got [8, 0]")],
+    [("8,many", 2, "'many' is not a whole number"), ("8,0", 1, "numbers from 1, got [8, 0]")],
 )
 def test_batch_sizes_are_numbers_from_1(sizes: str, code: int, says: str) -> None:
     result = CliRunner().invoke(main, ["bench", "--batches", sizes])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from reducio_latents.cli.encode_corpus import MODELS
-from reducio_latents.cli.options import Listed, command, takes
+from reducio_latents.cli.options import Value, command, takes
 from reducio_latents.encode.options import EncodeOptions
 
 
@@ -15,7 +15,7 @@ from reducio_latents.encode.options import EncodeOptions
 @click.option(
     "--replace",
     "replacing",
-    type=Listed(click.STRING),
+    type=Value(tuple[str, ...]),
     metavar="A,B,...",
     help="Columns to make anew with these options; all others stay as they are.",
 )

@@ -33,129 +33,96 @@ SPELLED = {
 }
 """Options that are called otherwise than their field."""
 METAVARS = {
-    "batches": "N,N,...",
-    "caption_column": "NAME",
-    "check_every": "N",
     "corpus": "CORPUS",
-    "device": "NAME",
-    "frames": "N",
-    "fvd_weights": "FILE",
-    "gpus": "N|all",
-    "look": "CLIPS",
     "lpips_weights": "NET=FILE",
-    "max_failed": "SHARE",
-    "max_tokens": "N",
-    "min_psnr": "DB",
-    "model": "NAME",
     "models": "NAME[=WEIGHTS]",
-    "num": "N",
-    "out": "DIR",
-    "path_column": "NAME",
-    "pictures": "N",
     "policy": "POLICY",
     "pretrained": "FILE|DIR",
-    "rate_fps": "FPS",
-    "ray_address": "ADDRESS",
-    "report": "FILE",
     "resolution": "PX",
     "root": "DIR",
-    "sample_seed": "SEED",
-    "seconds": "SECONDS",
-    "seed": "N",
     "selection.buckets": "TxHxW,...",
-    "selection.ids": "ID,ID,...",
-    "shard_rows": "CLIPS",
-    "videos": "N",
     "weights": "FILE|DIR",
-    "workers": "N",
 }
+"""What stands for the value in the help, if the type does not say enough."""
 
 
-class Listed(click.ParamType):  # type: ignore[type-arg]
-    """Values that commas part; an option of it can also be repeated."""
+class Value(click.ParamType):  # type: ignore[type-arg]
+    """A value of the type that a field is annotated as."""
 
-    name = "list"
+    name = "value"
 
-    def __init__(self, item: click.ParamType) -> None:  # type: ignore[type-arg]
-        self.item = item
+    def __init__(self, hint: Any) -> None:
+        self.hint = hint
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        parts = [part.strip() for part in value.split(",") if part.strip()]
-        if not parts:
-            self.fail(
-                f"{value!r} names nothing; write A,B,... or leave the option out.", param, ctx
-            )
-        return tuple(self.item.convert(part, param, ctx) for part in parts)
-
-
-class NumberOr(click.ParamType):  # type: ignore[type-arg]
-    """A whole number, or the one word that stands for a number found later."""
-
-    name = "number"
-
-    def __init__(self, word: str) -> None:
-        self.word = word
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        if value == self.word:
-            return self.word
         try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a whole number nor {self.word!r}.", param, ctx)
+            return _read(self.hint, value)
+        except ValueError as err:
+            self.fail(str(err), param, ctx)
 
 
-class OneOf(click.Choice):  # type: ignore[type-arg]
-    """One of the values of a Literal, words or numbers."""
-
-    def __init__(self, values: tuple[Any, ...]) -> None:
-        super().__init__([str(value) for value in values])
-        self.values = values
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        word = super().convert(value, param, ctx)
-        return next(value for value in self.values if str(value) == word)
-
-
-class Parsed(click.ParamType):  # type: ignore[type-arg]
-    """What a dataclass's own `parse` reads."""
-
-    name = "text"
-
-    def __init__(self, cls: Any) -> None:
-        self.cls = cls
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return self.cls.parse(value)
-
-
-class KeyValue(click.ParamType):  # type: ignore[type-arg]
-    """`KEY=VALUE`, where the key is one of a few."""
-
-    name = "pair"
-
-    def __init__(self, key: click.ParamType, item: click.ParamType) -> None:  # type: ignore[type-arg]
-        self.key, self.item = key, item
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        key, equals, item = value.partition("=")
+def _read(hint: Any, text: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        for value in args:
+            if str(value) == text:
+                return value
+        raise ValueError(f"{text!r} is not one of {', '.join(map(str, args))}.")
+    if _is_union(origin):
+        *others, last = [arg for arg in args if arg is not types.NoneType]
+        for other in others:
+            try:
+                return _read(other, text)
+            except ValueError:
+                continue
+        return _read(last, text)
+    if origin is tuple and not hasattr(args[0], "parse"):
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if not parts:
+            raise ValueError(f"{text!r} names nothing; write A,B,... or leave the option out.")
+        return tuple(_read(args[0], part) for part in parts)
+    if origin is tuple:
+        return (args[0].parse(text),)
+    if origin is Mapping:
+        key, equals, value = text.partition("=")
         if not equals:
-            self.fail(f"{value!r} has no '='; write {param and param.metavar}.", param, ctx)
-        return self.key.convert(key, param, ctx), self.item.convert(item, param, ctx)
+            raise ValueError(f"{text!r} has no '='.")
+        return ((_read(args[0], key), _read(args[1], value)),)
+    try:
+        return hint(text)
+    except ValueError:
+        kind = "a whole number" if hint is int else "a number"
+        raise ValueError(f"{text!r} is not {kind}.") from None
+
+
+def _is_union(origin: Any) -> bool:
+    return origin in (types.UnionType, typing.Union)
+
+
+def _stands_for(hint: Any) -> str:
+    """Return what stands for a value of a type in the help."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "|".join(map(str, args))
+    if _is_union(origin):
+        return "|".join(_stands_for(arg) for arg in args if arg is not types.NoneType)
+    if origin is tuple:
+        return f"{_stands_for(args[0])},..."
+    return {int: "N", float: "X", Path: "FILE"}.get(hint, "NAME")
 
 
 class FieldOption(click.Option):
     """An option that a field of a dataclass declares; its help is read when it is asked for."""
 
-    def __init__(self, *args: Any, owner: type, default_text: str, heading: str, **attrs: Any):
+    def __init__(self, *args: Any, owner: type, usual: Any, heading: str, **attrs: Any) -> None:
         super().__init__(*args, **attrs)
-        self.owner, self.default_text, self.heading = owner, default_text, heading
+        self.owner, self.heading = owner, heading
+        text = ",".join(map(str, usual)) if isinstance(usual, tuple | dict) else str(usual)
+        self.shown = f"  [{text}]" if text not in ("None", "False", "") else ""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         field = str(self.name).rpartition("__")[2]
-        self.help = _notes(self.owner).get(field, "") + self.default_text
+        self.help = _notes(self.owner).get(field, "") + self.shown
         return super().get_help_record(ctx)
 
 
@@ -181,8 +148,6 @@ command = partial(click.command, cls=HeadedCommand)
 dry_run = click.option(
     "-n", "--dry-run", is_flag=True, help="Print what would be done; do nothing."
 )
-
-
 every_clip = click.option(
     "--clips", "every_clip", is_flag=True, help="Name every clip, not the first five."
 )
@@ -199,8 +164,8 @@ def takes(cls: type, headed: Mapping[str, str]) -> Callable[[Decorated], Decorat
     def decorate(function: Decorated) -> Decorated:
         @wraps(function)
         def run(*args: Any, **settings: Any) -> Any:
-            given = {path: settings.pop(_param(path)) for path, _ in fields}
-            given = {p: value for p, value in given.items() if value not in (None, (), False)}
+            given = {path: settings.pop(path.replace(".", "__")) for path, _ in fields}
+            given = {p: value for p, value in given.items() if value not in (None, (), {}, False)}
             return function(*args, options=dataclass_of(cls, given), **settings)
 
         decorated: Decorated = run
@@ -231,17 +196,13 @@ def dataclass_of(cls: type, given: Mapping[str, Any], base: Any = None) -> Any:
 
 
 def _default(cls: type, name: str, base: Any = None) -> Any:
-    """Return the default of a field, None if it has none."""
+    """Return the default of a field; MISSING if it has none."""
     if base is not None:
         return getattr(base, name)
     (field,) = (field for field in dataclasses.fields(cls) if field.name == name)
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
-
-
-def _param(path: str) -> str:
-    return path.replace(".", "__")
+    return field.default
 
 
 def _option(cls: type, path: str, heading: str) -> Callable[[Decorated], Decorated]:
@@ -251,64 +212,30 @@ def _option(cls: type, path: str, heading: str) -> Callable[[Decorated], Decorat
         base = _default(owner, part, base)
         owner = type(base)
     default, hint = _default(owner, name, base), hints_of(owner)[name]
-    required = {f.name for f in dataclasses.fields(owner) if _is_required(f)}
-    words = SPELLED.get(path) or SPELLED.get(name) or name
+    required = default is dataclasses.MISSING
+    origin = typing.get_origin(hint)
+    kind: dict[str, Any] = {"is_flag": True}
+    if hint is not bool:
+        stands_for = "SECONDS" if name.endswith("_s") else _stands_for(hint)
+        metavar = METAVARS.get(path) or METAVARS.get(name) or stands_for
+        kind = {"type": Value(hint), "metavar": metavar}
+    if origin in (tuple, Mapping):
+        kind |= {"multiple": True, "callback": partial(_joined, origin)}
     prefix = "".join(f"{part}-" for part in outer if part not in FLAT)
-    shown = ",".join(map(str, default)) if isinstance(default, tuple | dict) else default
+    words = SPELLED.get(path) or SPELLED.get(name) or name
     return click.option(
         f"--{prefix}{words}".replace("_", "-"),
-        _param(path),
+        path.replace(".", "__"),
         cls=FieldOption,
         owner=owner,
         heading=heading,
-        default_text="" if shown is None or shown is False or shown == "" else f"  [{shown}]",
-        required=name in required,
-        **_kind(hint) | _metavar(path),
+        usual=None if required else default,
+        required=required,
+        **kind,
     )
 
 
-def _metavar(path: str) -> dict[str, str]:
-    name = path.rpartition(".")[2]
-    found = METAVARS.get(path) or METAVARS.get(name) or ("SECONDS" if name.endswith("_s") else None)
-    return {"metavar": found} if found else {}
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    missing = dataclasses.MISSING
-    return field.default is missing and field.default_factory is missing
-
-
-def _kind(hint: Any) -> dict[str, Any]:
-    """Return how click is to read what a field is annotated as."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        item = _type(args[0])
-        if hasattr(args[0], "parse"):
-            return {"type": item, "multiple": True}
-        return {"type": Listed(item), "metavar": "A,B,...", "multiple": True, "callback": _flat}
-    if origin in (dict, Mapping):
-        pair = KeyValue(*map(_type, args))
-        return {"type": pair, "multiple": True, "callback": lambda _, __, pairs: dict(pairs)}
-    if hint is bool:
-        return {"is_flag": True}
-    return {"type": _type(hint)}
-
-
-def _type(hint: Any) -> click.ParamType:  # type: ignore[type-arg]
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        inner = [arg for arg in args if arg is not type(None)]
-        if len(inner) == 1:
-            return _type(inner[0])
-        return NumberOr(typing.get_args(inner[1])[0])
-    if origin is typing.Literal:
-        return OneOf(args)
-    if hint is Path:
-        return click.Path(path_type=Path)
-    if dataclasses.is_dataclass(hint):
-        return Parsed(hint)
-    return {str: click.STRING, int: click.INT, float: click.FLOAT}[hint]
-
-
-def _flat(_: click.Context, __: click.Parameter, values: tuple[tuple[Any, ...], ...]) -> Any:
-    return tuple(item for several in values for item in several)
+def _joined(origin: Any, _: click.Context, __: click.Parameter, several: Any) -> Any:
+    """Return the values of an option that was repeated as one tuple, or as one mapping."""
+    items = tuple(item for values in several for item in values)
+    return items if origin is tuple else dict(items)
