@@ -12,7 +12,7 @@ from typing import Any
 
 from reducio_latents.core.config import Scalar
 from reducio_latents.errors import CorpusError
-from reducio_latents.files.source import VideoSource
+from reducio_latents.files.source import VideoSource, public_url
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({
@@ -48,7 +48,7 @@ class CorpusVideo:
 
         `join_url(corpus_root(corpus), address)` is the URL again, wherever the corpus was moved.
         """
-        url = self.source.url
+        url = public_url(self.source.url)  # the listing of each run brings its own access
         if self.source.offset is None:
             return self.video if url.endswith(f"/{self.video}") else url
         tars = (m.end(1) for m in re.finditer(r"(?=([^/])/)", self.video))
@@ -73,8 +73,8 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def printable(text: str) -> str:
-    r"""Write bytes that are not UTF-8 as \xff, so that the text can be stored and shown."""
+def storable(text: str) -> str:
+    r"""Write bytes that are not UTF-8 as \xff, so that the text can be stored."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

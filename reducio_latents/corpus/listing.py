@@ -6,16 +6,17 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+from reducio_latents.core.text import printable
 from reducio_latents.corpus.entry import (
     VIDEO_EXTENSIONS,
     CorpusVideo,
     is_video_name,
-    printable,
+    storable,
 )
 from reducio_latents.corpus.patterns import (
     compile_glob,
@@ -26,10 +27,11 @@ from reducio_latents.corpus.patterns import (
 )
 from reducio_latents.corpus.table import TABLE_EXTENSIONS, is_table_name, list_table
 from reducio_latents.corpus.tars import is_tar_name, list_tar
-from reducio_latents.corpus.texts import read_texts, text_name
+from reducio_latents.corpus.texts import read_texts, text_name, warn_of_lost_captions
 from reducio_latents.corpus.trees import Found, Tree, open_tree
 from reducio_latents.errors import ConfigError, CorpusError
-from reducio_latents.files.source import VideoSource, is_url, join_url
+from reducio_latents.files.inside import NotAFileError
+from reducio_latents.files.source import VideoSource, is_url, join_url, public_url
 
 TAR_READERS = 8
 """Tars whose headers are read at once; what they wait for is the disk or the network."""
@@ -61,10 +63,11 @@ def list_corpus(
             videos = list_table(tree, location.table, base, path_column, caption_column)
         elif path_column is not None or root is not None:
             option = "root" if path_column is None else "path_column"
-            raise ConfigError(f"{option} is for tables, and {corpus} is none. Leave it out.")
+            shown = printable(public_url(str(corpus)))
+            raise ConfigError(f"{option} is for tables, and {shown} is none. Leave it out.")
         else:
             videos = _list_files(tree, location.patterns, caption_column)
-    return _checked(videos, str(corpus))
+    return _checked(videos, printable(public_url(str(corpus))))
 
 
 def corpus_root(corpus: str | Path, root: str | Path | None = None) -> str:
@@ -86,9 +89,8 @@ def _explained(corpus: str | Path) -> Iterator[None]:
         raise
     except OSError as err:
         place = f" ({err.filename})" if err.filename else ""
-        raise CorpusError(
-            f"{corpus} cannot be listed: {err.strerror or err}{place}. Check path and rights."
-        ) from err
+        said = f"{public_url(str(corpus))} cannot be listed: {err.strerror or err}{place}"
+        raise CorpusError(f"{printable(said)}. Check path and rights.") from err
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,15 @@ def _locate(corpus: str | Path) -> _Location:
         if is_video_name(name) or is_tar_name(name):
             return _Location(parent, patterns=(name,))
         raise CorpusError(
-            f"{corpus} is neither a folder, a table ({', '.join(TABLE_EXTENSIONS)}), a tar nor a "
-            "video, by its name. Give one of these, or a pattern."
+            f"{printable(public_url(str(corpus)))} is neither a folder, a table "
+            f"({', '.join(TABLE_EXTENSIONS)}), a tar nor a video, by its name. Give one of these, "
+            "or a pattern."
         )
     if is_pattern(text):
         base, pattern = split_pattern(text)
         return _Location(base, patterns=tuple(expand_braces(pattern)))
-    raise CorpusError(f"{corpus}: there is no such file or folder. Check the path.")
+    shown = printable(public_url(str(corpus)))
+    raise CorpusError(f"{shown}: there is no such file or folder. Check the path.")
 
 
 def _list_files(tree: Tree, patterns: Iterable[str], caption_key: str | None) -> list[CorpusVideo]:
@@ -141,11 +145,12 @@ def _list_files(tree: Tree, patterns: Iterable[str], caption_key: str | None) ->
     return [*_with_captions(tree, videos, texts), *_list_tars(tree, tars, caption_key)]
 
 
-def _search(tree: Tree, patterns: Iterable[str]) -> tuple[Iterable[Found], set[str]]:
-    """Return what the patterns match, each once, and the names of all texts that were passed."""
+def _search(tree: Tree, patterns: Iterable[str]) -> tuple[Iterable[Found], dict[str, str | None]]:
+    """Return what the patterns match, each once, and all texts that were passed: name -> why it
+    cannot be read, if that is known."""
     globs = []
     found: dict[str, Found] = {}
-    texts: set[str] = set()
+    texts: dict[str, str | None] = {}
     for pattern in patterns:
         if is_pattern(pattern):
             globs.append(pattern)
@@ -155,8 +160,9 @@ def _search(tree: Tree, patterns: Iterable[str]) -> tuple[Iterable[Found], set[s
             _keep(tree.walk(pattern, None), found, texts)
         else:  # named one by one: taken whatever its extension is
             found[pattern] = Found(pattern)
-            if tree.kind(text_name(pattern)) == "file":
-                texts.add(text_name(pattern))
+            with suppress(NotAFileError):
+                if tree.kind(text_name(pattern)) == "file":
+                    texts[text_name(pattern)] = None
     if globs:
         depths = [glob_depth(pattern) for pattern in globs]
         deepest = None if None in depths else max(depth for depth in depths if depth)
@@ -167,14 +173,14 @@ def _search(tree: Tree, patterns: Iterable[str]) -> tuple[Iterable[Found], set[s
 def _keep(
     walk: Iterable[Found],
     found: dict[str, Found],
-    texts: set[str],
+    texts: dict[str, str | None],
     regexes: Sequence[re.Pattern[str]] = (),
 ) -> None:
     """Sort what a walk comes across into videos and tars, problems and texts."""
     for item in walk:
         path = item.path
         if path.endswith(".txt"):
-            texts.add(path)
+            texts[path] = item.problem
         elif path.endswith("/"):  # a folder that cannot be listed: it may hold videos
             found[path] = item
         elif (is_video_name(path) or is_tar_name(path)) and (
@@ -185,12 +191,17 @@ def _keep(
 
 def _file_entry(tree: Tree, item: Found) -> CorpusVideo:
     source = VideoSource(join_url(tree.root, item.path))
-    return CorpusVideo(printable(item.path), source, problem=item.problem)
+    return CorpusVideo(storable(item.path), source, problem=item.problem)
 
 
-def _with_captions(tree: Tree, videos: list[CorpusVideo], texts: set[str]) -> Iterable[CorpusVideo]:
+def _with_captions(
+    tree: Tree, videos: list[CorpusVideo], texts: dict[str, str | None]
+) -> Iterable[CorpusVideo]:
     beside = {video.video: text_name(video.video) for video in videos}
-    captions = read_texts(tree, sorted(texts.intersection(beside.values())))
+    wanted = sorted(texts.keys() & set(beside.values()))
+    lost = [name for name in wanted if texts[name] is not None]
+    warn_of_lost_captions(tree.root, lost, str(texts[lost[0]]) if lost else "")
+    captions = read_texts(tree, [name for name in wanted if texts[name] is None])
     for video in videos:
         caption = captions.get(beside[video.video])
         yield replace(video, captions=(caption,)) if caption else video
@@ -213,9 +224,9 @@ def _checked(videos: Iterable[CorpusVideo], corpus: str) -> list[CorpusVideo]:
     if all(video.problem is not None for video in listing):
         first = listing[0]
         raise CorpusError(
-            f"{corpus} holds no video that can be read: {first.video}: {first.problem}."
+            f"{corpus} holds no video that can be read: {printable(first.video)}: {first.problem}."
         )
     for one, other in pairwise(listing):
         if one.video == other.video:
-            raise CorpusError(f"{corpus} holds {one.video} twice. Rename or remove one.")
+            raise CorpusError(f"{corpus} holds {printable(one.video)} twice. Rename or remove one.")
     return listing

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from io import TextIOWrapper
 from typing import Any, BinaryIO
 
+from reducio_latents.core.parsing import parse_json
+from reducio_latents.core.text import printable
 from reducio_latents.corpus.entry import (
     CAPTION_NAMES,
     CorpusVideo,
@@ -25,7 +26,7 @@ from reducio_latents.corpus.entry import (
 from reducio_latents.corpus.texts import not_utf8
 from reducio_latents.corpus.trees import Tree
 from reducio_latents.errors import ConfigError, CorpusError
-from reducio_latents.files.source import VideoSource, join_url
+from reducio_latents.files.source import VideoSource, join_url, public_url
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def list_table(
     Raise CorpusError if it cannot be read, has no rows or no column of paths, or if two rows name
     one video and differ; rows that are equal count once.
     """
-    where = join_url(tree.root, name)
+    where = printable(public_url(join_url(tree.root, name)))
     with tree.open(name) as file:
         table = _READERS[extension(name)](file, where)
     if not table.places:
@@ -82,13 +83,13 @@ def list_table(
                 f"{at}: {path_column} is {path!r}, not a path. Correct it, or remove the row."
             )
         captions = as_captions(row.pop(caption_column), where=at) if caption_column else ()
-        source = VideoSource(join_url(base, path))
+        source, path = VideoSource(join_url(base, path)), public_url(path)
         video = CorpusVideo(path, source, captions, as_extra(row, where=at))
         earlier, same = first.setdefault(path, (place, video))
-        if same != video:
+        if replace(same, source=source) != video:
             raise CorpusError(
-                f"{where} names {path} twice, in {earlier} and {place}, with other values. "
-                "Keep one row; several captions go into one row, as a list."
+                f"{where} names {printable(path)} twice, in {earlier} and {place}, with other "
+                "values. Keep one row; several captions go into one row, as a list."
             )
     return [video for _, video in first.values()]
 
@@ -162,8 +163,8 @@ def _read_json_lines(file: BinaryIO, where: str) -> _Table:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as err:
+            row = parse_json(line)
+        except ValueError as err:
             raise CorpusError(f"{where}, line {number} is not JSON: {err}. Correct it.") from err
         if not isinstance(row, dict):
             raise CorpusError(f"{where}, line {number} is not a JSON object. Correct it.")

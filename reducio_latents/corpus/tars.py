@@ -5,12 +5,12 @@ Only headers and the small members are read; a video stays in its tar and is add
 
 from __future__ import annotations
 
-import json
 import posixpath
 import tarfile
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from reducio_latents.core.parsing import parse_json
 from reducio_latents.corpus.entry import (
     CAPTION_NAMES,
     CorpusVideo,
@@ -19,16 +19,14 @@ from reducio_latents.corpus.entry import (
     is_utf8,
     is_video_name,
     match_name,
-    printable,
+    storable,
 )
-from reducio_latents.corpus.texts import not_utf8
-from reducio_latents.corpus.trees import Tree
+from reducio_latents.corpus.texts import not_utf8, warn_of_lost_captions
+from reducio_latents.corpus.trees import MAX_TEXT_BYTES, TOO_LARGE, Tree
 from reducio_latents.errors import CorpusError
-from reducio_latents.files.source import VideoSource, join_url
+from reducio_latents.files.source import VideoSource, join_url, public_url
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-MAX_TEXT_BYTES = 1 << 26
-"""Larger .txt and .json members are refused: they are no caption, whatever they are."""
 
 
 def is_tar_name(name: str) -> bool:
@@ -39,10 +37,15 @@ def is_tar_name(name: str) -> bool:
 class _Sample:
     """The members of one key: what WebDataset would hand out together."""
 
-    videos: list[tarfile.TarInfo] = field(default_factory=list)
-    caption: str | None = None
-    values: dict[str, Any] = field(default_factory=dict)
+    videos: list[tuple[str, tarfile.TarInfo]] = field(default_factory=list)
+    """Each with the middle of its name, between key and ending: `clip.v2` of my.clip.v2.mp4."""
+    texts: dict[tuple[str, str], tuple[str, bytes]] = field(default_factory=dict)
+    """(middle, `txt` or `json`) -> name and contents."""
     problem: str | None = None
+
+    def text(self, middle: str, ending: str) -> tuple[str, bytes] | None:
+        """Return the text beside a video, or else the one of the whole sample."""
+        return self.texts.get((middle, ending)) or self.texts.get(("", ending))
 
 
 def list_tar(tree: Tree, name: str, caption_key: str | None) -> list[CorpusVideo]:
@@ -55,28 +58,30 @@ def list_tar(tree: Tree, name: str, caption_key: str | None) -> list[CorpusVideo
     url = join_url(tree.root, name)
     if name.lower().endswith(COMPRESSED):
         why = "a compressed tar cannot be read from the middle. Unpack the compression"
-        return [CorpusVideo(printable(name), VideoSource(url), problem=why)]
+        return [CorpusVideo(storable(name), VideoSource(url), problem=why)]
     samples: dict[str, _Sample] = {}
+    large: list[str] = []
     try:
         with tree.open(name) as file:
-            problem = _read_members(file, url, samples)
+            problem = _read_members(file, samples, large)
     except FileNotFoundError:
         problem = "there is no such file"
     except CorpusError:
         raise
     except (OSError, tarfile.TarError) as err:
         problem = f"it cannot be read as a tar: {getattr(err, 'strerror', None) or err}"
+    warn_of_lost_captions(url, large, TOO_LARGE)
     videos = [
-        _entry(name, url, member, sample, caption_key)
+        _entry(name, url, middle, member, sample, caption_key)
         for sample in samples.values()
-        for member in sample.videos
+        for middle, member in sample.videos
     ]
     if problem is not None:
-        videos.append(CorpusVideo(printable(name), VideoSource(url), problem=problem))
+        videos.append(CorpusVideo(storable(name), VideoSource(url), problem=problem))
     return videos
 
 
-def _read_members(file: BinaryIO, url: str, samples: dict[str, _Sample]) -> str | None:
+def _read_members(file: BinaryIO, samples: dict[str, _Sample], large: list[str]) -> str | None:
     """Sort the members into samples; return what is wrong with the tar, if anything is.
 
     Samples before a damage are whole and are kept; of the last one, members may be missing.
@@ -85,7 +90,9 @@ def _read_members(file: BinaryIO, url: str, samples: dict[str, _Sample]) -> str 
     with tarfile.open(fileobj=file, mode="r:") as tar:
         try:
             for member in tar:
-                _sort_in(tar, member, url, samples)
+                if member.size < 0:  # tarfile would go backwards, and round and round
+                    raise tarfile.ReadError(f"{member.name!r} has a negative size")
+                _sort_in(tar, member, samples, large)
             # tarfile takes a header that it cannot read for the end of the archive.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -98,31 +105,29 @@ def _read_members(file: BinaryIO, url: str, samples: dict[str, _Sample]) -> str 
 
 
 def _sort_in(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, url: str, samples: dict[str, _Sample]
+    tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, _Sample], large: list[str]
 ) -> None:
-    folder, base = posixpath.split(posixpath.normpath(member.name))
-    stem, _, ending = base.partition(".")  # as WebDataset does: the key ends at the first dot
-    if member.isdir() or not stem:  # hidden files, such as the ._x that macOS adds
+    from webdataset.tariterators import base_plus_ext
+
+    key, extension = base_plus_ext(posixpath.normpath(member.name))
+    if member.isdir() or key is None:  # hidden files, such as the ._x that macOS adds
         return
-    key, ending = posixpath.join(folder, stem), ending.lower()
-    if is_video_name(base):
-        samples.setdefault(key, _Sample()).videos.append(member)
+    middle, _, ending = extension.lower().rpartition(".")
+    if is_video_name(member.name):
+        samples.setdefault(key, _Sample()).videos.append((middle, member))
     elif member.isreg() and ending in ("txt", "json"):
-        sample = samples.setdefault(key, _Sample())
-        text = _read_text(tar, member, f"{url}/{printable(member.name)}")
-        if ending == "txt":
-            sample.caption = text.strip()
-        else:
-            sample.values = _read_json(text, f"{url}/{printable(member.name)}")
+        if member.size > MAX_TEXT_BYTES:
+            large.append(storable(member.name))
+            return
+        stream = tar.extractfile(member)
+        data = stream.read() if stream is not None else b""
+        if len(data) < member.size:
+            raise tarfile.ReadError("unexpected end of data")
+        texts = samples.setdefault(key, _Sample()).texts
+        texts[middle, ending] = (storable(member.name), data)
 
 
-def _read_text(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> str:
-    if member.size > MAX_TEXT_BYTES:
-        raise CorpusError(f"{where} has {member.size:,} bytes, too many for a text. Remove it.")
-    stream = tar.extractfile(member)
-    data = stream.read() if stream is not None else b""
-    if len(data) < member.size:
-        raise tarfile.ReadError("unexpected end of data")
+def _decoded(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as err:
@@ -131,8 +136,8 @@ def _read_text(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str) -> str
 
 def _read_json(text: str, where: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as err:
+        values = parse_json(text)
+    except ValueError as err:
         raise CorpusError(f"{where} is not JSON: {err}. Correct or remove it.") from err
     if not isinstance(values, dict):
         raise CorpusError(f"{where} is not a JSON object. Correct or remove it.")
@@ -140,15 +145,26 @@ def _read_json(text: str, where: str) -> dict[str, Any]:
 
 
 def _entry(
-    name: str, url: str, member: tarfile.TarInfo, sample: _Sample, caption_key: str | None
+    name: str,
+    url: str,
+    middle: str,
+    member: tarfile.TarInfo,
+    sample: _Sample,
+    caption_key: str | None,
 ) -> CorpusVideo:
     path = f"{name}/{posixpath.normpath(member.name)}"
     source = VideoSource(url, member.offset_data, member.size)
-    where = f"{url}/{printable(member.name)}"
-    values = dict(sample.values)
+    where = f"{public_url(url)}/{storable(member.name)}"
+    captions: tuple[str, ...] = ()
+    values: dict[str, Any] = {}
+    if beside := sample.text(middle, "json"):
+        at = f"{public_url(url)}/{beside[0]}"
+        values = _read_json(_decoded(beside[1], at), at)
+    if beside := sample.text(middle, "txt"):
+        caption = _decoded(beside[1], f"{public_url(url)}/{beside[0]}").strip()
+        captions = (caption,) if caption else ()
     key = caption_key or match_name(CAPTION_NAMES, list(values))
-    captions: tuple[str, ...] = (sample.caption,) if sample.caption else ()
-    if key in values and (not captions or values[key] == sample.caption):
+    if key in values and (not captions or (values[key],) == captions):
         captions = captions or as_captions(values[key], where=where)
         del values[key]
     problem = sample.problem
@@ -156,4 +172,4 @@ def _entry(
         problem = "its name is not UTF-8. Rename it"
     elif not member.isreg() or member.issparse():
         problem = "it is a link or a sparse file in its tar. Store it as a plain file"
-    return CorpusVideo(printable(path), source, captions, as_extra(values, where=where), problem)
+    return CorpusVideo(storable(path), source, captions, as_extra(values, where=where), problem)

@@ -13,8 +13,12 @@ from reducio_latents.corpus.entry import is_utf8
 from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.files.explained import reason
 from reducio_latents.files.filesystems import open_filesystem
-from reducio_latents.files.source import is_url
+from reducio_latents.files.inside import FOLDER, NotAFileError, kind_of, open_regular
+from reducio_latents.files.source import is_url, public_url
 
+MAX_TEXT_BYTES = 1 << 20
+"""A larger text beside a video is no caption, whatever it is."""
+TOO_LARGE = "it is larger than 1 MiB"
 TAR_BLOCK_BYTES = 1 << 16
 """Read-ahead on remote tars: enough for a header with its texts, little enough not to fetch the
 videos that are skipped over."""
@@ -39,7 +43,8 @@ class Tree(Protocol):
         """The folder all paths are relative to: an absolute local path, or a URL."""
 
     def kind(self, path: str) -> Literal["file", "folder"] | None:
-        """Return what the path is; None where there is nothing."""
+        """Return what the path is; None where there is nothing. Raise NotAFileError for a pipe, a
+        socket or a device, which a listing never opens."""
 
     def walk(self, folder: str, max_depth: int | None) -> Iterator[Found]:
         """Yield everything below `folder` that is not hidden, in any order.
@@ -49,7 +54,7 @@ class Tree(Protocol):
         """
 
     def read_all(self, paths: Sequence[str]) -> list[bytes]:
-        """Return the contents of small files."""
+        """Return the contents of small files; of each one, no more than `MAX_TEXT_BYTES` and 1."""
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading and seeking."""
@@ -69,9 +74,13 @@ class LocalTree:
 
     def kind(self, path: str) -> Literal["file", "folder"] | None:
         full = Path(self._full(path))
-        if full.is_dir():
-            return "folder"
-        return "file" if full.exists() else None
+        try:
+            kind = kind_of(full.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        if kind not in (None, FOLDER):
+            raise NotAFileError(full, str(kind))
+        return "folder" if kind == FOLDER else "file"
 
     def walk(self, folder: str, max_depth: int | None) -> Iterator[Found]:
         stack: list[tuple[str, int, frozenset[tuple[int, int]]]] = [(folder, 1, frozenset())]
@@ -107,10 +116,14 @@ class LocalTree:
         return found, folders, (status.st_dev, status.st_ino)
 
     def read_all(self, paths: Sequence[str]) -> list[bytes]:
-        return [Path(self._full(path)).read_bytes() for path in paths]
+        found = []
+        for path in paths:
+            with self.open(path) as file:
+                found.append(file.read(MAX_TEXT_BYTES + 1))
+        return found
 
     def open(self, path: str) -> BinaryIO:
-        return Path(self._full(path)).open("rb")
+        return open_regular(self._full(path))
 
 
 def _classify(entry: os.DirEntry[str]) -> tuple[bool, str | None]:
@@ -118,12 +131,14 @@ def _classify(entry: os.DirEntry[str]) -> tuple[bool, str | None]:
     symbolic links."""
     try:
         is_folder = entry.is_dir()
-        usable = is_folder or entry.is_file() or entry.is_symlink()  # a dangling link fails later
+        kind = None if is_folder or entry.is_file() else kind_of(entry.stat().st_mode)
+    except FileNotFoundError:
+        kind = None  # a dangling link: it fails when it is opened
     except OSError as err:
         return False, f"it cannot be followed: {err.strerror or err}"
     if not is_utf8(entry.name):
         return is_folder, "its name is not UTF-8. Rename it"
-    return is_folder, None if usable else "it is a pipe, socket or device, not a file"
+    return is_folder, None if kind is None else f"it is {kind}, not a file"
 
 
 @contextmanager
@@ -135,9 +150,9 @@ def _reaching(url: str) -> Iterator[None]:
     except (OSError, ConfigError):
         raise
     except ImportError as err:
-        raise ConfigError(f"{url}: {err}.") from err
+        raise ConfigError(f"{public_url(url)}: {err}.") from err
     except Exception as err:
-        raise CorpusError(f"{url} cannot be read: {reason(str(err))}") from err
+        raise CorpusError(f"{public_url(url)} cannot be read: {reason(str(err))}") from err
 
 
 class RemoteTree:
@@ -160,12 +175,15 @@ class RemoteTree:
 
     def walk(self, folder: str, max_depth: int | None) -> Iterator[Found]:
         with _reaching(self.root):
-            names: list[str] = self._fs.find(self._full(folder), maxdepth=max_depth)
-        for full in names:
+            names: dict[str, Any] = self._fs.find(
+                self._full(folder), maxdepth=max_depth, detail=True
+            )
+        for full, info in names.items():
             path = full.removeprefix(self._top).lstrip("/")
             below = path.removeprefix(folder).lstrip("/")
             if not any(part.startswith(".") for part in below.split("/")):
-                yield Found(path)
+                large = path.endswith(".txt") and (info.get("size") or 0) > MAX_TEXT_BYTES
+                yield Found(path, TOO_LARGE if large else None)
 
     def read_all(self, paths: Sequence[str]) -> list[bytes]:
         if not paths:

@@ -12,12 +12,11 @@ from typing import Any
 from reducio_latents.core.choices import ImageCodec, ResizeMode
 from reducio_latents.core.config import convert, made_from
 from reducio_latents.core.geometry import Bucket
-from reducio_latents.corpus import list_corpus
 from reducio_latents.encode.columns import CAPTIONS, ColumnEncoder
 from reducio_latents.encode.engines.one import run_job
 from reducio_latents.encode.job import Job
 from reducio_latents.encode.options import EncodeOptions
-from reducio_latents.encode.prepare import Planned
+from reducio_latents.encode.prepare import Planned, list_by
 from reducio_latents.encode.progress import Progress, Silent
 from reducio_latents.encode.registry import build_columns, describe_column
 from reducio_latents.encode.report import EncodeReport
@@ -144,12 +143,7 @@ def _lacks_exact_content(opened: Store, encoders: Sequence[ColumnEncoder]) -> st
 
 def _list(corpus: str | Path, options: EncodeOptions, why: str) -> dict[str, VideoSource]:
     try:
-        listed = list_corpus(
-            corpus,
-            path_column=options.path_column,
-            caption_column=options.caption_column,
-            root=options.root,
-        )
+        listed = list_by(corpus, options)
     except CorpusError as err:
         raise CorpusError(f"videos are needed, because {why}; but {err} Give --corpus.") from err
     return {video.video: video.source for video in listed}

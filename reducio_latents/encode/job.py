@@ -22,7 +22,7 @@ from reducio_latents.encode.report import EncodeReport, Tally, count_kinds
 from reducio_latents.encode.stop import Stop
 from reducio_latents.errors import StoreError
 from reducio_latents.files import open_files
-from reducio_latents.files.source import VideoSource
+from reducio_latents.files.source import VideoSource, public_url
 from reducio_latents.store import index
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.index import same_clips
@@ -137,8 +137,8 @@ def plan_job(
         clip=options.clip,
         buckets=tuple(bucket.name for bucket in buckets),
         resize=options.resize,
-        corpus=str(corpus),
-        root=options.root,
+        corpus=public_url(str(corpus)),
+        root=options.root and public_url(options.root),
         columns=dict(columns),
     )
     if stored is not None:

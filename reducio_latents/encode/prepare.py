@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reducio_latents.core.geometry import Bucket
-from reducio_latents.corpus import list_corpus
+from reducio_latents.corpus import CorpusVideo, list_corpus
 from reducio_latents.corpus.planning import plan_listed
 from reducio_latents.corpus.probe import OnProbe, ProbeRecord, Probing
 from reducio_latents.encode.finish import replaced_videos
@@ -51,6 +51,16 @@ class Planned:
         return ShardWork(key, clips)
 
 
+def list_by(corpus: str | Path, options: EncodeOptions) -> list[CorpusVideo]:
+    """List a corpus as the options say."""
+    return list_corpus(
+        corpus,
+        path_column=options.path_column,
+        caption_column=options.caption_column,
+        root=options.root,
+    )
+
+
 def make_plan(
     corpus: str | Path,
     files: Files,
@@ -64,12 +74,7 @@ def make_plan(
 
     With `write` the new part is stored.
     """
-    listed = list_corpus(
-        corpus,
-        path_column=options.path_column,
-        caption_column=options.caption_column,
-        root=options.root,
-    )
+    listed = list_by(corpus, options)
     spec = PlanSpec(
         clip=options.clip,
         buckets=tuple(buckets),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from reducio_latents.core.text import without_secrets
 from reducio_latents.errors import LatentsError, StoreError
 
 
@@ -57,8 +58,7 @@ def reason(text: str) -> str:
     head = text.partition("\n\nDebug source")[0]
     code = re.search(r"<Code>(\w+)</Code>", head)
     words = " ".join(head.partition("<?xml")[0].partition("<Error>")[0].split())
-    # Signatures and access tokens travel in query strings.
-    words = re.sub(r"(https?://[^\s?\"')]+)\?[^\s\"')]*", r"\1?...", words)[:400].rstrip(" :")
+    words = without_secrets(words)[:400].rstrip(" :")
     if code:
         words += f": {code[1]}"
     for pattern, cause in CAUSES:

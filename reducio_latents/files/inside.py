@@ -11,8 +11,9 @@ from typing import BinaryIO
 from reducio_latents.core.text import printable
 from reducio_latents.errors import StoreError
 
+FOLDER = "a folder"
 KINDS = (
-    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISDIR, FOLDER),
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, cast
+from urllib.parse import unquote
 
+from reducio_latents.core.text import without_secrets
 from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.files.explained import reason
 from reducio_latents.files.filesystems import open_filesystem
+from reducio_latents.files.inside import NotAFileError, open_regular
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class VideoSource:
     """Address of one video. Small and picklable: it is what travels to a decode worker."""
 
     url: str
-    """Local path, or any URL that fsspec opens."""
+    """Local path, or any URL that fsspec opens; it may hold a password or a signature."""
     offset: int | None = None
     """First byte inside `url` when the video is a member of a tar, else None."""
     length: int | None = None
@@ -30,7 +33,8 @@ class VideoSource:
         return self.offset is None and "://" not in self.url
 
     def __str__(self) -> str:
-        return self.url if self.offset is None else f"{self.url}@{self.offset}"
+        shown = public_url(self.url)
+        return shown if self.offset is None else f"{shown}@{self.offset}"
 
 
 class Slice(io.RawIOBase):
@@ -72,6 +76,42 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
+SECRET = re.compile(
+    r"(?i)sig(nature)?$|token|secret|passw|pwd|credential|auth(?!or)|api.?key|access.?key|session"
+    r"|^x-(amz|goog|ms|oss|cos)-|^(expires|policy|key-pair-id|googleaccessid|jwt)$"
+)
+"""Names of what grants access in a query, and of what is signed along with it."""
+AZURE = {"sv", "ss", "srt", "sp", "se", "st", "spr", "sr", "si", "skoid", "sktid", "skt", "ske"}
+"""What stands beside a `sig` in Azure's signatures."""
+
+
+def public_url(url: str) -> str:
+    """Return a URL without what grants access: user, password, token, signature.
+
+    What is left is what the video is called: it is stored and printed, and the same when the URL
+    was signed anew. Paths of this machine stay what they are.
+
+    >>> public_url("https://me:pw@host/watch?v=1&X-Amz-Signature=2f")
+    'https://host/watch?v=1'
+    """
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    place, query_mark, query = rest.partition("?")
+    host, slash, path = place.partition("/")
+    fields = query.split("&")
+    names = [field.partition("=")[0] for field in fields]
+    dropped = AZURE if "sig" in names else set()
+    kept = [
+        field
+        for name, field in zip(names, fields, strict=True)
+        if name not in dropped and not SECRET.search(unquote(name))
+    ]
+    query = "&".join(kept)
+    mark_again = query_mark if query or not query_mark else ""
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}{mark_again}{query}"
+
+
 def join_url(root: str, path: str) -> str:
     """Return `path` below `root`; a path that is absolute or a URL stays what it is."""
     if is_url(path) or path.startswith("/"):
@@ -85,11 +125,15 @@ def join_url(root: str, path: str) -> str:
 def open_source(source: VideoSource) -> BinaryIO:
     """Open the video's bytes for reading and seeking; raise VideoError if they cannot be had."""
     try:
-        file = _open_url(source.url) if "://" in source.url else Path(source.url).open("rb")
+        local = source.url.removeprefix("file://")
+        file = _open_url(source.url) if is_url(local) else open_regular(local)
     except FileNotFoundError as err:
-        raise VideoError(f"{source.url}: there is no such file.") from err
+        raise VideoError(f"{public_url(source.url)}: there is no such file.") from err
+    except NotAFileError as err:
+        raise VideoError(f"{source.url}: {err.strerror}.") from err
     except OSError as err:
-        raise VideoError(f"{source.url}: cannot be opened: {err.strerror or err}.") from err
+        why = without_secrets(err.strerror or str(err))
+        raise VideoError(f"{public_url(source.url)}: cannot be opened: {why}.") from err
     if source.offset is None:
         return file
     return cast(
@@ -100,11 +144,13 @@ def open_source(source: VideoSource) -> BinaryIO:
 def _open_url(url: str) -> BinaryIO:
     try:
         filesystem, path = open_filesystem(url)
-        filesystem.info(path)  # obstore's files break when they end, if they were never there
+        kind = filesystem.info(path)["type"]  # obstore's files break at their end if not there
+        if kind not in ("file", "link"):
+            raise NotAFileError(public_url(url), f"a {kind}")
         return cast(BinaryIO, filesystem.open(path, "rb"))
     except OSError:
         raise
     except ImportError as err:
-        raise ConfigError(f"{url}: {err}.") from err  # it says what to install
+        raise ConfigError(f"{public_url(url)}: {err}.") from err  # it says what to install
     except Exception as err:  # each kind of server has errors of its own
-        raise VideoError(f"{url}: cannot be opened: {reason(str(err))}") from err
+        raise VideoError(f"{public_url(url)}: cannot be opened: {reason(str(err))}") from err

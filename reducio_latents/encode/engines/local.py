@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 
+from reducio_latents.corpus import corpus_root
 from reducio_latents.encode.engines.one import (
     Ledger,
     Todo,
@@ -30,6 +31,7 @@ from reducio_latents.encode.engines.orders import Order, RunFiles
 from reducio_latents.encode.engines.ranks import Rank, rank_of
 from reducio_latents.encode.job import Job, join, prepare
 from reducio_latents.encode.options import EncodeOptions
+from reducio_latents.encode.prepare import list_by
 from reducio_latents.encode.progress import Progress, Silent
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.shards import encode_missing
@@ -156,7 +158,12 @@ def _follow(request: Request, rank: Rank, run: RunFiles) -> EncodeReport:
         order = run.wait_for_order(request.stop)
         if order is None:
             return EncodeReport(signal=request.stop.signal, share=str(rank))
-        job = join(request.store, request.options, order.root, order.moved(), request.stop)
+        root, moved = order.root, order.moved()
+        if order.signed:
+            options = request.options
+            root = corpus_root(request.corpus, options.root)
+            moved |= {video.video: video.source for video in list_by(request.corpus, options)}
+        job = join(request.store, request.options, root, moved, request.stop)
         todo, left = order.todo(), job.missing()  # a task that was requeued has done some already
         mine = {key: left[key] for key in rank.share(list(todo)) if key in left}
         announce(job, todo, request.progress, mine)

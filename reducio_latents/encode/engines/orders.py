@@ -23,7 +23,7 @@ from reducio_latents.encode.engines.ranks import Rank
 from reducio_latents.encode.stop import Stop
 from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.files import Files
-from reducio_latents.files.source import VideoSource
+from reducio_latents.files.source import VideoSource, public_url
 from reducio_latents.store.commit import ShardKey
 
 log = logging.getLogger(__name__)
@@ -50,17 +50,23 @@ class Order:
     """Bucket and number of each unfinished shard, and the columns that it lacks."""
     sources: dict[str, tuple[str, int | None, int | None] | None] = field(default_factory=dict)
     """Videos that are not where the plan has them: url, offset, length; None if they are gone."""
+    signed: bool = False
+    """Whether passwords or signatures were left out, which no file of a store holds: each rank has
+    them from its own command."""
 
     @classmethod
     def of(cls, root: str, todo: Mapping[ShardKey, tuple[str, ...]], moved: Moved) -> Order:
         return cls(
             id=uuid.uuid4().hex,
-            root=root,
+            root=public_url(root),
             shards=tuple((key.bucket, key.shard, names) for key, names in todo.items()),
             sources={
-                video: None if source is None else (source.url, source.offset, source.length)
+                video: (public_url(source.url), source.offset, source.length) if source else None
                 for video, source in moved.items()
             },
+            signed=any(
+                url != public_url(url) for url in [root, *(s.url for s in moved.values() if s)]
+            ),
         )
 
     def todo(self) -> Todo:
