@@ -133,6 +133,8 @@ def bar_chart(
         return None
     reach = spread or [0.0] * len(values)
     ends = [v + sign * s for v, s in zip(values, reach, strict=True) for sign in (-1, 1)]
+    if not all(map(math.isfinite, ends)):
+        return None
     x, y = _Scale(0, len(values), LEFT, RIGHT), _Scale.of([0.0, *ends], BOTTOM, TOP)
     bars = []
     for i, (value, off) in enumerate(zip(values, reach, strict=True)):

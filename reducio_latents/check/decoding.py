@@ -109,7 +109,7 @@ def decode_clips(
         try:
             original = originals.read(clip)
         except VideoError as err:
-            problem = str(err)
+            problem = str(err).rstrip(".")
         yield DecodedClip(
             clip=clip,
             posterior=posterior,

@@ -19,7 +19,7 @@ from reducio_latents.core.config import check_choices
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError
 
-PRESETS: dict[str, int | None] = {"pexels-1k": 1000, "ucf-101": None}
+VIDEOS_OF_PRESETS: dict[str, int | None] = {"pexels-1k": 1000, "ucf-101": None}
 """How many videos the paper measures on, None for all; the defaults of `SampleSpec` are its other
 settings. It does not say which videos: here a seed draws them, and the clip is the middle one."""
 
@@ -201,4 +201,4 @@ class EvaluateOptions:
         """`sample`, with the number of videos of the preset if it names none."""
         if self.preset is None or self.sample.videos is not None:
             return self.sample
-        return replace(self.sample, videos=PRESETS[self.preset])
+        return replace(self.sample, videos=VIDEOS_OF_PRESETS[self.preset])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +24,13 @@ from reducio_latents.check.decoding import DecodedClip, decode_clips
 from reducio_latents.check.health import (
     HealthWarning,
     LatentScan,
-    Thresholds,
     scan_clips,
     scan_store,
 )
-from reducio_latents.check.options import DecodeOptions
+from reducio_latents.check.options import CheckOptions
 from reducio_latents.check.pictures import Frames, Panel, difference, side_by_side
 from reducio_latents.core.gaussian import kl_to_unit_normal
-from reducio_latents.metrics.protocol import STANDARD, ComparisonRule
+from reducio_latents.metrics.protocol import ComparisonRule, protocol_named
 from reducio_latents.metrics.psnr import flicker, psnr
 from reducio_latents.metrics.ssim import WINDOW_PX, ssim
 from reducio_latents.store import Store, open_store
@@ -82,7 +81,7 @@ class ReportClip:
     """KL to N(0, 1) per latent value."""
     histogram: tuple[int, ...]
     """Final latents in HISTOGRAM_BINS equal bins of +-HISTOGRAM_LIMIT."""
-    recorded_db: float | None = None
+    recorded_db: float | None
     """The PSNR that was recorded while the clip was encoded, if it was."""
 
 
@@ -96,7 +95,6 @@ class Report:
     protocol: ComparisonRule
     clips: Sequence[ReportClip]
     warnings: Sequence[HealthWarning]
-    channel_std: tuple[float, ...]
     channel_kl: tuple[float, ...]
     failed: Sequence[ClipError]
     untrained: bool = False
@@ -113,17 +111,13 @@ class Report:
 
 def build_report(
     store: str | Path,
-    options: DecodeOptions,
+    options: CheckOptions,
     *,
-    protocol: ComparisonRule = STANDARD,
-    thresholds: Thresholds | None = None,
-    scan_all: bool = True,
     on_clip: Callable[[int, int], None] = lambda _, __: None,
     on_scan: Callable[[int, int], None] = lambda _, __: None,
 ) -> Report:
     """Decode and measure the clips that `options` choose, and look through the whole store.
 
-    With `scan_all` false only these clips are searched for faults: millions take an hour.
     `on_clip` and `on_scan` are told (clips done, clips in all). Raises as `decode_store` does.
     """
     opened = open_store(store)
@@ -133,20 +127,22 @@ def build_report(
     recorded = recorded_quality(opened)
     known = {clip.clip_id: clip.psnr_db for clip in recorded}
     shown: list[ReportClip] = []
-    scan, looked = LatentScan(thresholds or Thresholds()), 0
+    protocol = protocol_named(options.protocol)
+    scan, looked = LatentScan(), 0
     with open_originals(opened, options) as originals:
         seed = options.sample_seed
         for decoded in decode_clips(opened, model, clips, originals, sample_seed=seed):
-            measured = _measure(decoded, protocol, opened.meta.clip.rate_fps)
-            shown.append(replace(measured, recorded_db=known.get(decoded.clip.clip_id)))
+            clip_id = decoded.clip.clip_id
+            page_clip = _measure(decoded, protocol, opened.meta.clip.rate_fps, known.get(clip_id))
+            shown.append(page_clip)
             frames = decoded.original_THWC
             if frames is None and not untrained:  # whose noise would say nothing about the clip
                 frames = decoded.decoded_THWC
             if frames is not None:
-                scan.add_frames(decoded.clip.clip_id, frames)
+                scan.add_frames(clip_id, frames)
                 looked += 1
             on_clip(len(shown), len(clips))
-    if scan_all:
+    if options.scan == "all":
         scan_store(opened, scan, on_scan)
     else:
         scan_clips(opened, scan, clips)
@@ -158,7 +154,7 @@ def build_report(
             f"{len(lost)} of {len(shown)} clips have no original to compare with, such as: "
             f"{lost[0]}."
         )
-    if not scan_all:
+    if options.scan == "shown":
         notes.append("Faults were looked for among the clips shown alone.")
     elif looked < scan.clips:
         notes.append(
@@ -172,7 +168,6 @@ def build_report(
         protocol=protocol,
         clips=shown,
         warnings=scan.warnings(),
-        channel_std=tuple(scan.channel_std.tolist()),
         channel_kl=tuple(scan.channel_kl.tolist()),
         failed=_failures(opened),
         untrained=untrained,
@@ -181,7 +176,9 @@ def build_report(
     )
 
 
-def _measure(decoded: DecodedClip, protocol: ComparisonRule, rate_fps: float) -> ReportClip:
+def _measure(
+    decoded: DecodedClip, protocol: ComparisonRule, rate_fps: float, recorded_db: float | None
+) -> ReportClip:
     panels = decoded.panels
     if decoded.original_THWC is not None:
         apart = difference(decoded.original_THWC, decoded.decoded_THWC, DIFFERENCE_GAIN)
@@ -195,6 +192,7 @@ def _measure(decoded: DecodedClip, protocol: ComparisonRule, rate_fps: float) ->
         problem=decoded.problem,
         kl_nats=float(values[0]),
         histogram=_histogram(decoded.latents.cpu().numpy()),
+        recorded_db=recorded_db,
     )
 
 

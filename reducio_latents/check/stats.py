@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reducio_latents.check.clips import select_clips
-from reducio_latents.check.health import HealthWarning, LatentScan, Thresholds, scan_store
+from reducio_latents.check.health import HealthWarning, LatentScan, scan_store
 from reducio_latents.check.options import Selection, StatsOptions
 from reducio_latents.check.originals import Originals
 from reducio_latents.errors import StoreError, VideoError
@@ -38,7 +38,7 @@ def store_stats(
     """
     options = options or StatsOptions()
     store = open_store(path)
-    scan = LatentScan(Thresholds())
+    scan = LatentScan()
     scan_store(store, scan, progress)
     if not scan.clips:
         raise StoreError(
@@ -67,7 +67,7 @@ def _look_at_originals(
             try:
                 scan.add_frames(clip.clip_id, originals.read(clip))
             except VideoError as err:
-                missed.append(f"{clip.clip_id}: {err}")
+                missed.append(f"{clip.clip_id}: {err}".rstrip("."))
     if not missed:
         return len(chosen), []
     number = f"{len(missed)} original" + ("" if len(missed) == 1 else "s")

@@ -37,7 +37,6 @@ def check(store: str, report: Path | None, options: CheckOptions) -> None:
     from reducio_latents.check.html import write_report
     from reducio_latents.check.report import build_report
     from reducio_latents.check.writing import make_folder
-    from reducio_latents.metrics.protocol import protocol_named
 
     path = report or Path(REPORT)
     make_folder(path.parent)  # now, as decoding may take an hour
@@ -45,8 +44,6 @@ def check(store: str, report: Path | None, options: CheckOptions) -> None:
         found = build_report(
             store,
             options,
-            protocol=protocol_named(options.protocol),
-            scan_all=options.scan == "all",
             on_clip=partial(advance, "decode"),
             on_scan=partial(advance, "scan"),
         )
