@@ -13,6 +13,7 @@ and clip where it belongs, and make the same store, byte for byte but for timing
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -25,7 +26,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from kill_test import contents, differences
 from sample_corpus import plasma, regular, write_video
 
 from reducio_latents import open_store
@@ -133,6 +133,26 @@ def write_corpus(folder: Path, videos: int, broken: int) -> dict[str, Tally]:
         "videos": Tally(videos, videos - broken, 0, broken),
         "clips": Tally(clips + failed, clips, 0, failed),
     }
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    """Return every file of a store, commits without their timings and checksum."""
+    found = {}
+    for path in sorted(store.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            name = path.relative_to(store).as_posix()
+            if name.startswith("commits/"):
+                commit = json.loads(data)
+                del commit["timings"], commit["crc32c"]
+                data = json.dumps(commit).encode()
+            found[name] = data
+    return found
+
+
+def differences(ours: dict[str, bytes], theirs: dict[str, bytes]) -> list[str]:
+    """Name the files that are not in both, or not the same."""
+    return [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
 
 
 def encode(engine: str, corpus: Path, store: Path, environment: dict[str, str]) -> int:
