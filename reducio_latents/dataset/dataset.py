@@ -57,10 +57,14 @@ class LatentDataset(IterableDataset[Batch]):
                         name it in ``columns``. Those are float32, too, and the same every epoch
     ``content_image``   uint8 (B, 3, H, W) in [0, 255], or a list of bytes with ``images="bytes"``
     ``content_latent``  float32 (B, D, h, w) final latents, or stored moments (B, 2D, h, w)
-    ``content_clip``    as stored, (B, tokens, width)
+    ``content_clip``    float16 (B, tokens, width); float32 of a column in 8 bits a value
+    ``content_clip_pooled``
+                        float16 (B, width)
+    ``frame_times``     float64 (B, T): when each frame appears, seconds from the first shown one
     ``caption``         list of B str; one of several, seeded, is chosen; "" where there is none
-    ``text``            (B, L, width): token vectors of that caption, zero where there are none;
-                        L is that of the longest text, or ``text_tokens``
+    ``text``            float16 (B, L, width): token vectors of that caption, zero where there are
+                        none; float32 of a column in bfloat16 or 8 bits a value. L is that of the
+                        longest text, or ``text_tokens``
     ``text_mask``       bool (B, L), True where there is a token
     ``clip_id``         list of B str; ``video``: list of B str; ``start_s``: float64 (B,), seconds.
                         From the plan; asked for in ``columns`` like all others

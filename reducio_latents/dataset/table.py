@@ -35,9 +35,12 @@ class LatentTable:
     is a dict: `clip_id` str, `video` str (its name in the corpus), `start_s` float seconds,
     `bucket` str, and one value a column:
 
-    - `motion` and other arrays: a tensor as stored; of moments float16 (2D, t, h, w);
+    - `motion`: float16 (2D, t, h, w), the mean, then the log-variance;
+    - `content_latent`: float16 (2D, h, w); `frame_times`: float64 (T,);
+    - `content_clip`: float16 (tokens, width), or float32 of a column in 8 bits a value;
     - `content_image`: uint8 (3, H, W); `caption`: str, the first if there are several;
-    - `text`: (tokens, width), of that caption; other bytes: bytes.
+    - `text`: float16 (tokens, width) of that caption, or float32 of a column in bfloat16 or 8 bits;
+    - other arrays: a tensor as stored; other bytes: bytes.
 
     One small read a column, so this is not for training. Raises NoSuchClipError (a KeyError and an
     IndexError) for a clip that there is not, StoreError for one that is damaged.

@@ -1,0 +1,239 @@
+"""Hostile values in any field of any file of a store: the right data, or one clear error.
+
+Each edit is made as a stranger would make it, with checksums that fit, and the store is then read,
+shown, verified and converted by a process of its own, which may take little memory and time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import struct
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import google_crc32c
+import pytest
+import zarr.codecs
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reducio_latents.core.fingerprint import compact_json
+from reducio_latents.dataset import LatentDataset, LatentTable
+from reducio_latents.errors import LatentsError
+from reducio_latents.files import LocalFiles
+from reducio_latents.store import open_store
+from reducio_latents.store.meta import ATTRIBUTE, CHECKSUM
+from reducio_latents.store.seal import seal
+from reducio_latents.upkeep.convert import convert_store
+from reducio_latents.upkeep.verify import verify
+from tests.latent_stores import StoreSpec, image_of, numbers_in, write_store
+
+assert zarr.codecs  # imported here once, not by every process that is forked off
+
+COLUMNS = ("motion", "content_image", "caption", "text")
+MEMORY = 500 << 20
+CPU_S = 60
+"""A hundred times what an idle machine needs: what goes on for ever is found, a slow one is not."""
+DEEP: Any = []
+for _ in range(200):
+    DEEP = [DEEP]
+HOSTILE: list[Any] = [
+    *(2**63, 2**63 - 1, 2**64, -1, -(2**70), 10**12, 0, 1, 7, 0.5, 1e300, True, None),
+    *("", ".", "..", "/etc/passwd", "../secret.txt", "../../victim.latents", "xx", "object", "\0"),
+    *("zstd", "bytes", "array", "float64", "16x99999x99999", "zarr", "webdataset", "image/png"),
+    *(
+        [],
+        {},
+        [2**40],
+        [[-1, 5]],
+        ["x"],
+        {"..": 1},
+        {"16x32x32": [2**31, 2**31]},
+        DEEP,
+        "a" * 10**6,
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=["zarr", "webdataset"])
+def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small store, and files beside it that are none of its business."""
+    folder = tmp_path_factory.mktemp(request.param)
+    container: Literal["zarr", "webdataset"] = request.param
+    spec = StoreSpec(videos=3, columns=COLUMNS, shard_rows=4, container=container)
+    write_store(folder / "s", spec, compression="zstd" if container == "zarr" else "none")
+    (folder / "secret.txt").write_text("secret " * 1000)
+    (folder / "victim.latents").mkdir()
+    return folder
+
+
+def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the place of every value in parsed JSON, also of those that hold others."""
+    yield place
+    pairs: Any = value.items() if isinstance(value, dict) else ()
+    pairs = enumerate(value[:3]) if isinstance(value, list) else pairs
+    for key, item in pairs:
+        yield from leaves(item, (*place, key))
+
+
+def put(value: Any, place: tuple[Any, ...], hostile: Any) -> Any:
+    if not place:
+        return hostile
+    value[place[0]] = put(value[place[0]], place[1:], hostile)
+    return value
+
+
+def edit_json(path: Path, data: st.DataObject) -> None:
+    record = json.loads(path.read_bytes())
+    sealed = record.pop("crc32c", None) is not None
+    places = [place for place in leaves(record) if place]
+    place = data.draw(st.sampled_from(places), label="place")
+    hostile = data.draw(st.sampled_from(HOSTILE), label="value")
+    key = place[-1]
+    if isinstance(key, str) and data.draw(st.booleans(), label="the name, not the value"):
+        holder = record
+        for step in place[:-1]:
+            holder = holder[step]
+        holder[str(hostile)[:200]] = holder.pop(key)
+    else:
+        record = put(record, place, hostile)
+    described = record.get("attributes")
+    if isinstance(described, dict) and isinstance(described.get(ATTRIBUTE), dict):
+        described[CHECKSUM] = google_crc32c.value(compact_json(described[ATTRIBUTE]))
+    body = compact_json(record)
+    path.write_bytes(seal(body) if sealed else body)
+
+
+def edit_bytes(path: Path, data: st.DataObject) -> None:
+    whole = bytearray(path.read_bytes())
+    at = data.draw(st.integers(0, len(whole) - 1), label="at")
+    if data.draw(st.booleans(), label="near the end"):
+        at = max(0, len(whole) - 1 - at % 90)
+    new = data.draw(
+        st.sampled_from(
+            [b"\xff" * 8, struct.pack("<Q", 2**63), b"", b"\0", b"\x28\xb5\x2f\xfd\xe0"]
+        )
+    )
+    whole[at : at + max(1, len(new))] = new
+    if "/c/" in path.as_posix() and len(whole) > 68:  # the checksum of a shard's index
+        whole[-4:] = struct.pack("<I", google_crc32c.value(bytes(whole[-68:-4])))
+    path.write_bytes(whole)
+
+
+def reseal_plan(root: Path) -> None:
+    sums = [
+        f"{hashlib.sha256((root / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("plan/part-00000.parquet", "plan/videos-00000.parquet")
+    ]
+    (root / "plan/sha256-00000.txt").write_text("".join(sums))
+
+
+def use(root: Path) -> None:
+    """Do with a store what can be done; raise AssertionError if it gives wrong data."""
+
+    def attempt(action: Any) -> Any:
+        try:
+            return action()
+        except LatentsError:
+            return None
+
+    def batches(**options: Any) -> None:
+        dataset = LatentDataset(
+            root, (*COLUMNS, "clip_id"), batch_size=5, latents="moments", drop_last=False, **options
+        )
+        for batch in dataset:
+            for number, caption, image in zip(
+                numbers_in(batch["motion"]), batch["caption"], batch["content_image"], strict=True
+            ):
+                if isinstance(caption, str):
+                    assert caption == f"video {number // 4}"
+                if not isinstance(image, bytes):
+                    expected = image_of(number, "16x32x32")
+                    assert (image.numpy().transpose(1, 2, 0) == expected).all()
+
+    def show() -> None:
+        table = LatentTable(root)
+        for name in table.clip_ids:
+            attempt(lambda name=name: table[name])
+
+    attempt(batches)
+    attempt(lambda: batches(on_error="skip"))
+    attempt(show)
+    attempt(lambda: verify(open_store(root)))
+    for container in ("zarr", "webdataset"):
+        target = LocalFiles(root.parent / f"converted-{container}")
+        attempt(lambda c=container, t=target: convert_store(open_store(root), t, c))
+
+
+def run_bounded(root: Path) -> str:
+    """Run `use` in a forked process within bounds; return what went wrong, or nothing."""
+    report = root.parent / "report"
+    child = os.fork()
+    if child == 0:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+        status = 1
+        try:
+            use(root)
+            status = 0
+        except BaseException:
+            report.write_text(traceback.format_exc())
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    if status == 0:
+        return ""
+    return f"status {status}: {report.read_text() if report.exists() else 'killed'}"
+
+
+def outside(folder: Path) -> dict[str, bytes]:
+    known = ("s", "converted-zarr", "converted-webdataset")
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.relative_to(folder).parts[0] not in known
+    }
+
+
+@settings(
+    max_examples=45,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_a_hostile_store_gives_the_right_data_or_one_clear_error(
+    template: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(template, folder)
+    root = folder / "s"
+    before = outside(folder)
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from(files), label="file")
+    if path.suffix == ".json":
+        edit_json(path, data)
+    else:
+        edit_bytes(path, data)
+    if data.draw(st.booleans(), label="without an index"):
+        (root / "index.json").unlink(missing_ok=True)
+    if path.suffix == ".parquet" and data.draw(st.booleans(), label="plan sealed again"):
+        reseal_plan(root)
+    assert run_bounded(root) == ""
+    assert outside(folder) == before
+
+
+def test_a_store_that_nobody_edited_is_read_within_the_bounds(
+    template: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(template, tmp_path / "copy")
+    assert run_bounded(tmp_path / "copy" / "s") == ""
