@@ -14,22 +14,22 @@ from reducio_latents.cli.ending import one_line
 from reducio_latents.version import __version__
 
 COMMANDS = {
-    "encode-corpus": "encode_corpus",
-    "add-column": "add_column",
-    "plan": "plan",
-    "status": "status",
-    "info": "info",
-    "verify": "verify",
-    "stats": "stats",
-    "decode": "decode",
-    "check": "check",
+    "encode-corpus": "encoding",
+    "add-column": "encoding",
+    "plan": "encoding",
+    "status": "stores",
+    "info": "stores",
+    "verify": "stores",
+    "stats": "stores",
+    "decode": "pictures",
+    "check": "pictures",
     "evaluate": "evaluate",
     "convert": "convert",
     "train": "train",
     "import-checkpoint": "import_checkpoint",
     "bench": "bench",
 }
-"""Command -> its module in this package, and the name of the function in there."""
+"""Command -> its module in this package; the function in there has its name."""
 
 
 class LatentsGroup(click.Group):
@@ -42,7 +42,7 @@ class LatentsGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"{__name__}.{COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, COMMANDS[cmd_name])
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -148,10 +148,6 @@ command = partial(click.command, cls=HeadedCommand)
 dry_run = click.option(
     "-n", "--dry-run", is_flag=True, help="Print what would be done; do nothing."
 )
-every_clip = click.option(
-    "--clips", "every_clip", is_flag=True, help="Name every clip, not the first five."
-)
-json_instead = click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 
 
 def takes(cls: type, headed: Mapping[str, str]) -> Callable[[Decorated], Decorated]:

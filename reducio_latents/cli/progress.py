@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from reducio_latents.encode import EncodeReport
 
 
-MOST_CHANNELS = 64
-"""More channels than this are not shown one by one."""
-
-
 class Bars:
     """A bar for probing, then one for clips with clips/s and time left. Says what it is told."""
 
@@ -99,62 +95,34 @@ def encode_progress() -> Iterator[Bars]:
 def print_report(report: EncodeReport, store: str) -> None:
     """Print what became of every video and clip, why, and what came out."""
     if report.share or report.signal:
-        _print_share(report)
-        return
+        who = f"{report.share}: " if report.share else ""
+        show.echo(f"{who}{report.clips.encoded} clips encoded, {report.clips.failed} failed")
+    else:
+        _print_whole(report, store)
+    if report.shards_left:
+        left = f"{report.shards_left} shards are not done; run the same command again."
+        show.echo(left, err=True)
+    if report.exit_code == 3:
+        too_many = f"more than --max-failed {report.max_failed:.0%}."
+        show.echo(f"{report.failed_share:.0%} failed, {too_many}", err=True)
+
+
+def _print_whole(report: EncodeReport, store: str) -> None:
     show.echo(f"videos  {report.videos}")
     show.echo(f"clips   {report.clips}")
-    for reason, number in report.skipped.items():
-        show.echo(f"  skipped {number}: {reason}")
-    for reason, number in report.failed.items():
-        show.echo(f"  failed {number}: {reason}")
+    for what, reasons in (("skipped", report.skipped), ("failed", report.failed)):
+        for reason, number in reasons.items():
+            show.echo(f"  {what} {number}: {reason}")
     if report.failed:
         show.echo(f"  each one with its reason: {store}/errors.parquet")
-    for name, summary in report.statistics.items():
-        column, _, bucket = name.partition("/")
-        if bucket == "all":
-            for what, values in summary.items():
-                show.echo(f"{column} {what}, {show.count(len(values['mean']))} channels")
-                for kind in ("mean", "std"):
-                    show.echo(f"  {kind:<4} {_channels(values[kind])}")
+    show.channels(report.statistics)
     if report.psnr is not None:
         show.echo(f"decoded on the spot: mean PSNR {report.psnr:.2f} dB")
-    _print_times(report)
-    _print_left(report)
-    if report.exit_code == 3:
-        show.echo(
-            f"{report.failed_share:.0%} failed, more than --max-failed {report.max_failed:.0%}.",
-            err=True,
-        )
-
-
-def _print_share(report: EncodeReport) -> None:
-    who = f"{report.share}: " if report.share else ""
-    show.echo(f"{who}{report.clips.encoded} clips encoded, {report.clips.failed} failed")
-    _print_left(report)
-
-
-def _print_left(report: EncodeReport) -> None:
-    if report.shards_left:
-        show.echo(
-            f"{report.shards_left} shards are not done; run the same command again.", err=True
-        )
-
-
-def _print_times(report: EncodeReport) -> None:
     shares, busy = show.spent(report.stages, report.seconds)
-    if not shares or not report.clips.encoded:
-        return
-    rate = report.clips.encoded / report.seconds
-    gpu = f", {busy}" if busy else ""
-    took = show.duration(report.seconds)
-    show.echo(f"{took}, {rate:.2f} clips/s{gpu}; time went to: {shares}")
-
-
-def _channels(values: list[float]) -> str:
-    """Show every channel, or of very many the smallest and the largest."""
-    if len(values) > MOST_CHANNELS:
-        return f"{min(values):+.4f} to {max(values):+.4f}"
-    return " ".join(f"{value:+.4f}" for value in values)
+    if shares and report.clips.encoded:
+        rate = f"{report.clips.encoded / report.seconds:.2f} clips/s"
+        took = ", ".join(filter(None, (show.duration(report.seconds), rate, busy)))
+        show.echo(f"{took}; time went to: {shares}")
 
 
 def print_summary(summary: PlanSummary) -> None:
@@ -166,11 +134,8 @@ def print_summary(summary: PlanSummary) -> None:
     show.echo(f"hours   {summary.video_hours:.2f} of video, {summary.clip_hours:.2f} of clips")
     for bucket in summary.buckets:
         if bucket.clips:
-            size = show.size(bucket.bytes or 0)
-            show.echo(
-                f"bucket  {bucket.bucket}: {show.count(bucket.clips)} clips in "
-                f"{show.count(bucket.shards)} shards, about {size}"
-            )
+            clips = f"{show.count(bucket.clips)} clips in {show.count(bucket.shards)} shards"
+            show.echo(f"bucket  {bucket.bucket}: {clips}, about {show.size(bucket.bytes or 0)}")
     for reason, number in summary.reasons.items():
         show.echo(f"  {show.count(number)}: {reason}")
     show.echo(f"store   about {show.size(summary.bytes or 0)}")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CLIPS_SHOWN = 5
 """Clips that a finding names, if not all are asked for."""
+MOST_CHANNELS = 64
+"""More channels than this are not shown one by one."""
 Advance = Callable[[str, int, int | None], None]
 """Takes what is done, how much of it, and out of how much."""
 
@@ -84,6 +86,19 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
             for cell, width in zip(row, widths, strict=True)
         ]
         echo("  ".join(parts).rstrip())
+
+
+def channels(statistics: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) -> None:
+    """Print mean and std of every channel of each column, or of very many their range."""
+    for name, summary in statistics.items():
+        column, _, bucket = name.partition("/")
+        for what, values in summary.items() if bucket == "all" else ():
+            echo(f"{column} {what}, {count(len(values['mean']))} channels")
+            for kind in ("mean", "std"):
+                shown = [f"{value:+.4f}" for value in values[kind]]
+                if len(shown) > MOST_CHANNELS:
+                    shown = [f"{min(values[kind]):+.4f} to {max(values[kind]):+.4f}"]
+                echo(f"  {kind:<4} {' '.join(shown)}")
 
 
 def clips(names: Sequence[str], *, every: bool = False) -> str:

@@ -1,0 +1,128 @@
+"""`reducio-latents encode-corpus`, `plan` and `add-column`."""
+
+from __future__ import annotations
+
+import click
+
+from reducio_latents.cli.ending import InterruptedBySignal
+from reducio_latents.cli.options import Value, command, dry_run, takes
+from reducio_latents.encode.options import EncodeOptions
+
+OTHER_MODELS = """content_latent.model content_latent.dtype
+    content_clip.model content_clip.dtype content_clip.resize content_clip.quantization
+    text.model text.dtype text.cleaning text.max_tokens text.values"""
+
+
+@command("encode-corpus")
+@click.argument("corpus")
+@click.argument("store")
+@takes(
+    EncodeOptions,
+    {
+        "Options": """model weights columns resolution clip.policy dtype batch_size compile device
+            gpus workers retry_failed""",
+        "Corpus and clips": """buckets clip.frames clip.rate_fps clip.seed duplicates
+            path_column caption_column root video_backend""",
+        "Store": "container image_codec resize tiling shard_rows zstd",
+        "Other columns": OTHER_MODELS,
+        "Failures and checks": "max_failed clip_timeout_s check_every min_psnr",
+        "Several machines": "engine ray_address rank_timeout_s",
+    },
+)
+@dry_run
+def encode_corpus(corpus: str, store: str, options: EncodeOptions, dry_run: bool) -> None:
+    """Encode the videos of CORPUS into the latent dataset STORE.
+
+    CORPUS is a folder, a glob, a table (CSV, JSON, JSONL, Parquet) or tars of videos. To resume, or
+    to add videos that came later, run the same command again.
+
+    \b
+    reducio-latents encode-corpus videos/ pexels.latents --weights reducio-ft4-fs32-attn23.ckpt
+    """
+    from reducio_latents import encode
+    from reducio_latents.cli.progress import encode_progress, print_report, print_summary
+    from reducio_latents.encode.stop import StoppedError, stop_on_signals
+
+    if dry_run:
+        print_summary(encode.plan_corpus(corpus, store, options))
+        return
+    with (
+        encode_progress() as progress,
+        stop_on_signals(on_stop=lambda seconds: progress.stopping(seconds, stop.signal)) as stop,
+    ):
+        try:
+            report = encode.encode_corpus(corpus, store, options, progress=progress, stop=stop)
+        except StoppedError:
+            raise InterruptedBySignal(stop.signal) from None
+    print_report(report, store)
+    raise SystemExit(report.exit_code)
+
+
+@command("plan")
+@click.argument("corpus")
+@click.argument("store")
+@takes(
+    EncodeOptions,
+    {
+        "Options": """resolution buckets clip.frames clip.rate_fps clip.policy clip.seed duplicates
+            shard_rows path_column caption_column root workers""",
+    },
+)
+@dry_run
+def plan(corpus: str, store: str, options: EncodeOptions, dry_run: bool) -> None:
+    """Probe CORPUS and write into STORE which clips it will be made of.
+
+    encode-corpus does this by itself; on its own it shows what would come before a GPU is paid for.
+    """
+    from reducio_latents import encode
+    from reducio_latents.cli.progress import encode_progress, print_summary
+
+    with encode_progress() as progress:
+        summary = encode.plan_corpus(corpus, store, options, progress=progress, write=not dry_run)
+    print_summary(summary)
+
+
+@command("add-column")
+@click.argument("store")
+@click.argument("columns", nargs=-1)
+@click.option(
+    "--replace",
+    "replacing",
+    type=Value(tuple[str, ...]),
+    metavar="A,B,...",
+    help="Columns to make anew with these options; all others stay as they are.",
+)
+@click.option("--corpus", help="Where the videos are, if frames are needed and they have moved.")
+@takes(
+    EncodeOptions,
+    {
+        "Options": "model weights dtype batch_size device workers zstd max_failed",
+        "Models": OTHER_MODELS,
+    },
+)
+def add_column(
+    store: str,
+    columns: tuple[str, ...],
+    replacing: tuple[str, ...] | None,
+    corpus: str | None,
+    options: EncodeOptions,
+) -> None:
+    """Add COLUMNS to STORE, or make some anew.
+
+    Columns: content_latent, content_clip, content_clip_pooled, text, caption, content_image,
+    motion, frame_times. They are made of the stored content images and captions if these are exact,
+    else of the videos. To resume, run the same command again.
+
+    \b
+    reducio-latents add-column pexels.latents content_clip text --text-model models/t5-v1_1-xxl
+    reducio-latents add-column pexels.latents --replace text --text-cleaning none
+    """
+    from reducio_latents import encode
+    from reducio_latents.cli.progress import encode_progress, print_report
+
+    with encode_progress() as progress:
+        report = encode.add_column(
+            store, columns, options, replacing=replacing or (), corpus=corpus, progress=progress
+        )
+    print_report(report, store)
+    raise SystemExit(report.exit_code)
