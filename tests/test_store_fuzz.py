@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import google_crc32c
 import pytest
+import torch
 import zarr.codecs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,7 @@ from reducio_latents.store import open_store
 from reducio_latents.store.meta import ATTRIBUTE, CHECKSUM
 from reducio_latents.store.seal import seal
 from reducio_latents.upkeep.convert import convert_store
+from reducio_latents.upkeep.progress import progress_of, stage_seconds
 from reducio_latents.upkeep.verify import verify
 from tests.latent_stores import StoreSpec, image_of, numbers_in, write_store
 
@@ -157,6 +159,18 @@ def use(root: Path) -> None:
                     expected = image_of(number, "16x32x32")
                     assert (image.numpy().transpose(1, 2, 0) == expected).all()
 
+    def latents(**options: Any) -> None:
+        dataset = LatentDataset(root, batch_size=5, drop_last=False, **options)
+        for batch in dataset:
+            assert batch["latents"].dtype == torch.float32
+
+    def look() -> None:
+        store = open_store(root)
+        assert "s" in store.files.url
+        progress_of(store)
+        stage_seconds(store)
+        store.plan.counts()
+
     def show() -> None:
         table = LatentTable(root)
         for name in table.clip_ids:
@@ -164,6 +178,10 @@ def use(root: Path) -> None:
 
     attempt(batches)
     attempt(lambda: batches(on_error="skip"))
+    attempt(lambda: latents(require_caption=True, split="train", clips_per_sample=2))
+    attempt(latents)
+    attempt(lambda: latents(latents="mean", normalize="channel"))
+    attempt(look)
     attempt(show)
     attempt(lambda: verify(open_store(root)))
     for container in ("zarr", "webdataset"):

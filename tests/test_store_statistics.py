@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reducio_latents.store.statistics import ChannelStatistics, merge_all
+from reducio_latents.store.statistics import ChannelStatistics
 
 CHANNELS = 3
 
@@ -35,8 +37,7 @@ def test_any_division_gives_the_statistics_of_one_pass(
     rng = np.random.default_rng(seed)
     parts = [rng.standard_normal((n, CHANNELS, 2, 3)) + offset for n in sizes]
     order.shuffle(parts)  # type: ignore[attr-defined]
-    merged = merge_all(ChannelStatistics.of(part) for part in parts)
-    assert merged is not None
+    merged = reduce(ChannelStatistics.merge, map(ChannelStatistics.of, parts))
     if sum(sizes):
         assert_close(merged, np.concatenate(parts))
     else:
@@ -49,12 +50,6 @@ def test_half_precision_values_are_summed_in_double_precision() -> None:
     found = ChannelStatistics.of(values)
     assert found.mean == (1001.0,) * CHANNELS
     assert found.std == (0.5,) * CHANNELS
-
-
-def test_the_merge_of_nothing_is_none_and_of_one_is_itself() -> None:
-    one = ChannelStatistics.of(np.ones((2, CHANNELS)))
-    assert merge_all([]) is None
-    assert merge_all([one]) is one
 
 
 def test_a_constant_channel_has_no_deviation_however_it_is_divided() -> None:

@@ -39,7 +39,7 @@ def open_shard(store: Store, entry: IndexEntry, *, check_rows: bool) -> ShardFil
     where = f"{store.files.url}/{entry.file}"
     try:
         data = _map(store, entry.file)
-    except FileNotFoundError as err:
+    except (FileNotFoundError, NotADirectoryError) as err:
         raise StoreError(f"{where} is missing. Run `verify` to see what it costs.") from err
     if len(data) != entry.file_bytes:
         raise StoreError(

@@ -59,7 +59,7 @@ def gather(writer: StoreWriter) -> Outcome:
             for name, part in commit.statistics.items():
                 sums[name] = sums[name].merge(part) if name in sums else part
     statistics = {
-        f"{column}/{bucket}": {name: _summary(part) for name, part in sorted(sums.items())}
+        f"{column}/{bucket}": {name: part.summary() for name, part in sorted(sums.items())}
         for (column, bucket), sums in sorted(merged.items())
         if sums
     }
@@ -121,7 +121,3 @@ def _commits(writer: StoreWriter) -> Iterator[Commit]:
             commit = Commit.read(writer.files, key, column)
             require_same_clips(writer.files, commit, sums)
             yield commit
-
-
-def _summary(part: ChannelStatistics) -> dict[str, list[float]]:
-    return {"mean": list(part.mean), "std": list(part.std), "count": [float(part.count)]}

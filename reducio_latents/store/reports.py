@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
-from reducio_latents.files.parquet import read_parquet
 from reducio_latents.store.commit import ClipQuality, Commit, ShardKey
 from reducio_latents.store.plan import Plan
 from reducio_latents.store.plan.bounded import bounded_table
@@ -120,14 +119,14 @@ def read_quality(files: Files, columns: Sequence[str]) -> pa.Table | None:
     """Return columns of quality.parquet, None where there is none; StoreError if it is damaged."""
     where = f"{files.url}/{QUALITY}"
     try:
-        table = read_parquet(files.read(QUALITY), columns)
+        table = bounded_table(files.read(QUALITY)).select(columns)
         table = table.cast(pa.schema([QUALITY_SCHEMA.field(name) for name in columns]))
         if any(table[name].null_count for name in columns):
             raise ValueError("a value is missing")
         return table
     except FileNotFoundError:
         return None
-    except (OSError, KeyError, ValueError, pa.ArrowException) as err:
+    except (OSError, KeyError, ValueError, MemoryError, pa.ArrowException) as err:
         raise StoreError(
             f"{where} cannot be read: {err}. Restore it, with its columns {', '.join(columns)}, "
             "from a copy."

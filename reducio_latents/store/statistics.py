@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Self
 
 import numpy as np
@@ -59,8 +57,6 @@ class ChannelStatistics:
         """Population standard deviation of each channel."""
         return tuple(math.sqrt(m2 / self.count) if self.count else 0.0 for m2 in self.m2)
 
-
-def merge_all(parts: Iterable[ChannelStatistics]) -> ChannelStatistics | None:
-    """Return all parts together, or None of none. Merge in a fixed order for equal bytes."""
-    found = list(parts)
-    return reduce(ChannelStatistics.merge, found) if found else None
+    def summary(self) -> dict[str, list[float]]:
+        """Return what a store's description says of them."""
+        return {"mean": list(self.mean), "std": list(self.std), "count": [float(self.count)]}

@@ -103,7 +103,10 @@ class Store:
         if offset < 0:
             return None
         where = f"{self.files.url}/{commit.file}: row {row}"
-        payload = self.files.read_range(commit.file, offset, length)
+        try:
+            payload = self.files.read_range(commit.file, offset, length)
+        except (FileNotFoundError, NotADirectoryError) as err:
+            raise StoreError(f"{where} is missing. Run `verify` to see what it costs.") from err
         if row_checksum(payload) != commit.row_crc32c[row]:
             raise StoreError(
                 f"{where} does not match its checksum. Run `verify` to see all the damage."

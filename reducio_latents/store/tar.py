@@ -119,7 +119,7 @@ def find_rows(data: bytes, clips: Sequence[Mapping[str, Any]], member: Member) -
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             places = {info.name: (info.offset_data, info.size) for info in tar}
-    except tarfile.TarError:
+    except (tarfile.TarError, ValueError, EOFError, OverflowError):
         return None
     suffix, head, rows = member
     found = []

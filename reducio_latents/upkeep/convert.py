@@ -115,7 +115,7 @@ class FileMemo:
         if path not in self._data:
             try:
                 self._data[path] = self.files.read(path)
-            except FileNotFoundError as err:
+            except (FileNotFoundError, NotADirectoryError) as err:
                 raise StoreError(
                     f"{self.files.url}/{path} is missing. Run `verify` to see all the damage."
                 ) from err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from operator import attrgetter
-from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -36,24 +35,23 @@ class ShardSums:
 
     A row group is read when one of its shards is asked for, and only the sums are kept: O(shards).
     That the part as a whole is as it was written is not proven: a commit's sum proves its ids.
+    Threads that ask at once may read twice; no lock could be held across a fork.
     """
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._lock = Lock()
         self._sums: dict[tuple[str, int], str] = {}
         self._parts: list[tuple[StoredPart, list[ShardSpan]]] | None = None
 
     def of(self, bucket: str, shard: int) -> str | None:
         """Return the sum of one shard; None if there is no plan, or no such shard in it."""
-        with self._lock:
-            if self._parts is None:
-                self._parts = [(part, list(shard_spans(part))) for part in read_parts(self._files)]
-            if (bucket, shard) not in self._sums:
-                for part, spans in self._parts:
-                    if (span := span_of(part, bucket, shard)).rows:
-                        self._add(part, spans, span)
-            return self._sums.get((bucket, shard))
+        if self._parts is None:
+            self._parts = [(part, list(shard_spans(part))) for part in read_parts(self._files)]
+        if (bucket, shard) not in self._sums:
+            for part, spans in self._parts:
+                if (span := span_of(part, bucket, shard)).rows:
+                    self._add(part, spans, span)
+        return self._sums.get((bucket, shard))
 
     def _add(self, part: StoredPart, spans: list[ShardSpan], wanted: ShardSpan) -> None:
         """Add the sums of a shard and of those that lie in the same row groups."""

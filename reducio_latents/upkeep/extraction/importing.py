@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -46,7 +47,7 @@ from reducio_latents.store.plan import (
 )
 from reducio_latents.store.plan.parts import ShardRange
 from reducio_latents.store.row_kinds import Row, row_kind
-from reducio_latents.store.statistics import ChannelStatistics, merge_all
+from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.text_rows import MEDIA_TYPE
 from reducio_latents.store.writer import ColumnRows, StoreWriter
 from reducio_latents.upkeep.convert import ConvertReport, FileMemo, read_payloads
@@ -314,7 +315,10 @@ class _Import:
             "videos": _tally(found, failed_files),
             "clips": _tally(clips, len(missing)),
         }
-        statistics = {name: {"final": _summary(some)} for name, some in sorted(parts.items())}
+        statistics = {
+            name: {"final": reduce(ChannelStatistics.merge, some).summary()}
+            for name, some in sorted(parts.items())
+        }
         described = self.writer.meta
         StoreMeta.update(
             files, lambda now: replace(now or described, counts=counts, statistics=statistics)
@@ -323,9 +327,3 @@ class _Import:
 
 def _tally(found: int, failed: int) -> dict[str, int]:
     return {"found": found, "encoded": found - failed, "skipped": 0, "failed": failed}
-
-
-def _summary(parts: Sequence[ChannelStatistics]) -> dict[str, list[float]]:
-    merged = merge_all(parts)
-    assert merged is not None
-    return {"mean": list(merged.mean), "std": list(merged.std), "count": [float(merged.count)]}
