@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import gc
 import os
 import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from reducio_latents import load_autoencoder
 from reducio_latents.errors import ConfigError, StoreError, TrainingError, WeightsError
-from reducio_latents.files.lock import Lock
+from reducio_latents.files.lock import Lock, hold
 from reducio_latents.files.source import VideoSource
 from reducio_latents.train import checkpoint, loop
 from reducio_latents.train.loop import TrainReport, train
@@ -178,24 +178,45 @@ def test_two_runs_in_one_folder_are_one_too_many(config_file: Path, tmp_path: Pa
     output = process.communicate(timeout=600)[0]
     assert process.returncode == 1
     assert "stopped by a signal" in output, output
-    assert not (Path(out) / "running.json").exists()
+    assert not (out / "running.json").exists()
 
 
 def test_a_run_that_lost_its_folder_to_another_saves_nothing_more(
-    config_file: Path, tmp_path: Path
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
+    held: list[Lock] = []
+
+    @contextmanager
+    def watched(*place: Any) -> Iterator[Lock]:
+        with hold(*place) as lock:
+            held.append(lock)
+            yield lock
 
     def lose(line: str) -> None:
         if line.startswith("step 3"):  # as if it had been suspended for long, and another came
             (out / "running.json").write_text("{}")
-            for lock in [x for x in gc.get_objects() if isinstance(x, Lock)]:
-                lock.beat()
+            held[0].beat()
+
+    monkeypatch.setattr(loop, "hold", watched)
 
     with pytest.raises(StoreError, match="was taken over by another process"):
         run(config_file, out, tell=lose)
     assert len(checkpoint.checkpoints(out / "checkpoints")) == 2
     assert (out / "running.json").read_text() == "{}"  # the other's
+
+
+def test_a_run_that_is_told_to_end_while_it_probes_lets_its_folder_go(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: Any, on_probe: Callable[[int, int], None], **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        on_probe(1, 4)
+
+    monkeypatch.setattr(loop, "make_split", ended)
+    with pytest.raises(TrainingError, match=r"before the first step.*continues from the start"):
+        run(config_file, tmp_path)
+    assert not (tmp_path / "running.json").exists()
 
 
 def test_a_run_that_is_told_to_end_saves_first(config_file: Path, tmp_path: Path) -> None:

@@ -85,8 +85,7 @@ def train(config: TrainConfig, out: Path, options: RunOptions | None = None) -> 
             _explained(SMALLER),
             stop_signal() as stop,
         ):
-            run = _prepare(config, out, options, ranks, stop)
-            return _train(run, stop, lock)
+            return _train(_prepare(config, out, options, ranks, stop), stop, lock)
 
 
 @dataclass(kw_only=True)
@@ -261,8 +260,8 @@ def _train(run: Run, stop: Event, lock: Lock | None) -> TrainReport:
             if run.split.validation and (last or state.step % config.validation.every_steps == 0):
                 improved = _validate(run, run.split.validation, records)
             stopping = ranks.any(stop.is_set())
-            due = last or improved or stopping or state.step % config.checkpoint.every_steps == 0
-            if due and lock is not None:
+            due = state.step % config.checkpoint.every_steps == 0
+            if lock is not None and (last or improved or stopping or due):
                 lock.require()
                 _save(run)
             if stopping and not last:
