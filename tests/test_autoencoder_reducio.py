@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reducio_latents.autoencoders import LOADERS, Autoencoder, bundled, load_autoencoder
 from reducio_latents.autoencoders.checkpoint import import_checkpoint
-from reducio_latents.autoencoders.reducio import PRESETS, ReducioAutoencoder, load_preset
+from reducio_latents.autoencoders.reducio import PUBLISHED_SIZES, ReducioAutoencoder, load_preset
 from reducio_latents.cli.import_checkpoint import import_checkpoint as command
 from reducio_latents.core.gaussian import final_latents
 from reducio_latents.errors import ConfigError, GeometryError, PixelError, StoreError, WeightsError
@@ -242,7 +242,7 @@ def test_a_model_that_comes_with_the_package_needs_no_weights(
     checkpoint: Path, clip: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "reducio-tiny-ft4-fs32"
-    monkeypatch.setattr(bundled, "FOLDER", tmp_path)
+    monkeypatch.setattr(bundled, "BUNDLED", tmp_path)
     with pytest.raises(WeightsError, match=r"not bundled in this build.*tools/train_tiny\.py"):
         load_autoencoder(name)
     import_checkpoint(checkpoint, tmp_path / name)
@@ -256,7 +256,7 @@ def test_a_model_that_comes_with_the_package_needs_no_weights(
 
 def test_what_is_bundled_is_small_described_and_packaged() -> None:
     names = [name for name, where in LOADERS.items() if "bundled" in where]
-    for folder in bundled.FOLDER.iterdir() if bundled.FOLDER.is_dir() else []:
+    for folder in bundled.BUNDLED.iterdir() if bundled.BUNDLED.is_dir() else []:
         assert folder.name in names
         assert {path.name for path in folder.iterdir()} == {
             "model.safetensors", "config.json", "README.md",
@@ -264,8 +264,8 @@ def test_what_is_bundled_is_small_described_and_packaged() -> None:
         assert (folder / "model.safetensors").stat().st_size < 8_000_000
         model = load_autoencoder(folder.name)
         assert model.fingerprint in (folder / "README.md").read_text()
-    package = bundled.FOLDER.parents[1]
-    example = bundled.FOLDER / names[0] / "model.safetensors"
+    package = bundled.BUNDLED.parents[1]
+    example = bundled.BUNDLED / names[0] / "model.safetensors"
     patterns = configparser.ConfigParser()
     patterns.read(package.parent / "setup.cfg")
     data = patterns["options.package_data"]["reducio_latents"].split(", ")
@@ -277,7 +277,7 @@ def test_a_preset_takes_its_own_sizes_only(
 ) -> None:
     with pytest.raises(WeightsError, match=r"width is 8, not 128.*use the model reducio"):
         load_autoencoder("reducio-ft4-fs32", checkpoint)
-    monkeypatch.setitem(PRESETS, "reducio-ft4-fs32", NARROW)
+    monkeypatch.setitem(PUBLISHED_SIZES, "reducio-ft4-fs32", NARROW)
     assert load_autoencoder("reducio-ft4-fs32", checkpoint).name == "reducio-ft4-fs32"
     # A store records the name, so one model has one.
     assert load_autoencoder("reducio", checkpoint).name == "reducio-ft4-fs32"

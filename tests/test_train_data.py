@@ -15,7 +15,7 @@ from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError, StoreError, TrainingError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.train.config import DataConfig
-from reducio_latents.train.order import BatchOrder
+from reducio_latents.train.order import TrainOrder
 from reducio_latents.train.split import ClipTable, Split, forget_split, make_split
 from reducio_latents.train.stream import BatchStream, Request, training_requests
 from reducio_latents.video import get_backend
@@ -132,7 +132,7 @@ def test_batches_come_in_order_from_any_place_and_alike(split: Split, data: Data
     assert table is not None
 
     def stream(numbers: range) -> BatchStream:
-        order = BatchOrder(table.bucket_numbers, 1, seed=3)
+        order = TrainOrder(table.bucket_numbers, 1, seed=3)
         return BatchStream(table, replace(data, workers=2), training_requests(order, numbers, 3))
 
     whole = list(stream(range(6)))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from reducio_latents.errors import ConfigError
 from reducio_latents.train.config import DataConfig
-from reducio_latents.train.order import BatchOrder, batch_numbers
+from reducio_latents.train.order import TrainOrder, batch_numbers
 from reducio_latents.train.split import set_apart
 from reducio_latents.train.stream import augmentation, clip_seed
 
@@ -27,7 +27,7 @@ def test_an_epoch_has_every_clip_once_but_for_what_fills_no_batch(
     sizes = Counter(buckets)
     if not any(size >= batch_size for size in sizes.values()):
         return
-    order = BatchOrder(buckets, batch_size, seed)
+    order = TrainOrder(buckets, batch_size, seed)
     numbers = range(epoch * order.batches_per_epoch, (epoch + 1) * order.batches_per_epoch)
     batches = [order.clips(number) for number in numbers]
     assert all(len({buckets[clip] for clip in batch}) == 1 for batch in batches)
@@ -50,7 +50,7 @@ def test_ranks_share_the_order_and_others_continue_it(
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
-    order, again, other = (BatchOrder([0] * 20, 2, seed) for seed in (5, 5, 6))
+    order, again, other = (TrainOrder([0] * 20, 2, seed) for seed in (5, 5, 6))
     there_and_back = [order.clips(n) for n in (3, 25, 3)]
     assert there_and_back[0] == there_and_back[2] == again.clips(3)
     epochs = [[order.clips(n) for n in range(e * 10, e * 10 + 10)] for e in (0, 1)]
@@ -58,7 +58,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 
 def test_twice_the_batch_on_one_rank_is_the_same_clips() -> None:
-    small, large = BatchOrder([0] * 12, 2, 0), BatchOrder([0] * 12, 4, 0)
+    small, large = TrainOrder([0] * 12, 2, 0), TrainOrder([0] * 12, 4, 0)
     for step in range(6):
         ranks = [
             small.clips(number) for r in (0, 1) for number in batch_numbers(2 * step, 1, 2, r, 1)
@@ -68,7 +68,7 @@ def test_twice_the_batch_on_one_rank_is_the_same_clips() -> None:
 
 def test_a_split_that_fills_no_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match="no bucket fills a batch of 4"):
-        BatchOrder([0, 0, 0, 1, 1], 4, 0)
+        TrainOrder([0, 0, 0, 1, 1], 4, 0)
 
 
 def test_whole_videos_are_set_apart_and_adding_one_moves_few() -> None:

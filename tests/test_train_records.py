@@ -13,8 +13,8 @@ import torch
 
 from reducio_latents.errors import ConfigError
 from reducio_latents.train.config import LogConfig, TrainConfig
-from reducio_latents.train.records import TRAIN_COLUMNS, CsvTable, Records, contact_sheet
-from reducio_latents.train.validate import Pair, compare, measure, tiling_for
+from reducio_latents.train.records import TRAIN_COLUMNS, CsvTable, Records, pairs_sheet
+from reducio_latents.train.validate import Pair, compare, score_clips, tiling_for
 from reducio_latents.vae import Tiling
 
 
@@ -43,7 +43,7 @@ def test_originals_stand_above_their_reconstructions() -> None:
     assert video.shape == (16, 64, 96, 3)
     assert video[0, 5, ::32, 0].tolist() == [0, 10, 20]
     assert bool((video[:, 32:] == 200).all())
-    sheet = contact_sheet(pairs(2))
+    sheet = pairs_sheet(pairs(2))
     assert sheet.shape == (4 * 32, 8 * 32, 3)
     assert sheet[::32, 0, 0].tolist() == [0, 200, 10, 200]
 
@@ -146,9 +146,9 @@ def test_repeating_the_content_image_is_measured_beside_the_model() -> None:
     still = torch.rand(1, 3, 1, 32, 32).mul(2).sub(1).expand(1, 3, 16, 32, 32)
     moving = still.clone()
     moving[:, :, 8:] = -still[:, :, 8:]
-    scores = measure(moving, still, None)
+    scores = score_clips(moving, still, None)
     assert torch.equal(scores["clip_psnr_db"], scores["content_psnr_db"])
-    exact = measure(moving, moving, None)
+    exact = score_clips(moving, moving, None)
     assert float(exact["clip_psnr_db"]) == pytest.approx(100.0)
     assert float(exact["content_psnr_db"]) < 20
     assert float(exact["ssim"]) == pytest.approx(1.0)

@@ -14,7 +14,7 @@ import torch
 from reducio_latents.errors import TrainingError
 from reducio_latents.train.config import AdversarialConfig, OptimisationConfig, TrainConfig
 from reducio_latents.train.state import (
-    DTYPES,
+    PRECISIONS,
     TrainState,
     build_state,
     prepare_networks,
@@ -157,7 +157,7 @@ def test_half_precision_trains_close_to_single(
     precision: Literal["bf16", "fp16"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What matters of fp16 here is the scaler; CPUs take minutes for its convolutions.
-    monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)
+    monkeypatch.setitem(PRECISIONS, "fp16", torch.bfloat16)
     outcomes = []
     for name in ("fp32", precision):
         config = tiny_config(OptimisationConfig(precision=name, lr=1e-4), HEARD)
@@ -171,7 +171,7 @@ def test_half_precision_trains_close_to_single(
 
 
 def test_an_overflow_of_scaled_gradients_skips_the_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(DTYPES, "fp16", torch.bfloat16)
+    monkeypatch.setitem(PRECISIONS, "fp16", torch.bfloat16)
     state, run = prepared(tiny_config(OptimisationConfig(precision="fp16", lr=1e-4), HEARD))
     state.scaler = torch.amp.GradScaler("cpu", init_scale=3e38)
     before = {key: tensor.clone() for key, tensor in state.vae.state_dict().items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reducio_latents.errors import WeightsError
 from reducio_latents.vae import ReducioVAEConfig
-from reducio_latents.vae.config import Target
+from reducio_latents.vae.config import CodedTarget
 from reducio_latents.vae.weights import (
     WeightsDigest,
     check_shapes,
@@ -152,10 +152,10 @@ widths = st.integers(1, 8).map(lambda n: 8 * n)
     widths,
     st.sampled_from([2, 4]),
     st.integers(1, 20),
-    st.sampled_from(get_args(Target)),
+    st.sampled_from(get_args(CodedTarget)),
 )
 def test_sizes_are_read_off_the_shapes(
-    a: int, b: int, c: int, stride: int, latent: int, target: Target
+    a: int, b: int, c: int, stride: int, latent: int, target: CodedTarget
 ) -> None:
     config = ReducioVAEConfig(
         temporal_stride=stride,

@@ -32,14 +32,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from reducio_latents.train import step as training
-from reducio_latents.train.batch import Batch, ClipName
+from reducio_latents.train.batch import ClipName, PixelBatch
 from reducio_latents.train.config import (
     AdversarialConfig,
     LossConfig,
     OptimisationConfig,
     TrainConfig,
 )
-from reducio_latents.train.ranks import Ranks, join_ranks
+from reducio_latents.train.ranks import RunRanks, join_ranks
 from reducio_latents.train.schedule import Schedule
 from reducio_latents.train.state import TrainState, build_state, prepare_networks
 from reducio_latents.train.step import Stepper, train_step
@@ -49,7 +49,7 @@ from reducio_latents.video.pixels import to_unit
 TINY = ReducioVAEConfig(width=8, content_width=8, decoder_width=8)
 STEPS = 2
 CLIPS_A_STEP = 2
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = RunRanks(0, 1, torch.device("cpu"))
 
 Values = list[dict[str, float]]
 """What `train_step` returned, step by step."""
@@ -75,7 +75,7 @@ def tiny_config(
     )
 
 
-def made_up_batch(numbers: Sequence[int], side_px: int = 32) -> Batch:
+def made_up_batch(numbers: Sequence[int], side_px: int = 32) -> PixelBatch:
     """Return clips of four coloured squares that depend on their numbers alone."""
     # Frames that differ as a whole: in so small a model some norms see one value of each.
     clips = [np.random.RandomState(n).randint(0, 256, (16, 2, 2, 3)) for n in numbers]
@@ -83,10 +83,10 @@ def made_up_batch(numbers: Sequence[int], side_px: int = 32) -> Batch:
     half = side_px // 2
     frames = squares.repeat_interleave(half, 2).repeat_interleave(half, 3)
     names = tuple(ClipName(f"{n}.mp4", 0.0) for n in numbers)
-    return Batch(frames, tuple(numbers), names)
+    return PixelBatch(frames, tuple(numbers), names)
 
 
-def step_batches(config: TrainConfig, ranks: Ranks, step: int, clips: int) -> list[Batch]:
+def step_batches(config: TrainConfig, ranks: RunRanks, step: int, clips: int) -> list[PixelBatch]:
     """Return this rank's share of the clips of a step, a batch for each that is accumulated."""
     each = clips // (ranks.size * config.train.accumulate)
     firsts = [
@@ -98,7 +98,7 @@ def step_batches(config: TrainConfig, ranks: Ranks, step: int, clips: int) -> li
 def run_steps(
     state: TrainState,
     config: TrainConfig,
-    ranks: Ranks,
+    ranks: RunRanks,
     steps: int = STEPS,
     clips: int = CLIPS_A_STEP,
 ) -> Values:
@@ -109,7 +109,7 @@ def run_steps(
     ]
 
 
-def stepper(state: TrainState, config: TrainConfig, ranks: Ranks) -> Stepper:
+def stepper(state: TrainState, config: TrainConfig, ranks: RunRanks) -> Stepper:
     return Stepper(config, prepare_networks(state, config.train, ranks), None, ranks)
 
 
@@ -211,7 +211,7 @@ def compare(trial: Trial, folder: Path) -> list[Apart]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def train_side_by_side(trial: Trial, ranks: Ranks) -> Apart:
+def train_side_by_side(trial: Trial, ranks: RunRanks) -> Apart:
     """Train on all ranks and on the first one alone; return how far apart they come.
 
     On the other rank the yardstick is trained alone, and compared instead.

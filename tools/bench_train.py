@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout, installed or not
 
-from reducio_latents.train.batch import Batch, ClipName  # noqa: E402
+from reducio_latents.train.batch import ClipName, PixelBatch  # noqa: E402
 from reducio_latents.train.config import (  # noqa: E402
     AdversarialConfig,
     DataConfig,
@@ -40,8 +40,8 @@ from reducio_latents.train.config import (  # noqa: E402
     TrainConfig,
 )
 from reducio_latents.train.loop import train  # noqa: E402
-from reducio_latents.train.ranks import Ranks  # noqa: E402
-from reducio_latents.train.state import DTYPES, build_state, prepare_networks  # noqa: E402
+from reducio_latents.train.ranks import RunRanks  # noqa: E402
+from reducio_latents.train.state import PRECISIONS, build_state, prepare_networks  # noqa: E402
 from reducio_latents.train.step import Stepper, train_step  # noqa: E402
 from reducio_latents.vae import ReducioVAEConfig  # noqa: E402
 
@@ -75,11 +75,11 @@ class Variant:
 
     config: TrainConfig
     device: torch.device
-    batch: Batch
+    batch: PixelBatch
     numbers: Numbers = field(default_factory=Numbers)
 
     def __post_init__(self) -> None:
-        self.ranks = Ranks(0, 1, self.device)
+        self.ranks = RunRanks(0, 1, self.device)
         self.state = build_state(self.config, self.device)
         networks = prepare_networks(self.state, self.config.train, self.ranks)
         self.run = Stepper(self.config, networks, None, self.ranks)
@@ -137,7 +137,7 @@ def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-def measure(configs: dict[str, TrainConfig], batch: Batch, rounds: int) -> dict[str, Numbers]:
+def measure(configs: dict[str, TrainConfig], batch: PixelBatch, rounds: int) -> dict[str, Numbers]:
     """Step each of some variants in turn, `rounds` times; they are in memory together."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
@@ -208,7 +208,7 @@ def main() -> None:
     )
     side, count = arguments.size, arguments.batch
     frames = torch.randint(0, 256, (count, 16, side, side, 3), dtype=torch.uint8)
-    batch = Batch(frames, tuple(range(count)), (ClipName("random", 0.0),) * count)
+    batch = PixelBatch(frames, tuple(range(count)), (ClipName("random", 0.0),) * count)
 
     names = arguments.variants.split(",")
     what = "peak" if has_gpu else "kept for backward"
@@ -232,7 +232,7 @@ def main() -> None:
             continue
         for name, numbers in found.items():
             first = first or numbers
-            dtype = DTYPES[configs[name].train.precision]
+            dtype = PRECISIONS[configs[name].train.precision]
             print(table_row(name, numbers, first, count, dtype), flush=True)
     if arguments.corpus:
         print(waiting_share(configs[names[-1]], arguments.corpus, arguments.workers))

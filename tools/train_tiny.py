@@ -36,7 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]  # this checkout, installed or n
 
 from linear_start import Descent, linear_start  # noqa: E402
 
-from reducio_latents.autoencoders.bundled import FOLDER  # noqa: E402
+from reducio_latents.autoencoders.bundled import BUNDLED  # noqa: E402
 from reducio_latents.autoencoders.checkpoint import write_weights  # noqa: E402
 from reducio_latents.files import open_files  # noqa: E402
 from reducio_latents.store.plan import read_plan  # noqa: E402
@@ -44,7 +44,7 @@ from reducio_latents.train.checkpoint import checkpoints  # noqa: E402
 from reducio_latents.train.config import TrainConfig  # noqa: E402
 from reducio_latents.train.loop import CHECKPOINTS, train  # noqa: E402
 from reducio_latents.train.options import RunOptions  # noqa: E402
-from reducio_latents.train.order import BatchOrder  # noqa: E402
+from reducio_latents.train.order import TrainOrder  # noqa: E402
 from reducio_latents.train.settings import read_settings, to_yaml  # noqa: E402
 from reducio_latents.train.split import make_split  # noqa: E402
 from reducio_latents.train.stream import BatchStream, training_requests  # noqa: E402
@@ -81,7 +81,7 @@ def start_weights(config: TrainConfig, out: Path, shorten: int) -> Path:
     assert table is not None
     clips = max(1, START_CLIPS // shorten)
     size = config.train.batch_size
-    order = BatchOrder(table.bucket_numbers, size, config.train.seed)
+    order = TrainOrder(table.bucket_numbers, size, config.train.seed)
     requests = training_requests(order, range(-(-clips // size)), config.train.seed)
     frames = torch.cat([batch.frames_BTHWC for batch in BatchStream(table, data, requests)])
     print(f"start: {len(frames)} clips")
@@ -217,7 +217,7 @@ def main() -> int:
     good = gain >= MIN_GAIN_DB and size < MAX_BYTES
     print(f"{folder}: {size / 1e6:.2f} MB, {gain:+.2f} dB over repeating the content image")
     if good:
-        print(f"to bundle it: cp -r {folder} {FOLDER}/")
+        print(f"to bundle it: cp -r {folder} {BUNDLED}/")
     else:
         print(f"not good enough: wanted {MIN_GAIN_DB} dB and less than {MAX_BYTES / 1e6} MB")
     return 0 if good else 1

@@ -11,7 +11,7 @@ from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.autoencoders.reducio import ReducioAutoencoder, load_any_width
 from reducio_latents.errors import ConfigError, WeightsError
 
-FOLDER = Path(__file__).with_name("bundled")
+BUNDLED = Path(__file__).with_name("bundled")
 
 
 def load_bundled(name: str, weights: Path | None, options: LoadOptions) -> ReducioAutoencoder:
@@ -22,7 +22,7 @@ def load_bundled(name: str, weights: Path | None, options: LoadOptions) -> Reduc
         raise ConfigError(
             f"{name} brings its own weights; to load {weights}, use the model reducio."
         )
-    folder = FOLDER / name
+    folder = BUNDLED / name
     if not folder.is_dir():
         raise WeightsError(
             f"{name} is not bundled in this build: there is no {folder}. Train it, "

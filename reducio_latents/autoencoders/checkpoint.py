@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from reducio_latents.autoencoders.placing import identity_hash
+from reducio_latents.autoencoders.pretrained import CONFIG_FILE
 from reducio_latents.core.config import from_mapping
 from reducio_latents.errors import ConfigError, StoreError, WeightsError
 from reducio_latents.vae.config import ReducioVAEConfig
@@ -27,7 +28,6 @@ from reducio_latents.vae.weights import (
     open_state_dict,
 )
 
-CONFIG_FILE = "config.json"
 ARCHITECTURE = "reducio-vae"
 
 

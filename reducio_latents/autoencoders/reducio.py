@@ -34,7 +34,7 @@ from reducio_latents.vae.weights import (
     random_state_dict,
 )
 
-PRESETS = {
+PUBLISHED_SIZES = {
     "reducio-ft4-fs32": ReducioVAEConfig(temporal_stride=4),
     "reducio-ft2-fs32": ReducioVAEConfig(temporal_stride=2),
 }
@@ -115,7 +115,7 @@ class ReducioAutoencoder:
 
 def load_preset(name: str, weights: Path | None, options: LoadOptions) -> ReducioAutoencoder:
     """Load weights that must have the published sizes of `name`."""
-    if name not in PRESETS:
+    if name not in PUBLISHED_SIZES:
         raise ConfigError(f"there is no autoencoder {name!r}; {name.partition(':')[0]} takes no :.")
     if weights is None:
         raise WeightsError(
@@ -126,9 +126,9 @@ def load_preset(name: str, weights: Path | None, options: LoadOptions) -> Reduci
     state = open_state_dict(weights)
     other = {"reducio-ft4-fs32": "reducio-ft2-fs32", "reducio-ft2-fs32": "reducio-ft4-fs32"}[name]
     found = infer_config(state.shapes, state.where)
-    hint = f"use the model {other}" if found == PRESETS[other] else "use the model reducio"
+    hint = f"use the model {other}" if found == PUBLISHED_SIZES[other] else "use the model reducio"
     try:
-        check_config(found, PRESETS[name], state.where)
+        check_config(found, PUBLISHED_SIZES[name], state.where)
     except WeightsError as err:
         raise WeightsError(f"{err} These are not weights of {name}; {hint}.") from None
     return _load(name, state, weights, options)
@@ -148,7 +148,7 @@ def load_any_width(name: str, weights: Path | None, options: LoadOptions) -> Red
         )
     state = open_state_dict(weights)
     found = infer_config(state.shapes, state.where)
-    name = next((preset for preset, config in PRESETS.items() if config == found), name)
+    name = next((preset for preset, config in PUBLISHED_SIZES.items() if config == found), name)
     return _load(name, state, weights, options)
 
 

@@ -20,11 +20,10 @@ from reducio_latents.autoencoders.pretrained import (
 )
 from reducio_latents.conditioning.open_clip_keys import load_open_clip, open_clip_weights
 from reducio_latents.conditioning.options import ContentClipOptions
-from reducio_latents.conditioning.precision import place, probe_pixels
+from reducio_latents.conditioning.precision import place_encoder, probe_pixels
 from reducio_latents.core.devices import usable_device
 from reducio_latents.errors import ConfigError
 
-PROBE_PX = 256
 _ARCHITECTURE = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size",
     "image_size", "hidden_act", "layer_norm_eps",
@@ -121,7 +120,7 @@ class ImageEncoder:
         }
         model = model.eval().requires_grad_(False)
         where = usable_device(device)
-        self.model, self.dtype, self.error = place(model, options.dtype, where, self._probe)
+        self.model, self.dtype, self.error = place_encoder(model, options.dtype, where, self._probe)
         codes = self.encode(probe_pixels(self._side_px)[:1])
         self.tokens_shape = (int(codes.tokens.shape[1]), int(codes.tokens.shape[2]))
         self.pooled_dim = None if codes.pooled is None else int(codes.pooled.shape[1])
@@ -152,7 +151,7 @@ class ImageEncoder:
         return ImageCodes(codes.tokens.float(), pooled)
 
     def _probe(self, model: Any) -> Tensor:
-        return self._run(model, probe_pixels(PROBE_PX)).tokens
+        return self._run(model, probe_pixels()).tokens
 
 
 def preprocess(images: Tensor, side_px: int, resize: str, pixels: Normalisation) -> Tensor:

@@ -16,8 +16,6 @@ from reducio_latents.conditioning.precision import probe_pixels, settle
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError
 
-PROBE_PX = 256
-
 
 class ImageAutoencoder:
     """A frozen AutoencoderKL, on one device."""
@@ -54,4 +52,4 @@ class ImageAutoencoder:
 
 
 def _probe(autoencoder: NetworkAutoencoder) -> Tensor:
-    return autoencoder.encode(probe_pixels(PROBE_PX)[:, :, None]).mean
+    return autoencoder.encode(probe_pixels()[:, :, None]).mean

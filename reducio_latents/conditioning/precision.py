@@ -11,22 +11,22 @@ from torch import Tensor
 
 from reducio_latents.errors import ConfigError
 
-ModelT = TypeVar("ModelT")
+EncoderT = TypeVar("EncoderT")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO_LIMIT = 0.02
 """Relative error above which `auto` stays with float32. bfloat16 has 8 bits, 2**-9 = 0.002 a step;
 a sound encoder of tens of layers ends below 0.01."""
 
 
 def settle(
-    model: ModelT,
+    model: EncoderT,
     wanted: str,
-    cast: Callable[[ModelT, torch.dtype], ModelT],
-    probe: Callable[[ModelT], Tensor],
+    cast: Callable[[EncoderT, torch.dtype], EncoderT],
+    probe: Callable[[EncoderT], Tensor],
     *,
     needs_float32: bool = False,
-) -> tuple[ModelT, torch.dtype, float | None]:
+) -> tuple[EncoderT, torch.dtype, float | None]:
     """Return the float32 `model` in the precision `wanted`, its dtype, and its error.
 
     The error is relative (2-norm), of `probe` against float32; None where nothing was lowered.
@@ -36,7 +36,7 @@ def settle(
     """
     if wanted == "float32" or (wanted == "auto" and needs_float32):
         return model, torch.float32, None
-    dtype = torch.bfloat16 if wanted == "auto" else DTYPES[wanted]
+    dtype = torch.bfloat16 if wanted == "auto" else TORCH_DTYPES[wanted]
     exact = probe(model).float()
     lowered = cast(model, dtype)
     error = relative_error(probe(lowered), exact)
@@ -47,7 +47,7 @@ def settle(
     raise ConfigError(f"this model gives NaN or infinity in {wanted}. Use bfloat16 or float32.")
 
 
-def place(
+def place_encoder(
     model: torch.nn.Module,
     wanted: str,
     device: torch.device,
@@ -64,7 +64,7 @@ def place(
             raise ConfigError(
                 f"{type(model).__name__} does not fit on {device} in float32. Use bfloat16."
             ) from err
-    dtype = torch.bfloat16 if wanted == "auto" else DTYPES[wanted]
+    dtype = torch.bfloat16 if wanted == "auto" else TORCH_DTYPES[wanted]
     return model.to("cpu").to(dtype).to(device), dtype, None
 
 
@@ -81,7 +81,7 @@ def _cast_copy(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     return deepcopy(model).to(dtype)
 
 
-def probe_pixels(side_px: int) -> Tensor:
+def probe_pixels(side_px: int = 256) -> Tensor:
     """Return two pictures to measure on, (2, 3, side, side) in [-1, 1]: a ramp, and noise on it."""
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(-0.9, 0.9, side_px)

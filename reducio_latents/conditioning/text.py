@@ -21,7 +21,7 @@ from reducio_latents.autoencoders.pretrained import (
 )
 from reducio_latents.conditioning.cleaning import get_cleaning
 from reducio_latents.conditioning.options import TextOptions
-from reducio_latents.conditioning.precision import place
+from reducio_latents.conditioning.precision import place_encoder
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.libraries import first_line, import_library
 from reducio_latents.errors import ConfigError
@@ -93,7 +93,7 @@ class TextEncoder:
         }
         model = model.eval().requires_grad_(False)
         where = usable_device(device)
-        self.model, self.dtype, self.error = place(model, options.dtype, where, self._probe)
+        self.model, self.dtype, self.error = place_encoder(model, options.dtype, where, self._probe)
         self.empty = self._encode_cleaned([""])[""]
 
     @property

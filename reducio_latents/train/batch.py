@@ -20,7 +20,7 @@ class ClipName(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
+class PixelBatch:
     """Clips of one size."""
 
     frames_BTHWC: Tensor

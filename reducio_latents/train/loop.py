@@ -20,7 +20,7 @@ from reducio_latents.files import LocalFiles
 from reducio_latents.files.lock import Lock, hold
 from reducio_latents.metrics.lpips import LPIPS, load_lpips
 from reducio_latents.metrics.weights import MetricUnavailableError
-from reducio_latents.train.batch import Batch
+from reducio_latents.train.batch import PixelBatch
 from reducio_latents.train.checkpoint import (
     AVERAGE,
     MODEL,
@@ -31,10 +31,10 @@ from reducio_latents.train.checkpoint import (
 )
 from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.options import RunOptions
-from reducio_latents.train.order import BatchOrder, batch_numbers
+from reducio_latents.train.order import TrainOrder, batch_numbers
 from reducio_latents.train.pretrained import take_pretrained
 from reducio_latents.train.progress import Clock, move_bar, open_bar, stop_signal
-from reducio_latents.train.ranks import Ranks, join_ranks, lost_a_rank, short_reason
+from reducio_latents.train.ranks import RunRanks, join_ranks, lost_a_rank, short_reason
 from reducio_latents.train.records import Records, write_pictures
 from reducio_latents.train.settings import SETTINGS, changed_settings, to_yaml
 from reducio_latents.train.split import ClipTable, Split, check_data, forget_split, make_split
@@ -95,7 +95,7 @@ class Run:
     config: TrainConfig
     out: Path
     options: RunOptions
-    ranks: Ranks
+    ranks: RunRanks
     split: Split
     state: TrainState
     lpips: LPIPS | None
@@ -113,7 +113,7 @@ class Run:
 
 
 @contextmanager
-def _holding(out: Path, ranks: Ranks) -> Iterator[Lock | None]:
+def _holding(out: Path, ranks: RunRanks) -> Iterator[Lock | None]:
     """Have `out` for this run alone: the first rank holds its lock while the block runs."""
     if not ranks.first:
         yield None
@@ -123,7 +123,7 @@ def _holding(out: Path, ranks: Ranks) -> Iterator[Lock | None]:
 
 
 def _prepare(
-    config: TrainConfig, out: Path, options: RunOptions, ranks: Ranks, stop: Event | None = None
+    config: TrainConfig, out: Path, options: RunOptions, ranks: RunRanks, stop: Event | None = None
 ) -> Run:
     """Bring everything up that can fail, the quickest first."""
     if config.train.deterministic:
@@ -168,7 +168,7 @@ def _begins_anew(out: Path, config: TrainConfig) -> bool:
     return any(line.startswith("data.") for line in changed)
 
 
-def _lpips(config: TrainConfig, options: RunOptions, ranks: Ranks) -> LPIPS | None:
+def _lpips(config: TrainConfig, options: RunOptions, ranks: RunRanks) -> LPIPS | None:
     if config.loss.perceptual == "none" and options.lpips_weights is None:
         return None
     try:
@@ -279,20 +279,20 @@ def _train(run: Run, stop: Event, lock: Lock | None) -> TrainReport:
 def _open_stream(run: Run, table: ClipTable) -> tuple[BatchStream, int]:
     """Return this rank's batches from where the run stands, and how many an epoch has."""
     settings, state, ranks = run.config.train, run.state, run.ranks
-    order = BatchOrder(table.bucket_numbers, settings.batch_size, settings.seed)
+    order = TrainOrder(table.bucket_numbers, settings.batch_size, settings.seed)
     steps = settings.steps - state.step
     numbers = batch_numbers(state.batches, steps, ranks.size, ranks.rank, settings.accumulate)
     requests = training_requests(order, numbers, settings.seed)
     return BatchStream(table, run.config.data, requests), order.batches_per_epoch
 
 
-def _over_ranks(stream: BatchStream, ranks: Ranks) -> dict[str, float]:
+def _over_ranks(stream: BatchStream, ranks: RunRanks) -> dict[str, float]:
     """Return what is counted on each rank, summed."""
     failed = torch.tensor(float(len(stream.failed)), device=ranks.device)
     return {"failed_clips": float(ranks.mean(failed)) * ranks.size}
 
 
-def _look(run: Run, batches: list[Batch]) -> list[Pair]:
+def _look(run: Run, batches: list[PixelBatch]) -> list[Pair]:
     """Reconstruct the first clips of a step, one at a time."""
     pairs: list[Pair] = []
     for frames in islice((f for b in batches for f in b.frames_BTHWC), run.config.log.pictures):

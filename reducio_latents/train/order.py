@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reducio_latents.errors import ConfigError
 
 
-class BatchOrder:
+class TrainOrder:
     """The batches of clips, epoch after epoch. `buckets` has the number of each clip's bucket."""
 
     def __init__(

@@ -22,7 +22,7 @@ PREPARE_TIMEOUT = timedelta(days=2)
 
 
 @dataclass(frozen=True)
-class Ranks:
+class RunRanks:
     """Who this process is among those of the run."""
 
     rank: int
@@ -90,14 +90,14 @@ def short_reason(err: Exception) -> str:
 
 
 @contextmanager
-def join_ranks() -> Iterator[Ranks]:
+def join_ranks() -> Iterator[RunRanks]:
     """Join the other processes that torchrun started, if it did; leave them at the end.
 
     Raises ConfigError where there are more of them than GPUs, or where they do not find each other.
     """
     device, size = _own_device(), int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Ranks(0, 1, device)
+        yield RunRanks(0, 1, device)
         return
     try:
         dist.init_process_group("gloo" if device.type == "cpu" else "nccl")
@@ -107,7 +107,7 @@ def join_ranks() -> Iterator[Ranks]:
             f"{short_reason(err)}. Start them with torchrun, or unset WORLD_SIZE."
         ) from err
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+        yield RunRanks(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()
 

@@ -110,14 +110,14 @@ def write_pictures(
 
     pairs = [pair for pair in pairs if pair.original.shape == pairs[0].original.shape]
     stem = f"pictures/{name}-{step:08d}"
-    sheet = contact_sheet(pairs)
+    sheet = pairs_sheet(pairs)
     LocalFiles(out).write(f"{stem}.png", encode_image(sheet.numpy(), "png"))
     video = out / f"{stem}.mp4"
     write_mp4(video, compare(pairs).numpy(), rate_fps)
     return sheet, video
 
 
-def contact_sheet(pairs: Sequence[Pair]) -> Tensor:
+def pairs_sheet(pairs: Sequence[Pair]) -> Tensor:
     """Return a picture (rows, columns, 3): for each clip a row of originals above its own."""
     total = pairs[0].original.shape[0]
     frames = torch.linspace(0, total - 1, min(PICTURE_FRAMES, total)).round().long()

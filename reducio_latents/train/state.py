@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from reducio_latents.train.config import FREEZABLE, OptimisationConfig, TrainConfig
 from reducio_latents.train.discriminator import Discriminators
-from reducio_latents.train.ranks import Ranks
+from reducio_latents.train.ranks import RunRanks
 from reducio_latents.vae import ReducioVAE
 from reducio_latents.vae.blocks import ResidualBlock
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Networks:
     """(real, fake) -> (logits of real, logits of fake), a list each."""
 
 
-def prepare_networks(state: TrainState, train: OptimisationConfig, ranks: Ranks) -> Networks:
+def prepare_networks(state: TrainState, train: OptimisationConfig, ranks: RunRanks) -> Networks:
     """Return the state's networks, ready for `train_step`."""
     blocks = [module for module in state.vae.modules() if isinstance(module, ResidualBlock)]
     if train.compile:  # block by block: quick, and the last layer's gradient stays cheap to ask for

@@ -16,10 +16,10 @@ from reducio_latents.core.values import Posterior
 from reducio_latents.errors import TrainingError
 from reducio_latents.metrics.lpips import LPIPS
 from reducio_latents.train import losses
-from reducio_latents.train.batch import Batch, clip_noise
+from reducio_latents.train.batch import PixelBatch, clip_noise
 from reducio_latents.train.config import TrainConfig
-from reducio_latents.train.ranks import Ranks
-from reducio_latents.train.state import DTYPES, Networks, TrainState, update_average
+from reducio_latents.train.ranks import RunRanks
+from reducio_latents.train.state import PRECISIONS, Networks, TrainState, update_average
 from reducio_latents.video.pixels import to_unit
 
 Terms = dict[str, Tensor]
@@ -40,10 +40,10 @@ class Stepper:
     config: TrainConfig
     networks: Networks
     lpips: LPIPS | None
-    ranks: Ranks
+    ranks: RunRanks
 
 
-def train_step(state: TrainState, batches: Sequence[Batch], run: Stepper) -> dict[str, float]:
+def train_step(state: TrainState, batches: Sequence[PixelBatch], run: Stepper) -> dict[str, float]:
     """Update the networks once; return the means over batches and ranks of every term.
 
     Raises NotFiniteError, before weights or optimisers change, where a term or gradient is not
@@ -97,7 +97,7 @@ def set_rates(state: TrainState, config: TrainConfig) -> None:
 
 
 def _backward(
-    state: TrainState, batch: Batch, run: Stepper, adversarial: bool, share: float
+    state: TrainState, batch: PixelBatch, run: Stepper, adversarial: bool, share: float
 ) -> Terms:
     """Add the gradients of one batch, times `share`; the discriminators see the same pictures."""
     device = run.ranks.device
@@ -186,7 +186,7 @@ def discriminator_terms(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Terms
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
     """Run the networks in the configured precision."""
-    dtype = DTYPES[config.train.precision]
+    dtype = PRECISIONS[config.train.precision]
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
@@ -201,14 +201,14 @@ def _averaging(networks: Networks, *, last: bool) -> AbstractContextManager[obje
     return stack
 
 
-def _read(terms: Terms, ranks: Ranks) -> dict[str, float]:
+def _read(terms: Terms, ranks: RunRanks) -> dict[str, float]:
     """Bring the means over ranks to the host; this waits for the device, once a step."""
     means = ranks.mean(torch.stack([term.float() for term in terms.values()]))
     return dict(zip(terms, means.tolist(), strict=True))
 
 
 def _require_finite(
-    values: dict[str, float], state: TrainState, batches: Sequence[Batch], ranks: Ranks
+    values: dict[str, float], state: TrainState, batches: Sequence[PixelBatch], ranks: RunRanks
 ) -> None:
     # A scaled gradient that overflows is the scaler's business: it skips the update.
     scaled = SCALED if state.scaler.is_enabled() else ()

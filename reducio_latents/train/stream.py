@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from reducio_latents.errors import TrainingError
-from reducio_latents.train.batch import Batch
+from reducio_latents.train.batch import PixelBatch
 from reducio_latents.train.config import DataConfig
-from reducio_latents.train.order import BatchOrder
+from reducio_latents.train.order import TrainOrder
 from reducio_latents.train.split import ClipTable
 from reducio_latents.video.pixels import Augmentation
 from reducio_latents.video.reading import Clip, ClipRead, ClipReader, ClipRequest
@@ -37,7 +37,7 @@ class Request:
         return bool(self.seeds)
 
 
-def training_requests(order: BatchOrder, numbers: Iterable[int], seed: int) -> Iterator[Request]:
+def training_requests(order: TrainOrder, numbers: Iterable[int], seed: int) -> Iterator[Request]:
     """Yield the batches of these numbers, as `order` has them."""
     for number in numbers:
         epoch, _ = order.position(number)
@@ -78,7 +78,7 @@ class BatchStream:
         self._requests = requests
         self._begun: deque[Request] = deque()
 
-    def __iter__(self) -> Generator[Batch]:
+    def __iter__(self) -> Generator[PixelBatch]:
         data = self._data
         with ClipReader(
             self._table.sizes,
@@ -156,12 +156,12 @@ class BatchStream:
             )
         return None if seed is None else self._clip(self._readable(clip), seed)
 
-    def _batch(self, request: Request, found: Sequence[Clip]) -> Batch | None:
+    def _batch(self, request: Request, found: Sequence[Clip]) -> PixelBatch | None:
         """Return the batch of the places that hold a clip; None if there are none."""
         kept = [(i, clip) for i, clip in enumerate(found) if isinstance(clip, ClipRead)]
         if not kept:
             return None
-        return Batch(
+        return PixelBatch(
             torch.stack([clip.frames for _, clip in kept]),
             tuple(request.seeds[i] for i, _ in kept) if request.seeds else (),
             tuple(self._table.name(clip.request.tag[0]) for _, clip in kept),

@@ -14,7 +14,7 @@ from reducio_latents.metrics.lpips import LPIPS
 from reducio_latents.metrics.psnr import clip_psnr, psnr, to_pictures
 from reducio_latents.metrics.ssim import ssim
 from reducio_latents.train.config import TrainConfig, ValidationConfig
-from reducio_latents.train.ranks import Ranks
+from reducio_latents.train.ranks import RunRanks
 from reducio_latents.train.split import ClipTable
 from reducio_latents.train.step import autocast
 from reducio_latents.train.stream import BatchStream, Request
@@ -47,7 +47,7 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    vae: ReducioVAE, table: ClipTable, config: TrainConfig, ranks: Ranks, lpips: LPIPS | None
+    vae: ReducioVAE, table: ClipTable, config: TrainConfig, ranks: RunRanks, lpips: LPIPS | None
 ) -> Validation:
     """Measure `vae` on the validation clips; each rank takes its share of the batches."""
     requests = list(validation_requests(table, config.validation))[ranks.rank :: ranks.size]
@@ -56,7 +56,7 @@ def validate(
     for batch in BatchStream(table, config.data, requests):
         video = to_unit(batch.frames_BTHWC.to(ranks.device)).contiguous()
         recon = reconstruct(vae, video, config)
-        for name, values in measure(video, recon, lpips).items():
+        for name, values in score_clips(video, recon, lpips).items():
             totals[name] += float(values.sum())
         clips += len(batch.clips)
         pairs += to_pairs(video, recon)[: config.log.pictures - len(pairs)]
@@ -95,7 +95,7 @@ def tiling_for(tiling: Tiling | None, height: int) -> Tiling | None:
     return tiling
 
 
-def measure(video: Tensor, recon: Tensor, lpips: LPIPS | None) -> dict[str, Tensor]:
+def score_clips(video: Tensor, recon: Tensor, lpips: LPIPS | None) -> dict[str, Tensor]:
     """Return the scores of each clip, (B,), of pixels in [-1, 1]."""
     batch, frames = video.shape[0], video.shape[2]
     x, y = (v.transpose(1, 2).flatten(0, 1) for v in (video, recon))

@@ -12,9 +12,9 @@ FRAMES = 16
 """Frames of a clip, T. The decoder's position codes are made for 16 and no other number."""
 SPATIAL_STRIDE = 32
 IMAGE_CHANNELS = 3
-TEMPORAL_STRIDES = (2, 4)
+REDUCIO_STRIDES = (2, 4)
 
-Target = Literal["video", "difference"]
+CodedTarget = Literal["video", "difference"]
 
 CHANNEL_MULTIPLIERS = (1, 2, 2, 4, 4, 4)
 """Channels of the six levels of video encoder and decoder, in widths."""
@@ -36,17 +36,17 @@ class ReducioVAEConfig:
     """Channels of the decoder's last level."""
     latent_channels: int = 16
     """Channels of the latents, D; the encoder gives twice as many, mean and log-variance."""
-    target: Target = "video"
+    target: CodedTarget = "video"
     """What is encoded and decoded. `video`: the clip, as published. `difference`: the clip less its
     content image, which decoding adds again. An untrained model then repeats the content image, and
     what little training it gets goes into what moves."""
 
     def __post_init__(self) -> None:
-        if self.target not in get_args(Target):
+        if self.target not in get_args(CodedTarget):
             raise ConfigError(
-                f"target is {self.target!r}; choose one of {', '.join(get_args(Target))}."
+                f"target is {self.target!r}; choose one of {', '.join(get_args(CodedTarget))}."
             )
-        if self.temporal_stride not in TEMPORAL_STRIDES:
+        if self.temporal_stride not in REDUCIO_STRIDES:
             raise ConfigError(f"temporal_stride is {self.temporal_stride}; Reducio-VAE has 2 or 4.")
         for name in ("width", "content_width", "decoder_width"):
             width = getattr(self, name)

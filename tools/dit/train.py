@@ -30,7 +30,7 @@ from reducio_latents.dataset.batches import Batch
 from reducio_latents.errors import TrainingError
 from reducio_latents.files import LocalFiles
 from reducio_latents.store import open_store
-from reducio_latents.train.ranks import Ranks, join_ranks
+from reducio_latents.train.ranks import RunRanks, join_ranks
 
 if TYPE_CHECKING:
     from dit.sample import Sampler
@@ -70,7 +70,7 @@ class Job:
     out: Path
     settings: TrainSettings
     run: RunSettings
-    ranks: Ranks
+    ranks: RunRanks
     loader: LatentLoader
     state: TrainState
     network: nn.Module
@@ -101,7 +101,9 @@ def train(store: str, out: Path, settings: TrainSettings, run: RunSettings) -> T
         return _train(job)
 
 
-def _prepare(url: str, out: Path, settings: TrainSettings, run: RunSettings, ranks: Ranks) -> Job:
+def _prepare(
+    url: str, out: Path, settings: TrainSettings, run: RunSettings, ranks: RunRanks
+) -> Job:
     store = open_store(url)
     settings = replace(settings, columns=choose_columns(store, settings.columns))
     assert settings.columns is not None
