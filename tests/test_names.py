@@ -16,13 +16,9 @@ ONE_IDEA = {
 """Names in several places that mean the same in each, and why they cannot be one."""
 
 TO_RENAME = """
-ATTEMPTS Batch BatchOrder CLIPS_SHOWN COMPILES CONFIG_FILE CRF DTYPES DecodeOptions DecodedClip
-Decoder Decorated EMPTY EPS FOLDER FORMAT_VERSION FRAMES_AT_ONCE Fit Floats Frames GRACE_S Grid
-HASH_DIGITS IDLE_S Ints LAYOUTS MEDIA_TYPE ModelT Moved NO_NOISE_LOGVAR OPTIONS PAGE PREFIX
-PRELOAD PRESETS PROBE_PX Pixels Planned QUALITY Ranks Reconstruction Request SHOWN
-SPATIAL_STRIDE T TEMPORAL_STRIDES Tally Target Todo add_column contact_sheet convert
-decode_clips describe encode_corpus evaluate fingerprint_of import_checkpoint load_sized
-centre_frame load_strictly logger measure place prepare reconstruct train verify
+ATTEMPTS DTYPES EMPTY FOLDER FORMAT_VERSION Floats GRACE_S HASH_DIGITS Ints MEDIA_TYPE Moved PAGE
+Planned Request T Todo add_column convert describe encode_corpus evaluate import_checkpoint
+centre_frame logger train verify
 """
 """Names that still mean two things; this only shrinks."""
 
