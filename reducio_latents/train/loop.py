@@ -47,7 +47,7 @@ from reducio_latents.video.pixels import to_unit
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-LOCK = "running.json"
+RUN_LOCK = "running.json"
 SHOWN_TERMS = ("total", "nll", "kl", "disc")
 """Terms beside the bar."""
 SMALLER = "Set train.checkpointing=true, or, in a new run, a smaller train.batch_size."
@@ -118,7 +118,7 @@ def _holding(out: Path, ranks: RunRanks) -> Iterator[Lock | None]:
     if not ranks.first:
         yield None
         return
-    with hold(LocalFiles(out), LOCK, f"training since {datetime.now():%Y-%m-%d %H:%M:%S}") as lock:
+    with hold(LocalFiles(out), RUN_LOCK, f"training since {datetime.now():%Y-%m-%d %H:%M:%S}") as lock:
         yield lock
 
 
