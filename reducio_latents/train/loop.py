@@ -118,7 +118,9 @@ def _holding(out: Path, ranks: RunRanks) -> Iterator[Lock | None]:
     if not ranks.first:
         yield None
         return
-    with hold(LocalFiles(out), RUN_LOCK, f"training since {datetime.now():%Y-%m-%d %H:%M:%S}") as lock:
+    with hold(
+        LocalFiles(out), RUN_LOCK, f"training since {datetime.now():%Y-%m-%d %H:%M:%S}"
+    ) as lock:
         yield lock
 
 
