@@ -346,6 +346,58 @@ def test_shards_come_from_s3_through_faults(s3: FaultyProxy, tmp_path: Path) -> 
     assert s3.count("GET", "/shard") == count
 
 
+DAMAGE = {
+    "truncated": lambda data: data[:-100],
+    "empty": lambda data: b"",
+    "longer": lambda data: data + b"x",
+    "a flipped bit": lambda data: data[:500] + bytes([data[500] ^ 1]) + data[501:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_damaged_copy_is_fetched_anew_once(
+    origin: Origin, damage: str, known: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = cached(origin)
+    if known:
+        files.expect({"f0": sha256(origin.read("f0"))})
+    copy = files.local_path("f0")
+    copy.write_bytes(DAMAGE[damage](copy.read_bytes()))  # type: ignore[no-untyped-call]
+    another = pickle.loads(pickle.dumps(files))  # as another process sees it
+    assert another.local_path("f0").read_bytes() == origin.read("f0")
+    assert another.local_path("f0").read_bytes() == origin.read("f0")
+    assert files.local_path("f0").read_bytes() == origin.read("f0")
+    assert origin.fetched == ["f0", "f0"]
+    assert f"{origin.url}/f0: its copy {copy} is damaged" in caplog.text
+
+
+def test_a_copy_of_another_length_is_noticed_by_who_has_proven_it(origin: Origin) -> None:
+    files = cached(origin)
+    copy = files.local_path("f0")
+    files.local_path("f0")
+    os.truncate(copy, 5)
+    assert files.local_path("f0").read_bytes() == origin.read("f0")
+
+
+def test_a_copy_that_nothing_is_known_of_or_that_cannot_be_read_is_fetched_anew(
+    origin: Origin,
+) -> None:
+    files = cached(origin)
+    copy = files.local_path("f0")
+    (files.folder / cache.SUMS / copy.stem).unlink()
+    assert pickle.loads(pickle.dumps(files)).local_path("f0").read_bytes() == origin.read("f0")
+    copy.unlink()
+    os.mkfifo(copy)
+    assert files.local_path("f0").read_bytes() == origin.read("f0")
+
+
+def test_no_path_leads_out_of_the_cache(origin: Origin) -> None:
+    for path in ("../secret", "/etc/passwd", "a/../../x"):
+        with pytest.raises(StoreError, match="is no path of a file inside"):
+            cached(origin).local_path(path)
+
+
 def wait_until(condition: object, seconds: float = 100.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]

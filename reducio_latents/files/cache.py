@@ -1,10 +1,14 @@
 """A bounded cache of whole remote files on this machine's disk, shared by all of its processes.
 
 A file is fetched once: into a temporary name, its checksum proven, then renamed. Whoever needs it
-meanwhile waits for the lock of the one who fetches. The least recently used files go when the cache
-is full. On Linux a file that is removed stays readable for whoever has it open or mapped, so a
-reader is never broken; and none is removed in the first seconds after it was handed out, so that
-there is time to open it. By so much the cache may be larger than its bound.
+meanwhile waits for the lock of the one who fetches. What lies in the cache is no truth: its size is
+looked at whenever it is asked for, its bytes (crc32c, of its own) when a process first does so; a
+copy that is damaged is dropped and fetched anew, with a warning.
+
+The least recently used files go when the cache is full. On Linux a file that is removed stays
+readable for whoever has it open or mapped, so a reader is never broken; and none is removed in the
+first seconds after it was handed out, so that there is time to open it. By so much the cache may be
+larger than its bound.
 """
 
 from __future__ import annotations
@@ -24,7 +28,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import google_crc32c
+
 from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.files.inside import open_regular, require_inside
 from reducio_latents.files.protocol import Buffer, Origin
 
 logger = logging.getLogger(__name__)
@@ -36,10 +43,13 @@ GRACE_S = 10.0
 """A file that was asked for so recently is not removed."""
 ABANDONED_S = 3600.0
 """A fetch that has written nothing for so long has died."""
+PIECE_BYTES = 1 << 20
 ATTEMPTS = 3
 AHEAD = "cannot fetch ahead: %s"
 LOCKS = 4096
 BLOB, FETCHING = ".blob", ".fetching"
+SUMS = "sums"
+"""Folder of what each copy must be: its size and crc32c."""
 
 
 def cache_folder() -> Path:
@@ -78,6 +88,8 @@ class CachedFiles:
         self.max_bytes = max_bytes if max_bytes is not None else cache_bytes()
         self._sha256 = dict(sha256 or {})
         self._keys: dict[str, str] = {}
+        self._proven: dict[str, int] = {}
+        """Copies whose bytes this process has proven, and their inodes."""
         self._waiting: deque[str] = deque()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_pid = 0
@@ -98,7 +110,8 @@ class CachedFiles:
     def make_folder(self) -> None:
         """Make the cache's folder unless it is there; raise StoreError if it cannot be."""
         try:
-            (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+            for name in ("locks", SUMS):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise StoreError(
                 f"cannot make the cache folder {self.folder}: {err.strerror}. "
@@ -112,15 +125,42 @@ class CachedFiles:
         Raise FileNotFoundError if the origin has no such file, StoreError if it cannot be fetched
         or does not have its checksum.
         """
-        key = self._key(path)
+        key = self._key(require_inside(path, self.url))
         blob = self.folder / f"{key}{BLOB}"
-        if _touch(blob):
+        if _touch(blob) and self._is_sound(blob):
             return blob
         self.make_folder()
         with _locked(self.folder / "locks" / f"{int(key[:8], 16) % LOCKS:04x}"):
-            if not _touch(blob):  # else somebody has fetched it while we waited
-                self._fetch(path, blob)
+            if _touch(blob):
+                if self._is_sound(blob):  # somebody has fetched it while we waited
+                    return blob
+                logger.warning(
+                    "%s: its copy %s is damaged; fetching it anew.", self._at(path), blob
+                )
+            self._fetch(path, blob)
         return blob
+
+    def _at(self, path: str) -> str:
+        return f"{self.url}/{path}"
+
+    def _is_sound(self, blob: Path) -> bool:
+        """Whether a copy has the size, and is proven to have the bytes, that were fetched."""
+        try:
+            wanted = (self.folder / SUMS / blob.stem).read_text()
+            with open_regular(blob) as file:
+                status = os.fstat(file.fileno())
+                if wanted.partition(" ")[0] != str(status.st_size):
+                    return False
+                if self._proven.get(blob.stem) != status.st_ino:
+                    crc = 0
+                    while piece := file.read(PIECE_BYTES):
+                        crc = google_crc32c.extend(crc, piece)
+                    if wanted != _sum_text(status.st_size, crc):
+                        return False
+        except (OSError, ValueError):  # none of it can be read: the origin can
+            return False
+        self._proven[blob.stem] = status.st_ino
+        return True
 
     def prefetch(self, paths: Iterable[str]) -> None:
         """Fetch these files in the background, in this order, instead of what still waits.
@@ -215,7 +255,8 @@ class CachedFiles:
         try:
             self._make_room(size, partial)
             for attempt in range(1, ATTEMPTS + 1):
-                if (found := self._download(path, partial)) == self._sha256.get(path, found):
+                found, crc = self._download(path, partial)
+                if found == self._sha256.get(path, found):
                     break
                 if attempt == ATTEMPTS:
                     raise StoreError(
@@ -226,6 +267,12 @@ class CachedFiles:
                 raise StoreError(
                     f"{self.url}/{path} has been replaced since it was opened. Start again."
                 )
+            if partial.stat().st_size != size:
+                raise StoreError(
+                    f"{self._at(path)} has been replaced while it was read. Start again."
+                )
+            blob.unlink(missing_ok=True)  # a damaged one; whoever has it mapped keeps it
+            (self.folder / SUMS / blob.stem).write_text(_sum_text(size, crc))
             partial.replace(blob)
         except OSError as err:
             if isinstance(err, StoreError | FileNotFoundError):
@@ -234,15 +281,16 @@ class CachedFiles:
         finally:
             partial.unlink(missing_ok=True)
 
-    def _download(self, path: str, target: Path) -> str:
-        """Write the file to `target` and return its sha256."""
-        digest = hashlib.sha256()
+    def _download(self, path: str, target: Path) -> tuple[str, int]:
+        """Write the file to `target` and return its sha256 and crc32c."""
+        digest, crc = hashlib.sha256(), 0
         with target.open("r+b") as file:
             for piece in self.origin.stream(path):
                 digest.update(piece)
+                crc = google_crc32c.extend(crc, piece)
                 file.write(piece)
             file.truncate()
-        return digest.hexdigest()
+        return digest.hexdigest(), crc
 
     def _make_room(self, size: int, partial: Path) -> None:
         """Remove the least recently used files, then take `size` bytes for `partial`."""
@@ -262,9 +310,14 @@ class CachedFiles:
                     break
                 if name.endswith(BLOB):
                     Path(name).unlink(missing_ok=True)
+                    (self.folder / SUMS / Path(name).stem).unlink(missing_ok=True)
                     total, free = total - bytes_, free + bytes_
             with partial.open("wb") as file:
                 file.truncate(size)  # so that those who fetch at once count one another
+
+
+def _sum_text(size: int, crc: int) -> str:
+    return f"{size} {crc:08x}"
 
 
 def _touch(blob: Path) -> bool:
