@@ -21,7 +21,7 @@ TOOLS = Path(__file__).parents[1] / "tools"
 TINY = (
     "data.size_px=32", "data.workers=1", "data.validation_share=0.5", "train.steps=1",
     "train.batch_size=1", "validation.clips=1", "log.tensorboard=false",
-    "model.width=8", "model.content_width=8",
+    "model.width=8", "model.content_width=8", "model.decoder_width=8",
 )  # fmt: skip
 
 
@@ -35,6 +35,9 @@ def test_the_recipe_packs_what_it_trained_and_does_not_praise_it(
     tools: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: tuple[str, ...]
 ) -> None:
     recipe = importlib.import_module("train_tiny")
+    monkeypatch.setattr(recipe, "EVALUATED_PX", (64, 32))
+    monkeypatch.setattr(recipe, "EVALUATED_CLIPS", 2)
+    monkeypatch.setattr(recipe, "START_PX", 64)
     for seed in (1, 2):
         write_video(tmp_path / "clips" / f"{seed}.mp4", 1.1, seed=seed)
     options = [word for setting in TINY for word in ("--set", setting)]
@@ -45,7 +48,7 @@ def test_the_recipe_packs_what_it_trained_and_does_not_praise_it(
     folder = out / "reducio-tiny-ft4-fs32"
     vae = load_autoencoder("reducio", folder)
     card = (folder / "README.md").read_text()
-    scores = json.loads((out / "evaluation-256" / "evaluation.json").read_text())
+    scores = json.loads((out / "evaluation-64" / "evaluation.json").read_text())
     assert vae.fingerprint in card
     assert f"| {scores['psnr_db']:.2f} |" in card
     assert str(tmp_path) not in card
