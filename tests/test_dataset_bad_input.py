@@ -106,12 +106,69 @@ def test_what_cannot_be_read_is_skipped_and_counted(
     assert sum(batch["skipped"] for batch in through_workers) == 9
 
 
-def test_a_batch_of_which_nothing_can_be_read_is_an_error_even_then(tmp_path: Path) -> None:
+WAYS: dict[str, Callable[[LatentDataset], Any]] = {
+    "dataset": lambda dataset: dataset,
+    "LatentLoader": lambda dataset: LatentLoader(dataset, device="cpu"),
+    "DataLoader(2)": lambda d: DataLoader(d, batch_size=None, num_workers=2),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_of_which_nothing_is_left_is_passed_and_counted(tmp_path: Path, way: str) -> None:
     store = write_store(tmp_path)
-    truncate(file_of(store, "motion"))
-    dataset = LatentDataset(tmp_path, batch_size=8, shuffle=False, on_error="skip")
-    with pytest.raises(StoreError, match="truncated"):
-        list(dataset)
+    truncate(file_of(store, "motion"))  # the second of three shards of 8 rows
+    options: dict[str, Any] = {"latents": "moments", "on_error": "skip", "checksums": "full"}
+    dataset = LatentDataset(tmp_path, batch_size=4, shuffle=False, **options)
+    loader = WAYS[way](dataset)
+    for _ in range(2):  # epochs
+        batches = list(loader)
+        numbers = [numbers_in(batch["motion"]) for batch in batches]
+        assert sorted(numbers) == [[0, 1, 2, 3], [4, 5, 6, 7], [16, 17, 18, 19], [20, 21, 22, 23]]
+        assert sum(batch["skipped"] for batch in batches) == 8
+    if way != "DataLoader(2)":
+        assert dataset.state_dict()["epoch"] == 2
+        assert sum(dataset.skipped.values()) == 16
+    with pytest.raises(StoreError, match="nothing of a batch can be read: .*truncated"):
+        dataset.batch(0, 2)
+
+
+def test_a_state_after_a_lost_batch_goes_on_behind_it(tmp_path: Path) -> None:
+    store = write_store(tmp_path)
+    truncate(file_of(store, "motion", 0))
+    options: dict[str, Any] = {"latents": "moments", "on_error": "skip", "shuffle": False}
+    loader = LatentLoader(LatentDataset(tmp_path, batch_size=4, **options))
+    batch = next(iter(loader))
+    assert (numbers_in(batch["motion"]), batch["skipped"]) == ([8, 9, 10, 11], 8)
+    assert loader.state_dict()["batch"] == 3
+    resumed = LatentDataset(tmp_path, batch_size=4, **options)
+    resumed.load_state_dict(loader.state_dict())
+    assert numbers_in(next(iter(resumed))["motion"]) == [12, 13, 14, 15]
+
+
+def test_a_bucket_may_be_lost_as_a_whole(tmp_path: Path) -> None:
+    buckets = ("16x32x32", "16x32x64")
+    store = write_store(tmp_path, StoreSpec(videos=12, buckets=buckets))
+    clips = {bucket: 0 for bucket in buckets}
+    for batch in LatentDataset(tmp_path, batch_size=1, latents="moments"):
+        clips[batch["bucket"]] += 1
+    for (_, key), entry in store.index.entries.items():
+        if key.bucket == buckets[0]:
+            truncate(tmp_path / entry.file)
+    dataset = LatentDataset(tmp_path, batch_size=1, latents="moments", on_error="skip")
+    assert [batch["bucket"] for batch in dataset] == [buckets[1]] * clips[buckets[1]]
+    assert sum(dataset.skipped.values()) == clips[buckets[0]] > 0
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.parametrize("way", WAYS)
+def test_an_epoch_of_which_nothing_is_left_is_an_error(tmp_path: Path, way: str) -> None:
+    store = write_store(tmp_path)
+    for shard in range(3):
+        truncate(file_of(store, "motion", shard))
+    dataset = LatentDataset(tmp_path, batch_size=8, on_error="skip")
+    with pytest.raises(StoreError, match="nothing of epoch 0 can be read"):
+        list(WAYS[way](dataset))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from reducio_latents.dataset.hashing import (
     permutation,
     random_words,
 )
-from reducio_latents.dataset.order import BatchOrder, Samples, ShardStream, rank_slice, share
+from reducio_latents.dataset.order import SampleOrder, Samples, ShardStream, rank_slice, share
 
 Place = tuple[int, int, int, int]
 """Bucket, stream, shard, row."""
@@ -63,7 +63,7 @@ masks = st.lists(st.lists(st.booleans(), max_size=9), max_size=7)
 
 
 @st.composite
-def orders(draw: st.DrawFn, *, max_streams: int = 1) -> tuple[BatchOrder, set[Place]]:
+def orders(draw: st.DrawFn, *, max_streams: int = 1) -> tuple[SampleOrder, set[Place]]:
     """Return an order and every sample that it is made of."""
     buckets, places = [], set()
     shuffle = draw(st.booleans())
@@ -79,7 +79,7 @@ def orders(draw: st.DrawFn, *, max_streams: int = 1) -> tuple[BatchOrder, set[Pl
                 (b, s, i, row) for i, m in enumerate(shards) for row, used in enumerate(m) if used
             }
         buckets.append(streams)
-    order = BatchOrder(
+    order = SampleOrder(
         buckets,
         global_batch_size=draw(st.integers(1, 12)),
         seed=draw(st.integers(-3, 3)),
@@ -94,13 +94,13 @@ def places_of(bucket: int, samples: Samples) -> list[Place]:
     return [(bucket, i, shard, row) for i, shard, row in zip(*lists, strict=True)]
 
 
-def epoch_of(order: BatchOrder, epoch: int) -> list[list[Place]]:
+def epoch_of(order: SampleOrder, epoch: int) -> list[list[Place]]:
     return [places_of(*order.batch(epoch, k)) for k in range(order.num_batches(epoch))]
 
 
 @given(orders(max_streams=3), st.integers(0, 5))
 def test_every_sample_comes_once_an_epoch_but_for_each_buckets_incomplete_batch(
-    made: tuple[BatchOrder, set[Place]], epoch: int
+    made: tuple[SampleOrder, set[Place]], epoch: int
 ) -> None:
     order, places = made
     batches = epoch_of(order, epoch)
@@ -115,7 +115,7 @@ def test_every_sample_comes_once_an_epoch_but_for_each_buckets_incomplete_batch(
 
 @given(orders(max_streams=2), st.integers(0, 3))
 def test_a_batch_holds_samples_of_one_bucket_and_is_full(
-    made: tuple[BatchOrder, set[Place]], epoch: int
+    made: tuple[SampleOrder, set[Place]], epoch: int
 ) -> None:
     order, _ = made
     batches = epoch_of(order, epoch)
@@ -131,7 +131,7 @@ def test_a_batch_holds_samples_of_one_bucket_and_is_full(
 @settings(max_examples=50)
 @given(orders(max_streams=2), st.integers(0, 2**32))
 def test_any_batch_of_any_epoch_can_be_asked_for_at_any_time(
-    made: tuple[BatchOrder, set[Place]], seed: int
+    made: tuple[SampleOrder, set[Place]], seed: int
 ) -> None:
     order, _ = made
     batches: dict[tuple[int, int], list[Place]] = {}
@@ -144,7 +144,7 @@ def test_any_batch_of_any_epoch_can_be_asked_for_at_any_time(
 
 @given(orders(), st.integers(1, 5), st.integers(1, 4), st.integers(0, 3))
 def test_ranks_and_workers_only_divide_the_batches_among_themselves(
-    made: tuple[BatchOrder, set[Place]], world_size: int, workers: int, epoch: int
+    made: tuple[SampleOrder, set[Place]], world_size: int, workers: int, epoch: int
 ) -> None:
     order, _ = made
     whole = epoch_of(order, epoch)
@@ -159,7 +159,7 @@ def test_ranks_and_workers_only_divide_the_batches_among_themselves(
 
 @given(masks, st.integers(1, 4))
 def test_without_shuffling_samples_come_as_they_lie(shards: list[list[bool]], size: int) -> None:
-    order = BatchOrder(
+    order = SampleOrder(
         [[stream(shards, shuffle=False)]],
         global_batch_size=size,
         seed=3,
@@ -176,7 +176,7 @@ def test_epochs_and_seeds_differ() -> None:
 
     def first(seed: int, epoch: int) -> list[Place]:
         made = stream(shards, key=seed)
-        return epoch_of(BatchOrder([[made]], global_batch_size=32, seed=seed), epoch)[0]
+        return epoch_of(SampleOrder([[made]], global_batch_size=32, seed=seed), epoch)[0]
 
     assert first(0, 0) == first(0, 0)
     assert len({tuple(first(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
@@ -188,7 +188,7 @@ def test_the_order_is_a_specification() -> None:
     assert derive(0, 1, 2) == GOLDEN_DERIVED
     assert random_words(2, 7).tolist() == GOLDEN_WORDS
     assert permutation(8, 5).tolist() == GOLDEN_PERMUTATION
-    order = BatchOrder(
+    order = SampleOrder(
         [
             [stream([[True] * 4, [True, False, True, True], [True] * 3], key=7)],
             [stream([[True] * 5], key=8), stream([[True] * 3], key=9)],
@@ -237,7 +237,7 @@ def test_a_weighted_store_has_each_clip_as_often_as_any_other(
 ) -> None:
     """After e epochs a store of weight w has given e * w passes: each clip that often, to one."""
     made = stream([[True] * n for n in counts], window=window, weight=weight)
-    order = BatchOrder([[made]], global_batch_size=1, seed=0)
+    order = SampleOrder([[made]], global_batch_size=1, seed=0)
     seen: Counter[Place] = Counter()
     for epoch in range(6):
         for batch in epoch_of(order, epoch):
@@ -250,7 +250,7 @@ def test_a_weighted_store_has_each_clip_as_often_as_any_other(
 
 def test_each_batch_of_a_mixture_holds_all_stores_in_proportion() -> None:
     streams = [stream([[True] * 50] * 4, weight="1"), stream([[True] * 50] * 2, weight="2")]
-    order = BatchOrder([streams], global_batch_size=20, seed=0)
+    order = SampleOrder([streams], global_batch_size=20, seed=0)
     for batch in epoch_of(order, 0):
         assert Counter(place[1] for place in batch) == {0: 10, 1: 10}
     firsts = [batch[0][1] for batch in epoch_of(order, 0)]
@@ -258,7 +258,7 @@ def test_each_batch_of_a_mixture_holds_all_stores_in_proportion() -> None:
 
 
 def test_batches_of_buckets_are_interleaved() -> None:
-    order = BatchOrder(
+    order = SampleOrder(
         [[stream([[True] * 100], key=1)], [stream([[True] * 100], key=2)]],
         global_batch_size=2,
         seed=0,
@@ -267,10 +267,10 @@ def test_batches_of_buckets_are_interleaved() -> None:
     assert 30 < changes < 70  # 50 for coins
 
 
-def million_clips(window: int = 64) -> BatchOrder:
+def million_clips(window: int = 64) -> SampleOrder:
     shards = 1954
     made = ShardStream(np.full(shards, 512), [None] * shards, key=3, window_shards=window)
-    return BatchOrder([[made]], global_batch_size=256, seed=0)
+    return SampleOrder([[made]], global_batch_size=256, seed=0)
 
 
 def test_resuming_among_a_million_clips_takes_no_time() -> None:
@@ -312,7 +312,7 @@ def test_neighbours_in_a_video_come_apart_as_documented(window: int) -> None:
 @settings(max_examples=25)
 @given(orders(max_streams=2), st.integers(0, 2))
 def test_an_order_is_the_same_after_pickling(
-    made: tuple[BatchOrder, set[Place]], epoch: int
+    made: tuple[SampleOrder, set[Place]], epoch: int
 ) -> None:
     import pickle
 

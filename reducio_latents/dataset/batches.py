@@ -27,7 +27,7 @@ from reducio_latents.dataset.sampling import (
     standard_normal,
 )
 from reducio_latents.dataset.source import PLAN_FIELDS, Source
-from reducio_latents.errors import ConfigError
+from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store.row_kinds import (
     ArrayRows,
     FinalLatentsRows,
@@ -36,11 +36,11 @@ from reducio_latents.store.row_kinds import (
     row_kind,
 )
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _counting = threading.Lock()
 
-Batch = dict[str, Any]
+LatentBatch = dict[str, Any]
 MOMENTS = "moments"
 TRAINED_ON = ("motion", "latents")
 """Columns that give what a diffusion model trains on; the other one is of imported samples."""
@@ -65,8 +65,10 @@ class ReadOptions:
     """What is proven when a shard is opened: the checksum of every row and that they are of the
     plan's clips; or the checksum of its index alone, which saves some 1 % of the time."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What a row that cannot be read does: end the iteration, or make its batch smaller. Skipped
-    rows are logged, and counted in the batch's `skipped`."""
+    """What a row that cannot be read does: end the iteration, or make its batch smaller. A batch of
+    which nothing is left is not given out, so ranks may then differ in how many they give. Skipped
+    rows are logged, and counted in `skipped` of their batch, or of the next that is given out. An
+    epoch of which nothing is left is an error."""
     pin_memory: bool = False
     """Gather into page-locked memory, which is copied to a GPU without waiting. Without a GPU, and
     in worker processes, which cannot pass it on, it changes nothing."""
@@ -79,6 +81,14 @@ class ReadOptions:
             )
         if self.text_tokens is not None and self.text_tokens < 1:
             raise ConfigError(f"text_tokens must be >= 1, got {self.text_tokens}.")
+
+
+class LostBatchError(StoreError):
+    """No row of a batch can be read."""
+
+    def __init__(self, message: str, samples: int) -> None:
+        super().__init__(message)
+        self.samples = samples
 
 
 class BatchReader:
@@ -118,8 +128,10 @@ class BatchReader:
                 if isinstance(self._kinds[name], MomentsRows):
                     fields.require_moments(name, meta)
 
-    def read(self, bucket: str, samples: Samples, epoch: int) -> Batch:
-        """Return the batch of these samples; raise DamagedRowsError as `on_error` says."""
+    def read(self, bucket: str, samples: Samples, epoch: int) -> LatentBatch:
+        """Return the batch of these samples; raise DamagedRowsError or, where all are skipped,
+        LostBatchError.
+        """
         skipped = 0
         while True:
             rows = BatchRows(self._sources, bucket, _expand(samples, self._clips))
@@ -127,11 +139,12 @@ class BatchReader:
                 batch = self._build(rows, len(samples.row), epoch)
             except DamagedRowsError as err:
                 bad = np.unique(np.array(err.positions, np.int64) // self._clips)
-                whole = len(bad) == len(samples.row)
-                if self.options.on_error == "raise" or len(bad) == 0 or whole:
+                if self.options.on_error == "raise" or len(bad) == 0:
                     raise
                 self._count(str(err), len(bad))
                 skipped += len(bad)
+                if len(bad) == len(samples.row):
+                    raise LostBatchError(f"nothing of a batch can be read: {err}", skipped) from err
                 samples = Samples(*(np.delete(array, bad) for array in samples))
                 continue
             if self.options.on_error == "skip":
@@ -141,11 +154,11 @@ class BatchReader:
     def _count(self, why: str, samples: int) -> None:
         with _counting:
             if why not in self.skipped:
-                logger.warning("skipping what cannot be read: %s", why)
+                log.warning("skipping what cannot be read: %s", why)
             self.skipped[why] = self.skipped.get(why, 0) + samples
 
-    def _build(self, rows: BatchRows, samples: int, epoch: int) -> Batch:
-        batch: Batch = {"bucket": rows.bucket}
+    def _build(self, rows: BatchRows, samples: int, epoch: int) -> LatentBatch:
+        batch: LatentBatch = {"bucket": rows.bucket}
         for name in self._columns:
             if name in PLAN_FIELDS:
                 batch[name] = self._plan_field(name, rows)
@@ -169,7 +182,7 @@ class BatchReader:
         values = rows.plan_field(name)
         return torch.tensor(values, dtype=torch.float64) if name == "start_s" else values
 
-    def _add_arrays(self, batch: Batch, name: str, rows: BatchRows, epoch: int) -> None:
+    def _add_arrays(self, batch: LatentBatch, name: str, rows: BatchRows, epoch: int) -> None:
         kind, mode = self._kinds[name], self.options.latents
         is_moments = isinstance(kind, MomentsRows) and mode != MOMENTS
         pin = self._may_pin()
@@ -204,7 +217,7 @@ class BatchReader:
             return latents
         return normalize_channels(latents, *self._statistics)
 
-    def _add_payloads(self, batch: Batch, name: str, rows: BatchRows, epoch: int) -> None:
+    def _add_payloads(self, batch: LatentBatch, name: str, rows: BatchRows, epoch: int) -> None:
         payloads = rows.payloads(lambda i: self._reader(i, name, rows.bucket))
         # One key for all columns, so that a clip's text is that of its caption.
         words = partial(rows.words, derive(self._seed, CAPTION, epoch))

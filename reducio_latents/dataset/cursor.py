@@ -14,6 +14,7 @@ same one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ from reducio_latents.dataset.hashing import derive
 from reducio_latents.errors import ConfigError
 
 MAX_WORKERS = 512
-RUN, EPOCH, START, WORKERS, DONE, NAME = range(6)
+RUN, EPOCH, START, WORKERS, DONE, NAME, GAVE, LOST = range(8)
 """What a record of a worker holds. The first record of all is the base: where an iteration begins
 if there is no latest run; its RUN is that of the latest run. A run's lowest bit is its bank."""
 NO_RUN = 0
@@ -54,7 +55,7 @@ class Cursor:
     """The position of a dataset; copies of it in worker processes share the epoch."""
 
     def __init__(self) -> None:
-        self._memory = _shared(torch.zeros((1 + 2 * MAX_WORKERS, 6), dtype=torch.int64))
+        self._memory = _shared(torch.zeros((1 + 2 * MAX_WORKERS, 8), dtype=torch.int64))
         self._forget()
 
     def _forget(self) -> None:
@@ -76,8 +77,8 @@ class Cursor:
         """The epoch that is on, or is the next to begin."""
         return self._next()[0] if get_worker_info() is None else self.position().epoch
 
-    def begin(self) -> Span | None:
-        """Start an iteration; return what it reads, or None if it is only thrown away."""
+    def begin(self, num_batches: Callable[[int], int] | None = None) -> Span:
+        """Start an iteration; return what it reads. `num_batches` says how many an epoch has."""
         info = get_worker_info()
         if info is None:
             epoch, start = self._next()
@@ -87,21 +88,19 @@ class Cursor:
         if info.num_workers > MAX_WORKERS:
             raise ConfigError(f"{info.num_workers} workers are more than {MAX_WORKERS}.")
         loaded, self._loaded = self._loaded, None
-        base_seed = info.seed - info.id
-        if loaded is not None and loaded.ended:
-            # A loader that ended is loaded only to make the one that comes after it.
-            self._set_base(loaded.epoch, loaded.batch)
-            self._position = loaded
-            return None
-        name = self._name(base_seed)
+        name = self._name(info.seed - info.id)
         run, epoch, start = self._claim(name)
-        first = start + info.id
-        self._position = Position(epoch, start)
+        first, ended = start + info.id, False
         if loaded is not None:
-            epoch, start = loaded.epoch, loaded.batch
+            epoch, start, ended = loaded.epoch - loaded.ended, loaded.batch, loaded.ended
             first = start + info.id if loaded.worker < 0 else start
-            self._position = loaded
-        self._write(info.id, torch.tensor([run, epoch, start, info.num_workers, 0, name]))
+        self._position = loaded or Position(epoch, start)
+        # Who has nothing to give is done before it is asked: others may begin the next epoch first.
+        if num_batches is not None:
+            first, start = (num_batches(epoch),) * 2 if ended else (first, start)
+            ended = first >= num_batches(epoch)
+        record = [run, epoch, start, info.num_workers, int(ended), name, 0, 0]
+        self._write(info.id, torch.tensor(record))
         return Span(epoch, first, info.num_workers)
 
     def gave(self, span: Span, batch: int) -> None:
@@ -112,17 +111,35 @@ class Cursor:
             self._position = Position(span.epoch, after)
         else:
             self._position = Position(span.epoch, after, info.id, info.num_workers)
+        self._mark(GAVE)
 
-    def finish(self, span: Span) -> None:
-        """Note that an iteration has come to its end."""
+    def lost(self) -> None:
+        """Note that a batch could not be read."""
+        self._mark(LOST)
+
+    def finish(self, span: Span) -> bool:
+        """Note that an iteration has come to its end; return whether the epoch was lost as a whole:
+        nothing was given out, by any worker, though there was something to give.
+        """
         info = get_worker_info()
         if info is None:
+            lost = _is_lost(self._memory[:1]) and span.first == 0
             self._set_base(span.epoch + 1, 0)
             self._position = None
-            return
+            return lost
         self._position = Position(span.epoch + 1, 0, info.id, info.num_workers, ended=True)
-        if self._record is not None and int(self._record[RUN]) == self._run:
-            self._record[DONE] = 1
+        if not self._mark(DONE):
+            return False
+        records = self._records(self._run)
+        return _all_done(records) and _is_lost(records) and not records[:, START].any()
+
+    def _mark(self, what: int) -> bool:
+        """Set a flag in the record of this process, if its run is still the latest."""
+        record = self._memory[0] if get_worker_info() is None else self._record
+        is_latest = record is not None and int(record[RUN]) == self._run
+        if record is not None and is_latest:
+            record[what] = 1
+        return is_latest
 
     def position(self) -> Position:
         """Return where the latest iteration stands, or the next one will begin.
@@ -159,7 +176,7 @@ class Cursor:
 
     def _set_base(self, epoch: int, start: int) -> None:
         self._memory[1:, RUN] = NO_RUN
-        self._memory[0] = torch.tensor([NO_RUN, epoch, start, 0, 0, 0])
+        self._memory[0] = torch.tensor([NO_RUN, epoch, start, 0, 0, 0, 0, 0])
 
     @property
     def _run(self) -> int:
@@ -215,6 +232,10 @@ def _all_done(records: Tensor) -> bool:
     """Whether these are the records of all workers of a run, each of which came to its end."""
     done = int(records[:, DONE].sum())
     return len(records) > 0 and done == len(records) == int(records[:, WORKERS].max())
+
+
+def _is_lost(records: Tensor) -> bool:
+    return bool(records[:, LOST].any()) and not records[:, GAVE].any()
 
 
 def _shared(memory: Tensor) -> Tensor:

@@ -4,40 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from numbers import Real
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
-from torch.utils.data import IterableDataset
+import torch
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from reducio_latents.core.gaussian import FinalRule
-from reducio_latents.dataset.batches import Batch, BatchReader, require_alike
+from reducio_latents.dataset.batches import BatchReader, LatentBatch, LostBatchError, require_alike
 from reducio_latents.dataset.cursor import Cursor, Position, Span
 from reducio_latents.dataset.hashing import derive
+from reducio_latents.dataset.moving import move_ahead
 from reducio_latents.dataset.options import (
     DatasetOptions,
+    Part,
     find_global_batch_size,
-    find_ranks,
+    find_part,
     parse_options,
     whole_number,
 )
-from reducio_latents.dataset.order import BatchOrder, Samples, ShardStream, rank_slice
-from reducio_latents.dataset.selection import EMPTY
+from reducio_latents.dataset.order import SampleOrder, Samples, ShardStream, rank_slice
+from reducio_latents.dataset.selection import NOTHING_CHOSEN
 from reducio_latents.dataset.source import PLAN_FIELDS, Source, as_store
-from reducio_latents.dataset.state import Identity, check_state, read_position, write_state
-from reducio_latents.errors import ConfigError
+from reducio_latents.dataset.state import FRESH, Identity, check_state, read_position, write_state
+from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store import Store
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 StoreLike = Store | str | Path
 MAX_WEIGHT_DENOMINATOR = 1_000_000
-HASH_DIGITS = 16
+SELECTION_DIGITS = 16
 
 
-class LatentDataset(IterableDataset[Batch]):
+class LatentDataset(IterableDataset[LatentBatch]):
     """Stream ready batches of latents, and what goes with them, from a store.
 
         dataset = LatentDataset("pexels.latents", columns=("motion", "caption"), batch_size=64)
@@ -68,8 +74,8 @@ class LatentDataset(IterableDataset[Batch]):
     ``text_mask``       bool (B, L), True where there is a token
     ``clip_id``         list of B str; ``video``: list of B str; ``start_s``: float64 (B,), seconds.
                         From the plan; asked for in ``columns`` like all others
-    ``skipped``         int, only with ``on_error="skip"``: samples of this rank that the batch
-                        lacks because they could not be read
+    ``skipped``         int, only with ``on_error="skip"``: samples of this rank that could not be
+                        read, of this batch and of those before it of which nothing was left
     ==================  ===========================================================================
 
     **Order.** Global batch k of epoch e depends on the store's index, the filters, seed, e, k and
@@ -86,8 +92,9 @@ class LatentDataset(IterableDataset[Batch]):
     **Loaders.** `LatentLoader` (threads, the fastest), `DataLoader(dataset, batch_size=None,
     num_workers=n)`, torchdata's `StatefulDataLoader` likewise, or the dataset itself.
 
-    The dataset sees the commits that there were when it was made. It is picklable; files are
-    opened by each process for itself. Raises ConfigError and StoreError, whose messages name the
+    The dataset sees the commits that there were when it was made; which rank this process is, it
+    looks up whenever an iteration begins. It is picklable; files are opened by each process for
+    itself. Raises ConfigError and StoreError, whose messages name the
     file or option and the remedy.
     """
 
@@ -108,16 +115,18 @@ class LatentDataset(IterableDataset[Batch]):
         """Open a store, or several that are mixed as in `mix`.
 
         `batch_size` counts samples per rank, `global_batch_size` instead of it those over all
-        ranks. Rank and world size are found in torch.distributed or in RANK and WORLD_SIZE.
+        ranks. Rank and world size, unless given, are those of torch.distributed, or RANK and
+        WORLD_SIZE, when an iteration begins; worker processes take those of their parent.
         """
         order, filters, reading = parse_options(options)
         self.columns = _checked_columns(columns)
         self.seed = seed = whole_number(seed, "seed")
-        self.rank, self.world_size = find_ranks(rank, world_size)
-        size = find_global_batch_size(batch_size, global_batch_size, self.world_size)
-        self.global_batch_size = size
+        self._given = rank, world_size
+        self._sizes = batch_size, global_batch_size
+        self._handed: tuple[int, Part] | None = None
         stored = [name for name in self.columns if name not in PLAN_FIELDS]
-        self.sources = [Source(s, stored, filters) for s in _opened(store)]
+        stores = _opened(store)
+        self.sources = [Source(one, stored, filters) for one in stores]
         require_alike(self.sources, stored)
         self._is_remote = any(source.is_remote for source in self.sources)
         self._weights = _checked_weights(weights, len(self.sources))
@@ -131,31 +140,25 @@ class LatentDataset(IterableDataset[Batch]):
         )
         self.buckets = sorted({bucket for source in self.sources for bucket in source.selection})
         """Names of the buckets that batches come from."""
-        self._order = BatchOrder(
-            [
-                [
-                    self._stream(i, bucket, order.window_shards, shuffle)
-                    for i in range(len(self.sources))
-                ]
-                for bucket in self.buckets
-            ],
-            global_batch_size=size,
-            seed=seed,
-            shuffle=shuffle,
-            drop_last=order.drop_last,
-        )
-        self._identity = Identity(
-            seed=seed,
-            global_batch_size=size,
-            shuffle=int(shuffle),
-            window_shards=order.window_shards,
-            drop_last=int(order.drop_last),
-            samples=self.num_samples,
-            selection=self._digest(filters.clips_per_sample),
-        )
+        self._streams = [
+            [self._stream(i, bucket, order.window_shards, shuffle) for i in range(len(stores))]
+            for bucket in self.buckets
+        ]
+        self._shuffle, self._drop_last = shuffle, order.drop_last
+        self._about: dict[str, Any] = {
+            "seed": seed,
+            "shuffle": int(shuffle),
+            "window_shards": order.window_shards,
+            "drop_last": int(order.drop_last),
+            "samples": self.num_samples,
+            "selection": self._digest(filters.clips_per_sample),
+        }
         self.cursor = Cursor()
         """Where iterations stand; loaders move it."""
-        self._require_batches()
+        self._placed_for: int | None = None
+        """Global batch size of the state that was loaded."""
+        self._latest: Share | None = None
+        self._share()
 
     @classmethod
     def mix(
@@ -184,43 +187,103 @@ class LatentDataset(IterableDataset[Batch]):
         """Return the number of batches in the epoch that is on, the same on every rank."""
         return self.num_batches(self.cursor.epoch)
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self._iterate(self.cursor.begin())
+    def __iter__(self) -> Iterator[LatentBatch]:
+        # Whoever asks may be a DataLoader that collates: it would add an axis to ready batches.
+        asking = sys._getframe(1).f_locals.get("self")
+        if getattr(asking, "collate_fn", None) is default_collate:
+            raise ConfigError(
+                "a LatentDataset gives ready batches: use DataLoader(dataset, batch_size=None)."
+            )
+        epoch = self.begin()
+        return epoch.give_out(((number, epoch.read(number)) for number in epoch.numbers), None)
 
-    def _iterate(self, span: Span | None) -> Iterator[Batch]:
-        if span is None:
-            return
-        for number in range(span.first, self.num_batches(span.epoch), span.step):
-            batch = self._batch(span.epoch, number)
-            self.cursor.gave(span, number)
-            yield batch
-        self.cursor.finish(span)
+    def begin(self) -> Pass:
+        """Start an iteration, as the rank that this process is by now."""
+        share = self._share()
+        span = self.cursor.begin(share.order.num_batches)
+        size = share.order.global_batch_size
+        if span.first >= span.step and self._placed_for not in (None, size):
+            raise ConfigError(
+                f"the state that was loaded is of global batches of {self._placed_for} samples, "
+                f"and now they are of {size}: there are {share.part.world_size} ranks. "
+                f"{FRESH.format(epoch=span.epoch + 1)}"
+            )
+        return Pass(self, share, span)
 
-    def batch(self, epoch: int, number: int) -> Batch:
+    def batch(self, epoch: int, number: int) -> LatentBatch:
         """Return this rank's part of global batch `number` of an epoch: a pure function.
 
-        Safe to call from several threads at once.
+        Safe to call from several threads at once. Raise StoreError if nothing of it can be read.
         """
-        if not 0 <= number < self.num_batches(epoch):
+        share = self._share()
+        if not 0 <= number < share.order.num_batches(epoch):
             raise ConfigError(
-                f"epoch {epoch} has the batches 0 to {self.num_batches(epoch) - 1}, not {number}."
+                f"epoch {epoch} has the batches 0 to {share.order.num_batches(epoch) - 1}, not "
+                f"{number}."
             )
-        return self._batch(epoch, number)
+        return self.read(share, epoch, number)
 
-    def _batch(self, epoch: int, number: int) -> Batch:
+    def read(self, share: Share, epoch: int, number: int) -> LatentBatch:
+        """Return a share of a batch; raise LostBatchError if nothing is left of it."""
         if self._is_remote:
-            bucket, ahead = self._order.ahead(epoch, number)
+            bucket, ahead = share.order.ahead(epoch, number)
             for source, soon in ahead.items():
                 self.sources[source].need_soon(self.buckets[bucket], *soon)
-        bucket, samples = self._order.batch(epoch, number)
-        if self.world_size > 1:
-            part = rank_slice(len(samples.row), self.rank, self.world_size)
+        bucket, samples = share.order.batch(epoch, number)
+        if share.part.world_size > 1:
+            part = rank_slice(len(samples.row), *share.part)
             samples = Samples(*(array[part] for array in samples))
         return self._reader.read(self.buckets[bucket], samples, epoch)
 
     def num_batches(self, epoch: int = 0) -> int:
         """Return the number of batches in an epoch; it differs only for fractional weights."""
-        return self._order.num_batches(epoch)
+        return self._share().order.num_batches(epoch)
+
+    @property
+    def rank(self) -> int:
+        """Which rank this process is."""
+        return self._part().rank
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks there are."""
+        return self._part().world_size
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples of a batch over all ranks."""
+        return find_global_batch_size(*self._sizes, self.world_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handed": self._part()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._handed = (os.getpid(), state["_handed"])
+
+    def _part(self) -> Part:
+        """Return which part of each batch this process reads by now."""
+        # A worker that was spawned knows nothing of the group: its parent's part came with the
+        # dataset. One that was forked has the group itself.
+        if get_worker_info() and self._handed and self._handed[0] == os.getpid():
+            return self._handed[1]
+        return find_part(*self._given)
+
+    def _share(self) -> Share:
+        part, latest = self._part(), self._latest
+        if latest is None or latest.part != part:
+            size = find_global_batch_size(*self._sizes, part.world_size)
+            order = SampleOrder(
+                self._streams,
+                global_batch_size=size,
+                seed=self.seed,
+                shuffle=self._shuffle,
+                drop_last=self._drop_last,
+            )
+            self._require_batches(order, part)
+            # One assignment: threads may do this at once, and at worst do it twice.
+            self._latest = latest = Share(part, order)
+        return latest
 
     @property
     def num_samples(self) -> int:
@@ -253,14 +316,14 @@ class LatentDataset(IterableDataset[Batch]):
 
         Raise ConfigError where DataLoader's workers iterate, who alone know.
         """
-        return write_state(self._identity, self.cursor.position())
+        return write_state(self._identity(), self.cursor.position())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration begin with the batch that comes after those given out.
 
         Raise ConfigError for a state of another store, selection, seed or global batch size.
         """
-        check_state(self._identity, state)
+        check_state(self._identity(), state)
         position = read_position(state)
         last = self.num_batches(position.epoch)
         if position.batch > last + max(0, position.num_workers):
@@ -269,9 +332,13 @@ class LatentDataset(IterableDataset[Batch]):
                 f"{last}. It is damaged."
             )
         self.cursor.move(position)
+        self._placed_for = int(state["global_batch_size"])
+
+    def _identity(self) -> Identity:
+        return Identity(global_batch_size=self.global_batch_size, **self._about)
 
     def _stream(self, source: int, bucket: str, window_shards: int, shuffle: bool) -> ShardStream:
-        chosen = self.sources[source].selection.get(bucket, EMPTY)
+        chosen = self.sources[source].selection.get(bucket, NOTHING_CHOSEN)
         return ShardStream(
             counts=chosen.counts,
             masks=chosen.masks,
@@ -285,25 +352,81 @@ class LatentDataset(IterableDataset[Batch]):
     def _digest(self, clips_per_sample: int) -> str:
         parts = [f"{s.digest} {w}" for s, w in zip(self.sources, self._weights, strict=True)]
         text = "\n".join([*parts, str(clips_per_sample)])
-        return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
+        return hashlib.sha256(text.encode()).hexdigest()[:SELECTION_DIGITS]
 
-    def _require_batches(self) -> None:
+    def _require_batches(self, order: SampleOrder, part: Part) -> None:
         """Raise ConfigError if no bucket fills a batch; log those that do not."""
-        samples, batches = self._order.bucket_sizes(0)
+        size = order.global_batch_size
+        samples, batches = order.bucket_sizes(0)
         if not any(batches):
             sizes = ", ".join(f"{b}: {n}" for b, n in zip(self.buckets, samples, strict=True))
             raise ConfigError(
-                f"the global batch is {self.global_batch_size} samples, more than any bucket has "
-                f"({sizes}). Use a batch size of {max(samples) // self.world_size or 1} a rank or "
-                "less."
+                f"the global batch is {size} samples, more than any bucket has ({sizes}). Use a "
+                f"batch size of {max(samples) // part.world_size or 1} a rank or less."
             )
         for bucket, count in zip(self.buckets, batches, strict=True):
             if count == 0:
-                logger.warning(
+                log.warning(
                     "bucket %s has fewer samples than the global batch of %d: none of it is read",
                     bucket,
-                    self.global_batch_size,
+                    size,
                 )
+
+
+class Share(NamedTuple):
+    """What a rank reads: it is found anew when an iteration begins."""
+
+    part: Part
+    order: SampleOrder
+
+
+class Pass:
+    """One iteration over a dataset: gives out batches, and keeps count of where it stands."""
+
+    def __init__(self, dataset: LatentDataset, share: Share, span: Span) -> None:
+        self._dataset, self._share, self._span = dataset, share, span
+        self.numbers = range(span.first, share.order.num_batches(span.epoch), span.step)
+        """Of the batches to read."""
+
+    def read(self, number: int) -> LatentBatch | LostBatchError:
+        """Return a batch, or why nothing of it is left. Safe to call from several threads."""
+        try:
+            return self._dataset.read(self._share, self._span.epoch, number)
+        except LostBatchError as err:
+            return err
+
+    def give_out(
+        self,
+        results: Iterable[tuple[int, LatentBatch | LostBatchError]],
+        device: torch.device | None,
+    ) -> Iterator[LatentBatch]:
+        """Yield the batches of numbered results, moved to a device if one is given.
+
+        Raise StoreError at the end of an epoch of which nothing could be read.
+        """
+        cursor, numbers = self._dataset.cursor, deque[int]()
+        batches = self._kept(results, numbers)
+        for batch in batches if device is None else move_ahead(batches, device):
+            cursor.gave(self._span, numbers.popleft())
+            yield batch
+        if cursor.finish(self._span):
+            why = next(iter(self._dataset.skipped), "other workers have logged why")
+            raise StoreError(f"nothing of epoch {self._span.epoch} can be read: {why}")
+
+    def _kept(
+        self, results: Iterable[tuple[int, LatentBatch | LostBatchError]], numbers: deque[int]
+    ) -> Iterator[LatentBatch]:
+        lost = 0
+        for number, result in results:
+            if isinstance(result, LostBatchError):
+                self._dataset.cursor.lost()
+                lost += result.samples
+                continue
+            if lost:
+                result["skipped"] += lost
+                lost = 0
+            numbers.append(number)
+            yield result
 
 
 def _opened(store: StoreLike | Sequence[StoreLike]) -> list[Store]:

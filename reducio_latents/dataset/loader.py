@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from reducio_latents.dataset.batches import Batch
-from reducio_latents.dataset.cursor import Span
-from reducio_latents.dataset.dataset import LatentDataset
+from reducio_latents.dataset.batches import LatentBatch, LostBatchError
+from reducio_latents.dataset.dataset import LatentDataset, Pass
 from reducio_latents.errors import ConfigError
 
 
@@ -53,14 +52,11 @@ class LatentLoader:
         """Return the number of batches in the epoch that is on."""
         return len(self.dataset)
 
-    def __iter__(self) -> Iterator[Batch]:
-        span = self.dataset.cursor.begin()
-        if span is None or span.step != 1:
+    def __iter__(self) -> Iterator[LatentBatch]:
+        if get_worker_info() is not None:
             raise ConfigError("LatentLoader reads by threads: do not use it in a worker process.")
-        batches = self._read_ahead(span)
-        if self.device is not None:
-            batches = move_ahead(batches, self.device)
-        return self._counted(batches, span)
+        epoch = self.dataset.begin()
+        return epoch.give_out(self._read_ahead(epoch), self.device)
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be this epoch; not needed, as each one is followed by the next."""
@@ -74,25 +70,19 @@ class LatentLoader:
         """Let the next iteration begin with the batch after those that were given out."""
         self.dataset.load_state_dict(state)
 
-    def _read_ahead(self, span: Span) -> Iterator[Batch]:
-        numbers = range(span.first, self.dataset.num_batches(span.epoch))
+    def _read_ahead(self, epoch: Pass) -> Iterator[tuple[int, LatentBatch | LostBatchError]]:
         with ThreadPoolExecutor(self.threads, thread_name_prefix="latents") as pool:
-            submitted = (pool.submit(self.dataset.batch, span.epoch, n) for n in numbers)
+            submitted = ((n, pool.submit(epoch.read, n)) for n in epoch.numbers)
             waiting = deque(islice(submitted, self.prefetch))
             try:
                 while waiting:
-                    batch = waiting.popleft().result()
+                    number, future = waiting.popleft()
+                    batch = future.result()
                     waiting.extend(islice(submitted, 1))
-                    yield batch
+                    yield number, batch
             finally:
-                for future in waiting:
+                for _, future in waiting:
                     future.cancel()
-
-    def _counted(self, batches: Iterator[Batch], span: Span) -> Iterator[Batch]:
-        for number, batch in enumerate(batches, span.first):
-            self.dataset.cursor.gave(span, number)
-            yield batch
-        self.dataset.cursor.finish(span)
 
 
 def _usable(device: torch.device | str) -> torch.device:
@@ -103,41 +93,3 @@ def _usable(device: torch.device | str) -> torch.device:
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {device!r}, but PyTorch finds no GPU here. Leave it out.")
     return found
-
-
-def move_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield batches with their tensors on `device`, each being copied while the one before is used.
-
-    On CUDA the copies run on a stream of their own; the stream that uses a batch waits for its
-    copy, and for nothing else.
-    """
-    if device.type != "cuda":
-        yield from (_moved(batch, device) for batch in batches)
-        return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    ahead: tuple[Batch, torch.cuda.Event] | None = None
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            moved = (_moved(batch, device), stream.record_event())
-        if ahead is not None:
-            yield _handed_over(*ahead, device)
-        ahead = moved
-    if ahead is not None:
-        yield _handed_over(*ahead, device)
-
-
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
-
-
-def _handed_over(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:
-    """Let the current stream use a batch that another stream has copied."""
-    current = torch.cuda.current_stream(device)
-    current.wait_event(copied)
-    for value in batch.values():
-        if isinstance(value, Tensor):
-            value.record_stream(current)
-    return batch

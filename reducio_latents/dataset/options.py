@@ -102,15 +102,15 @@ def whole_number(value: Any, name: str) -> int:
         raise ConfigError(f"{WHERE}: {name} must be a whole number, got {value!r}.") from err
 
 
-class Ranks(NamedTuple):
-    """Which part of each global batch this process reads."""
+class Part(NamedTuple):
+    """Which part of each global batch a process reads."""
 
     rank: int
     world_size: int
 
 
-def find_ranks(rank: int | None, world_size: int | None) -> Ranks:
-    """Return what is given, or else what torch.distributed or the environment says."""
+def find_part(rank: int | None, world_size: int | None) -> Part:
+    """Return what is given, or else what torch.distributed or the environment says by now."""
     if rank is None and world_size is None:
         rank, world_size = _detected()
     if rank is None or world_size is None:
@@ -118,7 +118,7 @@ def find_ranks(rank: int | None, world_size: int | None) -> Ranks:
     rank, world_size = whole_number(rank, "rank"), whole_number(world_size, "world_size")
     if not 0 <= rank < world_size:
         raise ConfigError(f"rank {rank} is not one of {world_size} ranks, 0 to {world_size - 1}.")
-    return Ranks(rank, world_size)
+    return Part(rank, world_size)
 
 
 def _detected() -> tuple[int, int]:

@@ -29,8 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.dataset.hashing import derive, permutation
-
-Ints = NDArray[np.int64]
+from reducio_latents.dataset.reader import Ints
 
 SHARDS, WINDOW, BUCKETS, MIXTURE = range(4)
 """What a random key is for: one number each, so that no two draws are the same."""
@@ -150,7 +149,7 @@ class ShardStream:
         return np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8)))
 
 
-class BatchOrder:
+class SampleOrder:
     """Which samples make up global batch k of epoch e; see the module's text."""
 
     def __init__(

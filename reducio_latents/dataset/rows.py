@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.dataset.hashing import derive, derive_each
-from reducio_latents.dataset.order import Ints, Samples
-from reducio_latents.dataset.reader import ColumnReader, DamagedRowsError
+from reducio_latents.dataset.order import Samples
+from reducio_latents.dataset.reader import ColumnReader, DamagedRowsError, Ints
 from reducio_latents.dataset.source import Source
 
 ROW_BITS = np.uint64(32)

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from reducio_latents.core.clips import TIME_TOLERANCE_S
 from reducio_latents.dataset.filters import Filters, wanted_clips
+from reducio_latents.dataset.reader import Ints
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class BucketSelection:
     """Bits of the rows where samples begin, as `numpy.packbits` packs them; None for every row."""
 
 
-EMPTY = BucketSelection((), np.zeros(0, np.int64), ())
+NOTHING_CHOSEN = BucketSelection((), np.zeros(0, np.int64), ())
 
 
 def select(store: Store, columns: Sequence[str], filters: Filters) -> dict[str, BucketSelection]:

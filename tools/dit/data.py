@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dit.model import Conditions, DiTConfig
 from reducio_latents.dataset import LatentDataset
-from reducio_latents.dataset.batches import Batch
+from reducio_latents.dataset.batches import LatentBatch
 from reducio_latents.errors import ConfigError
 from reducio_latents.store import Store
 
@@ -42,7 +42,7 @@ def choose_columns(store: Store, asked: Sequence[str] | None) -> tuple[str, ...]
     return (motion, *(name for name in dict.fromkeys(asked) if name != motion))
 
 
-def conditions_of(batch: Batch, columns: Sequence[str], keep: Tensor) -> Conditions:
+def conditions_of(batch: LatentBatch, columns: Sequence[str], keep: Tensor) -> Conditions:
     """Return a batch's conditions; `keep` (B,) says for which samples they count."""
     content = None
     for name in columns:

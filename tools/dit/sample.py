@@ -20,7 +20,7 @@ from reducio_latents.check.pictures import Panel, side_by_side
 from reducio_latents.check.writing import file_name
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.dataset import LatentDataset
-from reducio_latents.dataset.batches import Batch
+from reducio_latents.dataset.batches import LatentBatch
 from reducio_latents.errors import ConfigError
 from reducio_latents.store import Store
 from reducio_latents.video.pixels import to_uint8
@@ -84,7 +84,7 @@ class Sampler:
             network, noise, conditions, steps=settings.steps, guidance=settings.guidance
         )
 
-    def decode(self, latents: Tensor, clip: Batch) -> NDArray[np.uint8]:
+    def decode(self, latents: Tensor, clip: LatentBatch) -> NDArray[np.uint8]:
         """Return the video of final latents (1, D, t, h, w): uint8 RGB (T, H, W, 3)."""
         image = to_unit_range(clip[CONTENT_IMAGE]) if CONTENT_IMAGE in clip else None
         pixels = self.vae.decode(latents, image)[0, :, : Bucket.parse(clip["bucket"]).frames]
@@ -107,7 +107,7 @@ class Sampler:
             write_mp4(paths[-1], side_by_side(panels), self.rate_fps)
         return paths
 
-    def _inputs(self, clip: Batch) -> tuple[Tensor, Conditions]:
+    def _inputs(self, clip: LatentBatch) -> tuple[Tensor, Conditions]:
         keep = torch.ones(1, dtype=torch.bool)
         conditions = conditions_of(clip, self.columns, keep).to(self._device)
         return clip["latents"].to(self._device), conditions

@@ -26,7 +26,7 @@ from dit.flow import Draw, draw, flow_loss
 from dit.records import Clock, LossTable
 from dit.settings import RunSettings, TrainSettings
 from reducio_latents.dataset import LatentDataset, LatentLoader
-from reducio_latents.dataset.batches import Batch
+from reducio_latents.dataset.batches import LatentBatch
 from reducio_latents.errors import TrainingError
 from reducio_latents.files import LocalFiles
 from reducio_latents.store import open_store
@@ -194,13 +194,13 @@ def _train(job: Job) -> TrainReport | None:
     return report
 
 
-def endless(loader: LatentLoader) -> Iterator[Batch]:
+def endless(loader: LatentLoader) -> Iterator[LatentBatch]:
     """Yield batches of one epoch after the other."""
     while True:
         yield from loader
 
 
-def train_step(job: Job, batch: Batch) -> None:
+def train_step(job: Job, batch: LatentBatch) -> None:
     """Update the network once."""
     state, settings, ranks = job.state, job.settings, job.ranks
     latents = batch["latents"]
