@@ -129,7 +129,7 @@ def test_a_batch_of_which_nothing_is_left_is_passed_and_counted(tmp_path: Path, 
     if way != "DataLoader(2)":
         assert dataset.state_dict()["epoch"] == 2
         assert sum(dataset.skipped.values()) == 16
-    with pytest.raises(StoreError, match="nothing of a batch can be read: .*truncated"):
+    with pytest.raises(StoreError, match=r"nothing of a batch can be read: .*truncated"):
         dataset.batch(0, 2)
 
 
@@ -149,7 +149,7 @@ def test_a_state_after_a_lost_batch_goes_on_behind_it(tmp_path: Path) -> None:
 def test_a_bucket_may_be_lost_as_a_whole(tmp_path: Path) -> None:
     buckets = ("16x32x32", "16x32x64")
     store = write_store(tmp_path, StoreSpec(videos=12, buckets=buckets))
-    clips = {bucket: 0 for bucket in buckets}
+    clips = dict.fromkeys(buckets, 0)
     for batch in LatentDataset(tmp_path, batch_size=1, latents="moments"):
         clips[batch["bucket"]] += 1
     for (_, key), entry in store.index.entries.items():

@@ -49,9 +49,10 @@ def be_rank(rank: int, path: Path, folder: Path) -> None:
             )
         found[name] = [clips(batch) for batch in loader]
     found["state"] = datasets["dataset"].state_dict()
-    sampler = DistributedSampler(LatentTable(path, ["motion"]), shuffle=False)
-    table = DataLoader(LatentTable(path, ["motion"]), batch_size=None, sampler=sampler)
-    found["table"] = [clip["clip_id"] for clip in table]
+    table: Any = LatentTable(path, ["motion"])  # all that a map-style dataset must be
+    sampler: Any = DistributedSampler(table, shuffle=False)
+    shared: Any = DataLoader(table, batch_size=None, sampler=sampler)
+    found["table"] = [clip["clip_id"] for clip in shared]
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
@@ -162,8 +163,10 @@ def test_who_collates_on_purpose_may(path: Path) -> None:
     loader = DataLoader(open_dataset(path), batch_size=2, collate_fn=joined)
     first, second = whole_epoch(path, 0)[:2]
     assert next(iter(loader)) == first + second
-    table = DataLoader(LatentTable(path, ["motion"]), collate_fn=default_collate)
-    assert next(iter(table))["motion"].shape[0] == 1  # single clips are there to be collated
+    table: Any = LatentTable(path, ["motion"])
+    assert (
+        next(iter(DataLoader(table, collate_fn=default_collate)))["motion"].shape[0] == 1
+    )  # single clips are there to be collated
 
 
 def test_two_iterators_at_once_do_not_disturb_each_other(path: Path) -> None:
@@ -208,4 +211,4 @@ class Slow:
                 time.sleep(0.2)
                 yield from give_out(*words)
 
-            Pass.give_out = give_out_late  # type: ignore[method-assign]
+            Pass.give_out = give_out_late  # type: ignore[method-assign,assignment]
