@@ -45,3 +45,8 @@ class QualityError(LatentsError, RuntimeError):
 
 class TrainingError(LatentsError, RuntimeError):
     """A training run cannot go on; its last checkpoint is as it was."""
+
+    def __init__(self, message: str = "", *, signal: int = 0) -> None:
+        super().__init__(message)
+        self.signal = signal
+        """Number of the signal that ended the run, if one did."""

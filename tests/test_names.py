@@ -12,13 +12,16 @@ PACKAGE = Path(reducio_latents.__file__).parent
 
 ONE_IDEA = {
     "log": "each module's logger",
+    **dict.fromkeys(
+        ("add_column", "encode_corpus", "evaluate", "import_checkpoint", "train", "verify"),
+        "the command, and the function that it calls",
+    ),
 }
 """Names in several places that mean the same in each, and why they cannot be one."""
 
 TO_RENAME = """
 ATTEMPTS DTYPES EMPTY FOLDER FORMAT_VERSION Floats GRACE_S HASH_DIGITS Ints MEDIA_TYPE Moved PAGE
-Planned Request T Todo add_column convert describe encode_corpus evaluate import_checkpoint
-centre_frame logger train verify
+Planned Request T Todo describe centre_frame logger
 """
 """Names that still mean two things; this only shrinks."""
 

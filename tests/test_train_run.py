@@ -176,7 +176,7 @@ def test_two_runs_in_one_folder_are_one_too_many(config_file: Path, tmp_path: Pa
     run(config_file, out, eval_only=True)  # writes nothing that a run reads
     process.terminate()
     output = process.communicate(timeout=600)[0]
-    assert process.returncode == 1
+    assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by a signal" in output, output
     assert not (out / "running.json").exists()
 

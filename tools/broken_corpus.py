@@ -42,7 +42,7 @@ ENGINES: dict[str, tuple[list[str], list[str]]] = {
 }
 """Engine -> what starts it, and its options."""
 OPTIONS = ["--model", "reducio-random:8", "--resolution", "32", "--shard-rows", "16"]
-OPTIONS += ["--workers", "2", "--clip-timeout-s", "10", "--worker-memory-mb", "1024"]
+OPTIONS += ["--workers", "2", "--clip-timeout-s", "10"]
 MOST_FAILED = 0.1
 """The default of --max-failed."""
 

@@ -29,7 +29,7 @@ COMMANDS = {
     "import-checkpoint": "import_checkpoint",
     "bench": "bench",
 }
-"""Command -> its module in this package; the function in there has its name."""
+"""Command -> its module in this package."""
 
 
 class LatentsGroup(click.Group):
@@ -42,8 +42,8 @@ class LatentsGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = import_module(f"{__name__}.{COMMANDS[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
-        return command
+        found = (value for value in vars(module).values() if isinstance(value, click.Command))
+        return next(command for command in found if command.name == cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         with one_line():

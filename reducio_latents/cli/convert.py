@@ -26,7 +26,7 @@ from reducio_latents.upkeep.extraction.options import ReferenceOptions
     metavar="FOLDER",
     help="With --reference: its T5 files.",
 )
-def convert(
+def convert_command(
     source: str, target: str, options: ReferenceOptions, reference: bool, text: Path | None
 ) -> None:
     """Write the store SRC to DST as Zarr or as WebDataset tars, every row compared.

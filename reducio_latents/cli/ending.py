@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from reducio_latents.cli.show import safe
-from reducio_latents.errors import LatentsError
+from reducio_latents.errors import LatentsError, TrainingError
 
 
 class InterruptedBySignal(BaseException):
@@ -45,7 +45,10 @@ def one_line() -> Iterator[None]:
         with _sigterm_raises():
             yield
     except LatentsError as err:
-        raise click.ClickException(safe(str(err))) from err
+        if not isinstance(err, TrainingError) or not err.signal:
+            raise click.ClickException(safe(str(err))) from err
+        click.echo(safe(err), err=True)
+        raise SystemExit(128 + err.signal) from err
     except click.ClickException as err:
         err.message = safe(err.message)  # type: ignore[misc]
         raise

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from threading import Event
 
 import torch
 
@@ -33,7 +32,7 @@ from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.options import RunOptions
 from reducio_latents.train.order import TrainOrder, batch_numbers
 from reducio_latents.train.pretrained import take_pretrained
-from reducio_latents.train.progress import Clock, move_bar, open_bar, stop_signal
+from reducio_latents.train.progress import Clock, StopAsked, move_bar, open_bar, stop_signal
 from reducio_latents.train.ranks import RunRanks, join_ranks, lost_a_rank, short_reason
 from reducio_latents.train.records import Records, write_pictures
 from reducio_latents.train.settings import SETTINGS, changed_settings, to_yaml
@@ -125,7 +124,11 @@ def _holding(out: Path, ranks: RunRanks) -> Iterator[Lock | None]:
 
 
 def _prepare(
-    config: TrainConfig, out: Path, options: RunOptions, ranks: RunRanks, stop: Event | None = None
+    config: TrainConfig,
+    out: Path,
+    options: RunOptions,
+    ranks: RunRanks,
+    stop: StopAsked | None = None,
 ) -> Run:
     """Bring everything up that can fail, the quickest first."""
     if config.train.deterministic:
@@ -140,7 +143,7 @@ def _prepare(
     def probed(done: int, total: int) -> None:
         move_bar(bar, done, total)
         if stop is not None and stop.is_set():
-            raise TrainingError("stopped by a signal before the first step.")
+            raise TrainingError("stopped by a signal before the first step.", signal=stop.signal)
 
     with ranks.after_first(), open_bar("probe", "video", shown=options.bar and ranks.first) as bar:
         if ranks.first and anew:
@@ -224,7 +227,7 @@ def _evaluate(run: Run) -> TrainReport:
     return run.report()
 
 
-def _train(run: Run, stop: Event, lock: Lock | None) -> TrainReport:
+def _train(run: Run, stop: StopAsked, lock: Lock | None) -> TrainReport:
     config, state, ranks = run.config, run.state, run.ranks
     assert run.split.train is not None
     records = Records(run.out, config, state.step, run.options.wandb_key) if ranks.first else None
@@ -268,7 +271,9 @@ def _train(run: Run, stop: Event, lock: Lock | None) -> TrainReport:
                 _save(run)
             if stopping and not last:
                 ranks.meet()  # the first one has saved
-                raise TrainingError(f"stopped by a signal after step {state.step}.")
+                raise TrainingError(
+                    f"stopped by a signal after step {state.step}.", signal=stop.signal
+                )
     report = run.report()
     weights = MODEL if state.average is None else AVERAGE
     run.tell(
@@ -356,4 +361,4 @@ def _naming_the_last_checkpoint(out: Path) -> Iterator[None]:
         place = f"The same command continues from {place}."
         if isinstance(err, NotFiniteError) and len(found) > 1:
             place += f" If it ends so again, remove that folder to continue from {found[-2]}."
-        raise TrainingError(f"{err} {place}") from err
+        raise TrainingError(f"{err} {place}", signal=err.signal) from err

@@ -78,13 +78,20 @@ class Clock:
         return pace
 
 
+class StopAsked(threading.Event):
+    """Set once a signal has asked for an end."""
+
+    signal = signal.SIGTERM
+    """Which one; of another rank it is not known."""
+
+
 @contextmanager
-def stop_signal() -> Iterator[threading.Event]:
+def stop_signal() -> Iterator[StopAsked]:
     """Have SIGTERM, which job managers send before they kill, or Ctrl-C ask for a last checkpoint.
 
     A second one, a while later, ends the process as it does elsewhere.
     """
-    asked = threading.Event()
+    asked = StopAsked()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
@@ -98,7 +105,7 @@ def stop_signal() -> Iterator[threading.Event]:
     def ask(number: int, _: object) -> None:
         nonlocal asked_s
         if not asked.is_set():
-            asked_s = time.monotonic()
+            asked_s, asked.signal = time.monotonic(), signal.Signals(number)
             asked.set()
         elif time.monotonic() - asked_s > ECHO_S:
             restore()

@@ -231,11 +231,10 @@ class ClipReader:
             return
         free = shutil.disk_usage(SHARED_MEMORY).free
         if wanted > free:
-            fewer = " or --resize-on worker" if self.whole_px else ""
             raise ConfigError(
                 f"{self.workers} decode workers hand frames over in {wanted >> 20} MiB of shared "
                 f"memory, but {SHARED_MEMORY} has {free >> 20} MiB left. Give it more (docker run "
-                f"--shm-size 8g), or use fewer --workers{fewer}."
+                f"--shm-size 8g), or use fewer --workers."
             )
 
 
