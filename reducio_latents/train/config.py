@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +27,31 @@ def require(holds: bool, message: str) -> None:
     """Raise ConfigError(message) unless `holds`."""
     if not holds:
         raise ConfigError(message)
+
+
+RANGES: dict[str, Callable[[float], bool]] = {
+    ">= 0": lambda value: value >= 0,
+    ">= 1": lambda value: value >= 1,
+    "> 0": lambda value: value > 0,
+    "in [0, 1)": lambda value: 0 <= value < 1,
+    "in [0, 1]": lambda value: 0 <= value <= 1,
+    "between 0 and 1": lambda value: 0 < value < 1,
+    "in [0, 2**32)": lambda value: 0 <= value < 2**32,
+}
+"""How a range is called -> whether a number lies in it."""
+
+
+def require_ranges(section: str, settings: object, **ranges: str) -> None:
+    """Raise ConfigError, naming it, for a setting outside its range; None stands for `off`."""
+    for name, words in ranges.items():
+        value = getattr(settings, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        found = list(value) if isinstance(value, tuple) else value
+        off = "; null turns it off" if getattr(type(settings), name) is None else ""
+        require(
+            value is None or all(map(RANGES[words], numbers)),
+            f"{section}.{name} must be {words}, got {found}{off}.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +99,9 @@ class DataConfig:
             0 < low <= high <= 1,
             f"data.crop_area is [{low}, {high}]; give two shares, 0 < smallest <= largest <= 1.",
         )
-        require(
-            0 <= self.validation_share < 1,
-            f"data.validation_share must be in [0, 1), got {self.validation_share}.",
-        )
         check_choices(self, "data.")
-        require(
-            self.workers >= 1 and self.ahead >= 1 and self.timeout_s > 0,
-            "data.workers and data.ahead must be >= 1 and data.timeout_s > 0, got "
-            f"{self.workers}, {self.ahead} and {self.timeout_s}.",
-        )
-        require(
-            0 <= self.max_failed <= 1, f"data.max_failed must be in [0, 1], got {self.max_failed}."
-        )
+        require_ranges("data", self, validation_share="in [0, 1)", max_failed="in [0, 1]")
+        require_ranges("data", self, workers=">= 1", ahead=">= 1", timeout_s="> 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +119,8 @@ class LossConfig:
     """Log-variance of the pixels' noise; it is not trained."""
 
     def __post_init__(self) -> None:
-        for name in ("perceptual_weight", "kl_weight", "penalty_weight"):
-            value = getattr(self, name)
-            require(value >= 0, f"loss.{name} must be >= 0, got {value}.")
+        weights = ("perceptual_weight", "kl_weight", "penalty_weight")
+        require_ranges("loss", self, **dict.fromkeys(weights, ">= 0"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +148,7 @@ class AdversarialConfig:
             len(set(self.discriminators)) == len(self.discriminators),
             f"adversarial.discriminators names one twice: {', '.join(self.discriminators)}.",
         )
-        require(
-            self.start_step >= 0, f"adversarial.start_step must be >= 0, got {self.start_step}."
-        )
+        require_ranges("adversarial", self, start_step=">= 0")
         require(
             self.weight >= 0 and self.lr_factor > 0,
             "adversarial.weight must be >= 0 and adversarial.lr_factor > 0, got "
@@ -178,30 +190,13 @@ class OptimisationConfig:
     """Ask torch for kernels that give the same bits again, where a GPU has others."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate"):
-            value = getattr(self, name)
-            require(value >= 1, f"train.{name} must be >= 1, got {value}.")
-        require(
-            self.lr > 0 and self.eps > 0,
-            f"train.lr and train.eps must be > 0, got {self.lr} and {self.eps}.",
-        )
-        require(
-            all(0 <= beta < 1 for beta in self.betas),
-            f"train.betas must be in [0, 1), got {list(self.betas)}.",
-        )
-        require(
-            self.max_grad_norm is None or self.max_grad_norm > 0,
-            f"train.max_grad_norm must be > 0, got {self.max_grad_norm}; null turns it off.",
-        )
-        require(
-            self.ema_decay is None or 0 < self.ema_decay < 1,
-            f"train.ema_decay must be between 0 and 1, got {self.ema_decay}; null turns it off.",
-        )
+        require_ranges("train", self, steps=">= 1", batch_size=">= 1", accumulate=">= 1")
+        require_ranges("train", self, lr="> 0", eps="> 0", betas="in [0, 1)", max_grad_norm="> 0")
+        require_ranges("train", self, ema_decay="between 0 and 1", seed="in [0, 2**32)")
         require(
             len(set(self.freeze)) < len(FREEZABLE),
             "train.freeze names all three networks, so there is nothing to train. Leave one out.",
         )
-        require(0 <= self.seed < 2**32, f"train.seed must be in [0, 2**32), got {self.seed}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,11 +211,7 @@ class ValidationConfig:
     """For frames higher than a whole tile; null: frames are seen whole."""
 
     def __post_init__(self) -> None:
-        require(
-            min(self.every_steps, self.clips, self.batch_size) >= 1,
-            "validation.every_steps, clips and batch_size must be >= 1, got "
-            f"{self.every_steps}, {self.clips} and {self.batch_size}.",
-        )
+        require_ranges("validation", self, every_steps=">= 1", clips=">= 1", batch_size=">= 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,11 +228,7 @@ class LogConfig:
     wandb_project: str = "reducio-vae"
 
     def __post_init__(self) -> None:
-        require(
-            min(self.every_steps, self.batch_frequency, self.pictures) >= 1,
-            "log.every_steps, batch_frequency and pictures must be >= 1, got "
-            f"{self.every_steps}, {self.batch_frequency} and {self.pictures}.",
-        )
+        require_ranges("log", self, every_steps=">= 1", batch_frequency=">= 1", pictures=">= 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,11 +240,7 @@ class CheckpointConfig:
     """Besides the one that validated best."""
 
     def __post_init__(self) -> None:
-        require(
-            min(self.every_steps, self.keep_last) >= 1,
-            "checkpoint.every_steps and keep_last must be >= 1, got "
-            f"{self.every_steps} and {self.keep_last}.",
-        )
+        require_ranges("checkpoint", self, every_steps=">= 1", keep_last=">= 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reducio_latents.core.config import from_mapping
+from reducio_latents.core.libraries import import_library
 from reducio_latents.errors import ConfigError
 from reducio_latents.train.config import TrainConfig
 
@@ -63,21 +64,16 @@ def parse_yaml(text: str, *, where: str, hint: str = "") -> dict[str, Any]:
 
     1e-5 is a number and `off` a word, as in YAML 1.2.
     """
-    try:
-        import yaml
-    except ImportError as err:
-        raise ConfigError(
-            "reading a config needs PyYAML. pip install 'reducio-latents[train]'."
-        ) from err
+    yaml = import_library("yaml", "reading a config", extra="train")
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # type: ignore[misc,name-defined]
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
             for key in keys:
                 if keys.count(key) > 1:
                     line = node.start_mark.line + 1
                     raise ConfigError(f"{where}: {key!r} is given twice below line {line}.")
-            return super().construct_mapping(node, deep)
+            return dict(super().construct_mapping(node, deep))
 
     # YAML 1.1, which PyYAML speaks, wants 1.0e-5, and reads on, off, yes and no as booleans.
     boolean = "tag:yaml.org,2002:bool"
