@@ -159,7 +159,7 @@ def _column(
     count: int,
     failed: Sequence[Failure],
 ) -> ColumnRows:
-    made = list(encoder.encode(batch)) if batch.rows else []
+    made = list(encoder.launch(batch)()) if batch.rows else []
     rows: list[Row] = [None] * count
     for row, value in zip(batch.rows, made, strict=True):
         rows[row] = value

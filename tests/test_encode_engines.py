@@ -25,7 +25,7 @@ from reducio_latents.encode.engines.local import Request, run_rank, run_ranks
 from reducio_latents.encode.engines.ranks import Rank
 from reducio_latents.encode.engines.ray import actor_options, gpus_for
 from reducio_latents.encode.options import EncodeOptions
-from reducio_latents.encode.pipeline import ShardDone
+from reducio_latents.encode.shards import ShardDone
 from reducio_latents.video.processes import PRELOAD
 from tests.corpora import write_corpus, write_video
 from tests.test_encode_flow import files_of

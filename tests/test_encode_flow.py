@@ -19,7 +19,7 @@ from reducio_latents import LatentDataset, LatentTable, encode_corpus, load_auto
 from reducio_latents.cli.progress import Bars
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.core.images import decode_image
-from reducio_latents.encode import EncodeReport, Tally, plan_corpus, shards
+from reducio_latents.encode import EncodeReport, Tally, batches, plan_corpus
 from reducio_latents.encode.gpu import DeviceFit
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
@@ -131,8 +131,8 @@ def test_who_resizes_the_frames_changes_no_byte(
             fitted.append(frames_THWC.shape)
             return super().__call__(frames_THWC, bucket, mode)
 
-    monkeypatch.setattr(shards, "DeviceFit", Spy)
-    monkeypatch.setattr(shards, "WHOLE_PX", whole_px)
+    monkeypatch.setattr(batches, "DeviceFit", Spy)
+    monkeypatch.setattr(batches, "WHOLE_PX", whole_px)
     monkeypatch.setattr(EncodeOptions, "resizes_on_device", True)
     encode(corpus, tmp_path / "store")
     assert files_of(tmp_path / "store") == files_of(encoded[0])

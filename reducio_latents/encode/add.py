@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ from reducio_latents.core.config import convert, made_from
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import CAPTIONS, ColumnEncoder
 from reducio_latents.encode.engines.one import run_job
+from reducio_latents.encode.finish import Ledger
 from reducio_latents.encode.job import Job
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.prepare import Planned, list_by
@@ -56,13 +56,13 @@ def add_column(
     needed and gone.
     """
     progress = progress or Silent()
-    start = time.perf_counter()
+    ledger = Ledger()
     options = made_from(EncodeOptions, options, settings, "add_column")
     opened = Store(open_files(store))
     names = tuple(dict.fromkeys([*columns, *replacing]))
     chosen = _options_for(opened.meta, names, options)
     encoders = build_columns(chosen)
-    meta = _describe(opened, encoders, replacing)
+    meta = _describe(opened, encoders, chosen, replacing)
     needs_videos = _lacks_exact_content(opened, encoders)
     if corpus is None and chosen.root is None:
         chosen = replace(chosen, root=opened.meta.root)
@@ -74,7 +74,7 @@ def add_column(
     writer = StoreWriter.open(opened.files, meta, array_rows(shards, meta.shard_rows))
     find = videos.get if needs_videos else partial(opened.plan.source, corpus_root="")
     job = Job(chosen, Planned(find, opened.plan), encoders, writer)
-    return run_job(job, progress, start)
+    return run_job(job, progress, ledger)
 
 
 def _options_for(meta: StoreMeta, names: tuple[str, ...], options: EncodeOptions) -> EncodeOptions:
@@ -97,7 +97,10 @@ def _options_for(meta: StoreMeta, names: tuple[str, ...], options: EncodeOptions
 
 
 def _describe(
-    opened: Store, encoders: Sequence[ColumnEncoder], replacing: Sequence[str]
+    opened: Store,
+    encoders: Sequence[ColumnEncoder],
+    options: EncodeOptions,
+    replacing: Sequence[str],
 ) -> StoreMeta:
     """Return the store's description with the columns as they will be.
 
@@ -108,15 +111,16 @@ def _describe(
     columns = dict(stored.columns)
     for encoder in encoders:
         there = stored.columns.get(encoder.name)
-        column = describe_column(encoder, buckets, measure=not there or encoder.name in replacing)
-        if there is not None and encoder.name not in replacing and _differs(column, there):
+        is_new = there is None or encoder.name in replacing
+        column = describe_column(encoder, options, buckets, measure=is_new)
+        if there is not None and not is_new and _differs(column, there):
             lines = column_differences(column, there)
             raise StoreError(
                 f"{opened.files.url} has a column {encoder.name} that was made differently: "
                 f"{'; '.join(lines[:4])}. Use the same settings, or replace it: "
                 f"--replace {encoder.name}."
             )
-        if there is None or encoder.name in replacing:
+        if is_new:
             # One that is already as asked for keeps its description, with what it measured.
             columns[encoder.name] = there if there and not _differs(column, there) else column
     return replace(stored, columns=columns)

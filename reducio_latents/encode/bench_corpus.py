@@ -15,8 +15,8 @@ from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import corpus_root
 from reducio_latents.encode.bench import naive
 from reducio_latents.encode.options import EncodeOptions
-from reducio_latents.encode.pipeline import BUSY
 from reducio_latents.encode.run import encode_corpus
+from reducio_latents.encode.shards import BUSY
 from reducio_latents.errors import VideoError
 from reducio_latents.files import open_files
 from reducio_latents.store import Store

@@ -63,25 +63,40 @@ class ColumnEncoder(Protocol):
     def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
         """Return the column's description; raise GeometryError for a bucket that does not fit."""
 
-    def encode(self, batch: ClipBatch) -> Sequence[Row]:
-        """Return one row for each clip of the batch.
+    def measure(self, bucket: Bucket) -> dict[str, float]:
+        """Return what a fast way to encode costs, as `ColumnMeta.measured` keeps it."""
 
-        An encoder that also has `launch` is called by that: it returns at once, and what it returns
-        waits for the rows, so that a GPU has the next batch before it is asked for this one.
+    def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row]]:
+        """Begin to encode a batch; what is returned waits for its rows, one for each clip.
+
+        So a GPU has the next batch before it is asked for this one.
         """
+
+    def take_busy_s(self) -> float | None:
+        """Return the GPU's seconds in what was encoded since the last call; None if not known."""
 
     def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
         """Return per-channel statistics over the rows of a shard that are not None."""
 
 
-def launch(encoder: ColumnEncoder, batch: ClipBatch) -> Callable[[], Sequence[Row]]:
-    """Begin to encode a batch; return what waits for its rows."""
-    begin = getattr(encoder, "launch", None)
-    if begin is not None:
-        waits: Callable[[], Sequence[Row]] = begin(batch)
-        return waits
-    rows = encoder.encode(batch)
-    return lambda: rows
+class PlainColumn:
+    """A column that is encoded at once: all of a `ColumnEncoder` but its name and description."""
+
+    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+        raise NotImplementedError
+
+    def measure(self, bucket: Bucket) -> dict[str, float]:
+        return {}
+
+    def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row]]:
+        rows = self.encode(batch)
+        return lambda: rows
+
+    def take_busy_s(self) -> float | None:
+        return None
+
+    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -130,16 +145,12 @@ class MotionColumn:
             decode=self.decodes_to_measure,
         )
 
-    def encode(self, batch: ClipBatch) -> Sequence[Row]:
-        return self.launch(batch)()
-
     def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row]]:
         assert batch.frames_BTHWC is not None
         moments = self.batches.launch(batch.frames_BTHWC)
         return lambda: list(moments())
 
     def take_busy_s(self) -> float | None:
-        """Return the GPU's seconds in what was encoded since the last call; None on a CPU."""
         return self.batches.take_busy_s()
 
     def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
@@ -155,7 +166,7 @@ class MotionColumn:
 
 
 @dataclass(frozen=True)
-class ContentImageColumn:
+class ContentImageColumn(PlainColumn):
     """`content_image`: the centre frame at the clip's size, as an image file."""
 
     codec: str
@@ -182,12 +193,9 @@ class ContentImageColumn:
         chw: NDArray[np.uint8] = batch.content_BHWC.permute(0, 3, 1, 2).contiguous().numpy()
         return list(chw)
 
-    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
-        return {}
-
 
 @dataclass(frozen=True)
-class CaptionColumn:
+class CaptionColumn(PlainColumn):
     """`caption`: UTF-8 text; several captions of a clip are separated by a NUL character."""
 
     name: str = "caption"
@@ -201,12 +209,9 @@ class CaptionColumn:
     def encode(self, batch: ClipBatch) -> Sequence[Row]:
         return ["\0".join(captions).encode() for captions in batch.captions]
 
-    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
-        return {}
-
 
 @dataclass(frozen=True)
-class FrameTimesColumn:
+class FrameTimesColumn(PlainColumn):
     """`frame_times`: when each chosen frame appears, float64 (T,), seconds from the first shown."""
 
     backend: str
@@ -226,6 +231,3 @@ class FrameTimesColumn:
     def encode(self, batch: ClipBatch) -> Sequence[Row]:
         assert batch.times_s is not None
         return list(np.array(batch.times_s, np.float64))
-
-    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
-        return {}

@@ -18,7 +18,7 @@ from reducio_latents.conditioning.text import TextEncoder
 from reducio_latents.core.gaussian import apply_final_rule
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.core.values import Posterior
-from reducio_latents.encode.columns import CAPTIONS, CONTENT, ClipBatch
+from reducio_latents.encode.columns import CAPTIONS, CONTENT, ClipBatch, PlainColumn
 from reducio_latents.errors import ConfigError
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.meta import ColumnMeta
@@ -69,7 +69,7 @@ class _Running:
 
 
 @dataclass(frozen=True)
-class ContentLatentColumn:
+class ContentLatentColumn(PlainColumn):
     """`content_latent`: moments of the content image, mean above log-variance, (2D, h, w)."""
 
     encoder: ImageAutoencoder
@@ -124,7 +124,7 @@ class SharedImageEncoder:
 
 
 @dataclass(frozen=True)
-class ContentClipColumn:
+class ContentClipColumn(PlainColumn):
     """`content_clip`: the content image's patch tokens, float16 (tokens, dim), or in 8 bits."""
 
     shared: SharedImageEncoder
@@ -167,7 +167,7 @@ class ContentClipColumn:
 
 
 @dataclass(frozen=True)
-class ContentClipPooledColumn:
+class ContentClipPooledColumn(PlainColumn):
     """`content_clip_pooled`: the content image as one vector, float16 (dim,)."""
 
     shared: SharedImageEncoder
@@ -203,7 +203,7 @@ class ContentClipPooledColumn:
 
 
 @dataclass
-class TextColumn:
+class TextColumn(PlainColumn):
     """`text`: token vectors of each caption of a clip; `store.text_rows` says how a row lies.
 
     Within a shard equal captions are encoded once and give one row, and a shard's rows depend on

@@ -1,30 +1,36 @@
-"""After the last shard: index, statistics, counts and errors, all made from plan and commits."""
+"""After the last shard: index, statistics, counts, errors and the report of the run.
+
+All that is stored is made from plan and commits: whoever does it, and how often, it is the same.
+"""
 
 from __future__ import annotations
 
-import logging
 import platform
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from reducio_latents.encode.report import Tally
-from reducio_latents.files import Files
-from reducio_latents.files.parquet import read_parquet
+from reducio_latents.encode.engines.orders import FOLDER as RUNS
+from reducio_latents.encode.job import Job
+from reducio_latents.encode.progress import Progress
+from reducio_latents.encode.quality import require_floor
+from reducio_latents.encode.report import EncodeReport, Tally, count_kinds
+from reducio_latents.encode.shards import ShardDone
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
 from reducio_latents.store.index import Index, IndexEntry, require_same_clips, write_index
 from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.plan import Plan, ShardSums
-from reducio_latents.store.reports import ERRORS, ClipError, Reports
+from reducio_latents.store.reports import ClipError, Reports
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.writer import StoreWriter
 from reducio_latents.version import __version__
-from reducio_latents.video.identity import CHANGED
 
-log = logging.getLogger(__name__)
-
+Todo = Mapping[ShardKey, tuple[str, ...]]
+"""Unfinished shards, and the columns that each lacks."""
 ALL = "all"
 
 
@@ -82,18 +88,6 @@ def finish(writer: StoreWriter, plan: Plan, counts: Mapping[str, Tally], outcome
     )
 
 
-def replaced_videos(files: Files) -> frozenset[str]:
-    """Return the videos of which a run has found that they are not the ones that were planned."""
-    try:
-        rows = read_parquet(files.read(ERRORS), ["video", "reason"]).to_pylist()
-    except FileNotFoundError:
-        return frozenset()
-    except (KeyError, pa.ArrowException, OSError) as err:
-        log.warning("%s/%s cannot be read, and will be written again: %s", files.url, ERRORS, err)
-        return frozenset()
-    return frozenset(row["video"] for row in rows if f"{CHANGED} planned" in row["reason"])
-
-
 def versions() -> dict[str, str]:
     """Return the versions of all that the stored numbers depend on."""
     found = {"reducio_latents": __version__, "python": platform.python_version()}
@@ -121,3 +115,145 @@ def _commits(writer: StoreWriter) -> Iterator[Commit]:
             commit = Commit.read(writer.files, key, column)
             require_same_clips(writer.files, commit, sums)
             yield commit
+
+
+@dataclass
+class Ledger:
+    """What this process has committed so far."""
+
+    begun: float = field(default_factory=time.perf_counter)
+    done: set[ShardKey] = field(default_factory=set)
+    encoded: int = 0
+    failed: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+
+    def book(self, done: ShardDone) -> None:
+        self.done.add(done.key)
+        self.failed += len(done.failed)
+        self.encoded += done.rows - len(done.failed)
+        for stage, seconds in done.timings.items():
+            self.stages[stage] = self.stages.get(stage, 0.0) + seconds
+
+
+def announce(job: Job, todo: Todo, progress: Progress, share: Iterable[ShardKey] = ()) -> None:
+    """Tell the progress how many clips the run is about; with `share`, that part of them."""
+    rows = job.shards()
+    about = set(share) or set(rows)
+    total = sum(n for key, n in rows.items() if key in about)
+    progress.planned(total, sum(n for key, n in rows.items() if key in about and key not in todo))
+
+
+def conclude(job: Job, todo: Todo, ledger: Ledger) -> EncodeReport:
+    """Write the index, statistics, counts and errors of the store; report on the whole run.
+
+    A function of plan and commits: whoever does it, and how often, it writes the same.
+    """
+    left = job.missing()
+    job.journal.sweep(left)
+    for path in list(job.writer.files.list(RUNS)):
+        job.writer.files.delete(path)
+    job.writer.sweep()
+    outcome = gather(job.writer)
+    finish(job.writer, job.planned.plan, stored_counts(job.planned.plan, outcome, left), outcome)
+    fresh = {key for key in todo if key not in left}
+    report = make_report(job, fresh, outcome, left)
+    psnr = [clip.psnr for _, clip in outcome.reports.quality]
+    mean = sum(psnr) / len(psnr) if psnr else None
+    if mean is not None:
+        require_floor(mean, len(psnr), job.options.min_psnr)  # a run of few clips was not stopped
+    return replace(
+        report, seconds=time.perf_counter() - ledger.begun, stages=ledger.stages, psnr=mean
+    )
+
+
+def share_report(job: Job, todo: Todo, ledger: Ledger, share: str = "") -> EncodeReport:
+    """Report on the shards that a run, or one rank of it, had to do, finished or not."""
+    rows = job.shards()
+    found = sum(rows[key] for key in todo)
+    left = [key for key in todo if key not in ledger.done]
+    return EncodeReport(
+        videos=Tally(),
+        clips=Tally(found, ledger.encoded, sum(rows[key] for key in left), ledger.failed),
+        skipped={"clips of shards that are left": sum(rows[key] for key in left)} if left else {},
+        seconds=time.perf_counter() - ledger.begun,
+        stages=ledger.stages,
+        shards_left=len(left),
+        max_failed=job.options.max_failed,
+        signal=job.stop.signal,
+        share=share,
+    )
+
+
+def stored_counts(plan: Plan, outcome: Outcome, left: Iterable[ShardKey] = ()) -> dict[str, Tally]:
+    """Return the tallies of the store as it is.
+
+    `skipped` is what needed no encoding, and what is in the shards that are `left`.
+    """
+    bad_videos = {error.video for error in outcome.errors}
+    status = plan.videos["status"].to_pylist()
+    names = plan.videos["video"].to_pylist()
+    failed = sum(s == "failed" or n in bad_videos for s, n in zip(status, names, strict=True))
+    skipped = sum(s in ("too_short", "duplicate") for s in status)
+    clips = plan.clips.num_rows
+    duplicates = pc.sum(pc.equal(plan.clips["status"], "duplicate")).as_py() or 0
+    bad = len(outcome.errors)
+    videos_left, clips_left = _left(plan, outcome, left)
+    skipped, duplicates = skipped + len(videos_left), duplicates + clips_left
+    return {
+        "videos": Tally(len(status), len(status) - failed - skipped, skipped, failed),
+        "clips": Tally(clips, clips - duplicates - bad, duplicates, bad),
+    }
+
+
+def make_report(
+    job: Job, fresh: set[ShardKey], outcome: Outcome, left: Iterable[ShardKey] = ()
+) -> EncodeReport:
+    """Tally this run: `encoded` now, `skipped` for being stored before, too short, double or left.
+
+    `fresh` are the shards that it has made, `left` those that are still to be made.
+    """
+    plan, left = job.planned.plan, list(left)
+    stored = stored_counts(plan, outcome, left)
+    videos_left, clips_left = _left(plan, outcome, left)
+    fresh_rows = _rows_of(plan, fresh)
+    bad = {error.clip_id for error in outcome.errors}
+    bad_videos = {error.video for error in outcome.errors}
+    new_clips = sum(clip not in bad for clip in fresh_rows["clip_id"].to_pylist())
+    new_videos = len(set(fresh_rows["video"].to_pylist()) - bad_videos - videos_left)
+    clips, videos = stored["clips"], stored["videos"]
+    reasons: list[tuple[str, ...]] = [(e.reason, e.video, e.clip_id) for e in outcome.errors]
+    status = plan.videos.select(["video", "status", "reason"]).to_pylist()
+    reasons += [(v["reason"], v["video"]) for v in status if v["status"] == "failed"]
+    skipped = {
+        "clips of shards that are left": clips_left,
+        "clips stored before": clips.encoded - new_clips,
+        "clips of duplicate videos": clips.skipped - clips_left,
+        "videos with clips that are left": len(videos_left),
+        "videos without one whole clip": sum(v["status"] == "too_short" for v in status),
+        "duplicate videos": sum(v["status"] == "duplicate" for v in status),
+    }
+    return EncodeReport(
+        videos=replace(
+            videos, encoded=new_videos, skipped=videos.found - new_videos - videos.failed
+        ),
+        clips=replace(clips, encoded=new_clips, skipped=clips.found - new_clips - clips.failed),
+        skipped={reason: number for reason, number in skipped.items() if number},
+        failed=count_kinds(reasons),
+        statistics=outcome.statistics,
+        shards_left=len(left),
+        max_failed=job.options.max_failed,
+    )
+
+
+def _left(plan: Plan, outcome: Outcome, left: Iterable[ShardKey]) -> tuple[set[str], int]:
+    """Return the videos of shards that are left, and how many clips; but for what has failed."""
+    rows = _rows_of(plan, set(left)).select(["clip_id", "video"]).to_pylist()
+    bad = {error.clip_id for error in outcome.errors}
+    bad_videos = {error.video for error in outcome.errors}
+    videos = {row["video"] for row in rows} - bad_videos
+    return videos, sum(row["clip_id"] not in bad for row in rows)
+
+
+def _rows_of(plan: Plan, keys: set[ShardKey]) -> pa.Table:
+    tables = [plan.shard_clips(*key) for key in sorted(keys)]
+    return pa.concat_tables(tables) if tables else plan.clips.slice(0, 0)

@@ -129,10 +129,37 @@ class BatchEncoder:
 
     def launch(self, frames_BTHWC: Tensor) -> Result:
         """Begin to encode uint8 frames (B, T, H, W, 3); raise ConfigError if not one clip fits."""
-        if self._on_gpu:
-            return self._launch_on_gpu(frames_BTHWC)
-        moments = self._in_parts(frames_BTHWC).cpu().numpy()
-        return lambda: moments
+        frames, start = self._upload(frames_BTHWC) if self._on_gpu else (frames_BTHWC, None)
+        shape = frames.shape[1:]
+        most = self._pad_to or len(frames)
+        parts: list[Tensor] = []
+        while not parts:
+            limit = min(most, self._fits.get(shape, most))
+            try:
+                for i in range(0, len(frames), limit):
+                    part = self._to_unit(frames[i : i + limit], limit)
+                    # No name for what it gives, which would keep it alive when memory runs out.
+                    parts.append(
+                        self._autoencoder.encode(part).moments[: len(frames) - i].to(torch.float16)
+                    )
+            except torch.OutOfMemoryError as err:
+                parts.clear()
+                if limit == 1:
+                    raise ConfigError(
+                        f"one clip of {'x'.join(map(str, shape[:3]))} does not fit in the memory "
+                        f"of {self.device}. Use --dtype bfloat16, tiles, or a smaller resolution."
+                    ) from err
+            if not parts:  # outside of the handler, whose traceback keeps tensors alive
+                del part
+                self._fits[shape] = limit // 2
+                log.warning("%d clips do not fit in memory; going on with %d.", limit, limit // 2)
+                if self._on_gpu:
+                    torch.cuda.empty_cache()
+        moments = torch.cat(parts)
+        if start is not None:
+            return self._download(moments, start)
+        rows: Moments = moments.cpu().numpy()
+        return lambda: rows
 
     def take_busy_s(self) -> float | None:
         """Return the GPU's seconds in the batches since the last call; None on a CPU.
@@ -151,17 +178,19 @@ class BatchEncoder:
         """Return how many clips of (T, H, W, 3) fit at once, once that has been found out."""
         return self._fits.get(clip_shape)
 
-    def _launch_on_gpu(self, frames: Tensor) -> Result:
-        device = self._autoencoder.device
-        compute = torch.cuda.current_stream(device)
+    def _upload(self, frames: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+        """Return frames on the GPU, and an event before what is computed of them."""
+        compute, start = torch.cuda.current_stream(self.device), _event(timing=True)
         with torch.cuda.stream(self._copies_in):
             on_device = self._copy_in(frames)
             on_device.record_stream(compute)
         compute.wait_stream(self._copies_in)
-        start, end = _event(timing=True), _event(timing=True)
         start.record(compute)
-        moments = self._in_parts(on_device)
-        end.record(compute)
+        return on_device, start
+
+    def _download(self, moments: Tensor, start: torch.cuda.Event) -> Result:
+        end = _event(timing=True)
+        end.record(torch.cuda.current_stream(self.device))
         self._busy.append((start, end))
         self._copies_out.wait_event(end)
         with torch.cuda.stream(self._copies_out):
@@ -193,38 +222,12 @@ class BatchEncoder:
         ring.append(slot)
         return on_device
 
-    def _in_parts(self, frames: Tensor) -> Tensor:
-        """Return float16 moments of frames on the device, in parts that fit."""
-        shape = frames.shape[1:]
-        most = self._pad_to or len(frames)
-        while True:
-            limit = min(most, self._fits.get(shape, most))
-            try:
-                parts = [
-                    self._moments(frames[i : i + limit], limit)
-                    for i in range(0, len(frames), limit)
-                ]
-                return torch.cat(parts)
-            except torch.OutOfMemoryError as err:
-                if limit == 1:
-                    raise ConfigError(
-                        f"one clip of {'x'.join(map(str, shape[:3]))} does not fit in the memory "
-                        f"of {self._autoencoder.device}. Use --dtype bfloat16, tiles, or a smaller "
-                        "resolution."
-                    ) from err
-            # Outside of the handler, whose traceback keeps the tensors of the attempt alive.
-            self._fits[shape] = limit // 2
-            log.warning("%d clips do not fit in memory; going on with %d.", limit, limit // 2)
-            if self._on_gpu:
-                torch.cuda.empty_cache()
-
-    def _moments(self, frames: Tensor, size: int) -> Tensor:
-        count = len(frames)
-        if self._pad_to is not None and count < size:
-            frames = torch.cat([frames, frames[-1:].expand(size - count, *frames.shape[1:])])
-        autoencoder = self._autoencoder
-        posterior = autoencoder.encode(to_unit(frames, autoencoder.dtype))
-        return posterior.moments[:count].to(torch.float16)
+    def _to_unit(self, frames: Tensor, size: int) -> Tensor:
+        """Return what the autoencoder takes of frames; for a compiled one, filled up to a size."""
+        if self._pad_to is not None and len(frames) < size:
+            last = frames[-1:].expand(size - len(frames), *frames.shape[1:])
+            frames = torch.cat([frames, last])
+        return to_unit(frames, self._autoencoder.dtype)
 
 
 def _on_gpu(device: torch.device) -> bool:

@@ -1,24 +1,21 @@
-"""A run that is ready to start: what to encode, by what, into where; and what came of it."""
+"""A run that is ready to start: what to encode, by what, into where."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from reducio_latents.corpus import corpus_root
 from reducio_latents.encode.attempts import Journal
 from reducio_latents.encode.columns import ColumnEncoder
-from reducio_latents.encode.finish import Outcome
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.encode.prepare import Planned, make_plan
 from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.registry import build_columns, describe_column
-from reducio_latents.encode.report import EncodeReport, Tally, count_kinds
 from reducio_latents.encode.stop import Stop
 from reducio_latents.errors import StoreError
 from reducio_latents.files import open_files
@@ -114,7 +111,7 @@ def describe(
     """
     buckets = options.bucket_list(BUCKET_MULTIPLE)
     return {
-        encoder.name: describe_column(encoder, buckets, measure=encoder.name not in known)
+        encoder.name: describe_column(encoder, options, buckets, measure=encoder.name not in known)
         for encoder in encoders
     }
 
@@ -185,76 +182,6 @@ def forget_failures(writer: StoreWriter) -> None:
         writer.drop_commit(key, column)
 
 
-def stored_counts(plan: Plan, outcome: Outcome, left: Iterable[ShardKey] = ()) -> dict[str, Tally]:
-    """Return the tallies of the store as it is.
-
-    `skipped` is what needed no encoding, and what is in the shards that are `left`.
-    """
-    bad_videos = {error.video for error in outcome.errors}
-    status = plan.videos["status"].to_pylist()
-    names = plan.videos["video"].to_pylist()
-    failed = sum(s == "failed" or n in bad_videos for s, n in zip(status, names, strict=True))
-    skipped = sum(s in ("too_short", "duplicate") for s in status)
-    clips = plan.clips.num_rows
-    duplicates = pc.sum(pc.equal(plan.clips["status"], "duplicate")).as_py() or 0
-    bad = len(outcome.errors)
-    videos_left, clips_left = _left(plan, outcome, left)
-    skipped, duplicates = skipped + len(videos_left), duplicates + clips_left
-    return {
-        "videos": Tally(len(status), len(status) - failed - skipped, skipped, failed),
-        "clips": Tally(clips, clips - duplicates - bad, duplicates, bad),
-    }
-
-
-def make_report(
-    job: Job, fresh: set[ShardKey], outcome: Outcome, left: Iterable[ShardKey] = ()
-) -> EncodeReport:
-    """Tally this run: `encoded` now, `skipped` for being stored before, too short, double or left.
-
-    `fresh` are the shards that it has made, `left` those that are still to be made.
-    """
-    plan, left = job.planned.plan, list(left)
-    stored = stored_counts(plan, outcome, left)
-    videos_left, clips_left = _left(plan, outcome, left)
-    fresh_rows = _rows_of(plan, fresh)
-    bad = {error.clip_id for error in outcome.errors}
-    bad_videos = {error.video for error in outcome.errors}
-    new_clips = sum(clip not in bad for clip in fresh_rows["clip_id"].to_pylist())
-    new_videos = len(set(fresh_rows["video"].to_pylist()) - bad_videos - videos_left)
-    clips, videos = stored["clips"], stored["videos"]
-    reasons: list[tuple[str, ...]] = [(e.reason, e.video, e.clip_id) for e in outcome.errors]
-    status = plan.videos.select(["video", "status", "reason"]).to_pylist()
-    reasons += [(v["reason"], v["video"]) for v in status if v["status"] == "failed"]
-    skipped = {
-        "clips of shards that are left": clips_left,
-        "clips stored before": clips.encoded - new_clips,
-        "clips of duplicate videos": clips.skipped - clips_left,
-        "videos with clips that are left": len(videos_left),
-        "videos without one whole clip": sum(v["status"] == "too_short" for v in status),
-        "duplicate videos": sum(v["status"] == "duplicate" for v in status),
-    }
-    return EncodeReport(
-        videos=replace(
-            videos, encoded=new_videos, skipped=videos.found - new_videos - videos.failed
-        ),
-        clips=replace(clips, encoded=new_clips, skipped=clips.found - new_clips - clips.failed),
-        skipped={reason: number for reason, number in skipped.items() if number},
-        failed=count_kinds(reasons),
-        statistics=outcome.statistics,
-        shards_left=len(left),
-        max_failed=job.options.max_failed,
-    )
-
-
-def _left(plan: Plan, outcome: Outcome, left: Iterable[ShardKey]) -> tuple[set[str], int]:
-    """Return the videos of shards that are left, and how many clips; but for what has failed."""
-    rows = _rows_of(plan, set(left)).select(["clip_id", "video"]).to_pylist()
-    bad = {error.clip_id for error in outcome.errors}
-    bad_videos = {error.video for error in outcome.errors}
-    videos = {row["video"] for row in rows} - bad_videos
-    return videos, sum(row["clip_id"] not in bad for row in rows)
-
-
 def _rows(plan: Plan, shard_rows: int) -> dict[str, int]:
     """Return how long each bucket's arrays must be; shards before the last count as full."""
     rows: dict[str, int] = {}
@@ -262,8 +189,3 @@ def _rows(plan: Plan, shard_rows: int) -> dict[str, int]:
         end = shard.shard * shard_rows + shard.rows
         rows[shard.bucket] = max(rows.get(shard.bucket, 0), end)
     return rows
-
-
-def _rows_of(plan: Plan, keys: set[ShardKey]) -> pa.Table:
-    tables = [plan.shard_clips(*key) for key in sorted(keys)]
-    return pa.concat_tables(tables) if tables else plan.clips.slice(0, 0)

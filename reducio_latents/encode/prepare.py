@@ -8,18 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import CorpusVideo, list_corpus
 from reducio_latents.corpus.planning import plan_listed
 from reducio_latents.corpus.probe import OnProbe, ProbeRecord, Probing
-from reducio_latents.encode.finish import replaced_videos
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.source import PlannedClip, ShardWork
 from reducio_latents.files import Files
+from reducio_latents.files.parquet import read_parquet
 from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.plan import Plan, PlanSpec, PlanTakenError, read_plan, write_part
-from reducio_latents.video.identity import Expected
+from reducio_latents.store.reports import ERRORS
+from reducio_latents.video.identity import CHANGED, Expected
 
 log = logging.getLogger(__name__)
 
@@ -106,3 +109,15 @@ def make_plan(
         except PlanTakenError:
             log.info("another run has planned meanwhile: planning what is still missing.")
     return Planned({video.video: video.source for video in listed}.get, new.plan, new.stamps)
+
+
+def replaced_videos(files: Files) -> frozenset[str]:
+    """Return the videos of which a run has found that they are not the ones that were planned."""
+    try:
+        rows = read_parquet(files.read(ERRORS), ["video", "reason"]).to_pylist()
+    except FileNotFoundError:
+        return frozenset()
+    except (KeyError, pa.ArrowException, OSError) as err:
+        log.warning("%s/%s cannot be read, and will be written again: %s", files.url, ERRORS, err)
+        return frozenset()
+    return frozenset(row["video"] for row in rows if f"{CHANGED} planned" in row["reason"])

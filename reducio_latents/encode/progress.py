@@ -18,7 +18,7 @@ class Progress(Protocol):
         """So many more clips are encoded, and so many more have failed."""
 
     def spent(self, stage: str, seconds: float) -> None:
-        """So many more seconds went to a stage: `WAIT` or `BUSY` of `pipeline`."""
+        """So many more seconds went to a stage: `WAIT` or `BUSY` of `shards`."""
 
     def checked(self, psnr: float) -> None:
         """The clips that were decoded on the spot so far have this mean PSNR, in dB."""

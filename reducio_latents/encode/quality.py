@@ -19,7 +19,8 @@ from torch import Tensor
 from reducio_latents.autoencoders.protocol import Autoencoder
 from reducio_latents.autoencoders.psnr import decoded_psnr
 from reducio_latents.core.values import Posterior
-from reducio_latents.encode.columns import ClipBatch
+from reducio_latents.encode.columns import ClipBatch, ColumnEncoder, MotionColumn
+from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.errors import QualityError
 from reducio_latents.store.commit import ClipQuality
 from reducio_latents.store.writer import Row
@@ -48,6 +49,20 @@ class QualityCheck:
     column: ClassVar[str] = "motion"
     _sum: float = field(default=0.0, init=False)
     _count: int = field(default=0, init=False)
+
+    @classmethod
+    def of(
+        cls,
+        options: EncodeOptions,
+        encoders: Sequence[ColumnEncoder],
+        on_checked: Callable[[float], None],
+    ) -> QualityCheck | None:
+        """Return the check that the options ask for, if one of the encoders makes what it needs."""
+        motion = next((e for e in encoders if isinstance(e, MotionColumn)), None)
+        if not options.check_every or motion is None:
+            return None
+        every, rows, floor = options.check_every, options.shard_rows, options.min_psnr
+        return cls(motion.autoencoder, every, rows, floor, on_checked)
 
     def measure(self, batch: ClipBatch, rows: Sequence[Row]) -> list[ClipQuality]:
         """Return the quality of those clips of a batch that are checked, given their stored rows.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import (
     CaptionColumn,
-    ClipBatch,
     ColumnEncoder,
     ContentImageColumn,
     FrameTimesColumn,
     MotionColumn,
-    launch,
 )
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.errors import ConfigError
 from reducio_latents.store.meta import ColumnMeta
-from reducio_latents.store.statistics import ChannelStatistics
-from reducio_latents.store.writer import Row
 
 if TYPE_CHECKING:
     from reducio_latents.encode.conditioning_columns import SharedImageEncoder
@@ -128,42 +124,6 @@ COLUMN_BUILDERS: dict[str, Callable[[Build], ColumnEncoder]] = {
 }
 
 
-@dataclass(frozen=True)
-class ZstdColumn:
-    """A column whose rows are compressed; what they hold is another encoder's."""
-
-    encoder: ColumnEncoder
-
-    @property
-    def name(self) -> str:
-        return self.encoder.name
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return self.encoder.needs
-
-    def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
-        return replace(self.encoder.describe(buckets), compression="zstd")
-
-    def encode(self, batch: ClipBatch) -> Sequence[Row]:
-        return self.encoder.encode(batch)
-
-    def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row]]:
-        return launch(self.encoder, batch)
-
-    def take_busy_s(self) -> float | None:
-        take = getattr(self.encoder, "take_busy_s", None)
-        return None if take is None else take()
-
-    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
-        return self.encoder.statistics(rows)
-
-
-def plain(encoder: ColumnEncoder) -> ColumnEncoder:
-    """Return the encoder of a column itself, where its rows are compressed."""
-    return encoder.encoder if isinstance(encoder, ZstdColumn) else encoder
-
-
 def build_columns(options: EncodeOptions) -> Sequence[ColumnEncoder]:
     """Load the encoders of `options.columns`, in that order.
 
@@ -178,17 +138,18 @@ def build_columns(options: EncodeOptions) -> Sequence[ColumnEncoder]:
     for name in options.zstd:
         check_column_name(name)
     build = Build(options)
-    encoders = [COLUMN_BUILDERS[name](build) for name in options.columns]
-    return [ZstdColumn(e) if e.name in options.zstd else e for e in encoders]
+    return [COLUMN_BUILDERS[name](build) for name in options.columns]
 
 
 def describe_column(
-    encoder: ColumnEncoder, buckets: Sequence[Bucket], *, measure: bool
+    encoder: ColumnEncoder, options: EncodeOptions, buckets: Sequence[Bucket], *, measure: bool
 ) -> ColumnMeta:
-    """Return a column's description; with `measure`, of motion also what its fast path costs."""
-    meta, own = encoder.describe(buckets), plain(encoder)
-    if measure and isinstance(own, MotionColumn):
-        return replace(meta, measured=own.measure(buckets[0]))
+    """Return a column's description; with `measure`, also what its fast way to encode costs."""
+    meta = encoder.describe(buckets)
+    if encoder.name in options.zstd:
+        meta = replace(meta, compression="zstd")
+    if measure:
+        meta = replace(meta, measured={**meta.measured, **encoder.measure(buckets[0])})
     return meta
 
 

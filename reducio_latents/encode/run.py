@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from reducio_latents.core.config import made_from
 from reducio_latents.corpus.summary import PlanSummary, summarise
-from reducio_latents.encode import engines
+from reducio_latents.encode.engines.local import Request, local_engine
+from reducio_latents.encode.engines.one import run_job
 from reducio_latents.encode.estimate import bytes_per_clip
+from reducio_latents.encode.job import prepare
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.encode.prepare import make_plan
 from reducio_latents.encode.progress import Progress, Silent
@@ -42,9 +45,17 @@ def encode_corpus(
     below the floor.
     """
     chosen = made_from(EncodeOptions, options, settings, "encode_corpus")
-    return engines.run(
-        engines.Request(str(corpus), str(store), chosen, progress or Silent(), stop or Stop())
-    )
+    progress, stop = progress or Silent(), stop or Stop()
+    engine = ray_engine() if chosen.engine == "ray" else local_engine(chosen)
+    if engine is not None:
+        return engine(Request(str(corpus), str(store), chosen, progress, stop))
+    return run_job(prepare(corpus, store, chosen, progress, stop), progress)
+
+
+def ray_engine() -> Callable[[Request], EncodeReport]:
+    from reducio_latents.encode.engines.ray import run_ray
+
+    return run_ray
 
 
 def plan_corpus(

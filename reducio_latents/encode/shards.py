@@ -1,238 +1,273 @@
-"""From shards that are missing to shards that are committed: as usual, or carefully."""
+"""From shards that are missing to shards that are committed: read, encode, write, commit.
+
+A batch is launched before the one ahead of it is waited for, so that a GPU always has its next
+work, also over the end of a shard; whole shards are written in the background.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 
-from reducio_latents.core.geometry import Bucket
+import numpy as np
+
 from reducio_latents.encode.attempts import Attempts
-from reducio_latents.encode.columns import CAPTIONS, CONTENT, ColumnEncoder, MotionColumn
-from reducio_latents.encode.gpu import DeviceFit
+from reducio_latents.encode.batches import Feed, read_batches, read_carefully
+from reducio_latents.encode.columns import CAPTIONS, ClipBatch, ColumnEncoder
 from reducio_latents.encode.job import Job
-from reducio_latents.encode.pipeline import ShardDone, ShardEncoder
 from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.quality import QualityCheck
-from reducio_latents.encode.registry import plain
-from reducio_latents.encode.source import (
-    PlannedClip,
-    ReadyBatch,
-    ShardWork,
-    cut_shard,
-    decode_batches,
-    read_captions,
-)
+from reducio_latents.encode.source import ReadyBatch, ShardWork, clip_batch
 from reducio_latents.encode.stop import StoppedError
-from reducio_latents.encode.stored import StoredContent
 from reducio_latents.errors import LatentsError
-from reducio_latents.store.commit import Failure, ShardKey
-from reducio_latents.video.pixels import fit_clip
-from reducio_latents.video.reading import ClipReader, ClipRequest
+from reducio_latents.store.commit import ClipQuality, Failure, ShardKey
+from reducio_latents.store.writer import ColumnRows, Row
 
-WHOLE_PX = 1920 * 1088
-"""Larger frames than 1080p are resized by the workers always, so that a slot of shared memory, of
-which a worker has two, takes 100 MB at most for clips of 16 frames."""
-Feed = Iterable[ShardKey | None]
-"""Shards to be made; None where the next one is not known yet."""
+AHEAD = 1
+"""Batches that are launched before the first of them is waited for."""
+WRITES_AHEAD = 2
+"""Shards whose writing may lag behind the encoder before the encoder waits for it."""
+WAIT = "wait for decode"
+"""A stage of the encoding thread: no batch is ready."""
+BUSY = "gpu busy"
+"""Not a stage of the encoding thread, but the GPU's own seconds, by its clock."""
 
 
-def encode_missing(
-    job: Job, todo: Mapping[ShardKey, tuple[str, ...]], progress: Progress
-) -> Iterator[ShardDone]:
-    """Encode the given columns of the given shards and yield each shard when it is stored.
+@dataclass(frozen=True)
+class ShardDone:
+    """One shard as it has been committed."""
 
-    Shards that have ended several attempts before come last, and are made carefully.
+    key: ShardKey
+    rows: int
+    failed: tuple[Failure, ...]
+    """One for each row that at least one column lacks."""
+    timings: dict[str, float]
+
+
+def rounds(
+    job: Job, todo: Mapping[ShardKey, tuple[str, ...]]
+) -> Iterator[tuple[tuple[str, ...], list[ShardKey], bool]]:
+    """Yield columns, the shards that lack just these, and whether those are to be made carefully.
+
+    Shards that have ended several attempts before come last, each by itself.
     """
     suspects = job.journal.suspects(todo)
     # Usually all of them lack the same columns; a run that was killed between two commits of one
     # shard leaves one that lacks fewer.
     for names in dict.fromkeys(todo.values()):
-        keys = [key for key in todo if todo[key] == names and key not in suspects]
-        yield from encode_columns(job, names, keys, progress)
+        yield names, [key for key in todo if todo[key] == names and key not in suspects], False
     for key in suspects:
         if not job.stop.requested:
-            yield from encode_carefully(job, todo[key], key, progress)
+            yield todo[key], [key], True
 
 
-def encode_columns(
-    job: Job, names: Sequence[str], keys: Feed, progress: Progress
+def encode_shards(
+    job: Job, names: Sequence[str], keys: Feed, progress: Progress, *, careful: bool = False
 ) -> Iterator[ShardDone]:
-    """Encode some columns of the shards that `keys` gives, reading ahead over their ends."""
-    encoder = _shard_encoder(job, names, progress)
-    begun: set[ShardKey] = set()
-    try:
-        for done in encoder.run(_read_batches(job, _take_up(job, keys, begun), encoder.encoders)):
-            job.journal.settle(done.key)
-            begun.discard(done.key)
-            yield done
-    except (LatentsError, StoppedError, KeyboardInterrupt, GeneratorExit):
-        _hand_back(job, begun)
-        raise
+    """Encode some columns of the shards that `keys` gives, and yield each when it is durable.
+
+    A row that a column cannot give (its clip failed, or its encoder gave NaN or infinity) stays
+    empty in that column, with its reason in the commit. When a stop is asked for, the shard in hand
+    is the last one. Carefully: each batch is written down in the journal before it begins. Raise
+    QualityError if the floor of the job's options is not reached.
+    """
+    begun: dict[ShardKey, Attempts] = {}
+    encoder = _ShardEncoder(job, names, progress, ahead=0 if careful else AHEAD)
+    read = read_carefully if careful else read_batches
+    batches = read(job, _take_up(job, keys, begun), encoder.columns, begun)
+    writing: deque[Future[ShardDone]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="writer") as background:
+        try:
+            for shard in encoder.encode(batches):
+                if shard is not None:
+                    with shard.stages.time("wait for write"):
+                        wait(list(writing)[: len(writing) - WRITES_AHEAD + 1])
+                    writing.append(background.submit(encoder.write, shard))
+                while writing and (shard is None or writing[0].done()):
+                    yield _settled(job, begun, writing.popleft())
+            while writing:
+                yield _settled(job, begun, writing.popleft())
+        except (LatentsError, StoppedError, KeyboardInterrupt, GeneratorExit):
+            _hand_back(job, begun)
+            raise
+        finally:
+            for future in writing:
+                future.cancel()
     _hand_back(job, begun)  # what a request to stop has left
 
 
-def encode_carefully(
-    job: Job, names: Sequence[str], key: ShardKey, progress: Progress
-) -> Iterator[ShardDone]:
-    """Encode some columns of one shard, each batch written down in the journal before it begins."""
-    encoder = _shard_encoder(job, names, progress, ahead=0)
-    attempts = job.journal.take_up(key)
-    try:
-        for done in encoder.run(_careful_batches(job, key, attempts, encoder.encoders)):
-            job.journal.settle(key)
-            yield done
-    except (LatentsError, StoppedError, KeyboardInterrupt, GeneratorExit):
-        job.journal.hand_back(key)
-        raise
-
-
-def _shard_encoder(
-    job: Job, names: Sequence[str], progress: Progress, ahead: int = 1
-) -> ShardEncoder:
-    def tell(ready: ReadyBatch) -> None:
-        progress.encoded(len(ready.clips) - len(ready.failed), len(ready.failed))
-
-    encoders = [encoder for encoder in job.encoders if encoder.name in names]
-    check = None
-    if job.options.check_every and QualityCheck.column in names:
-        motion = next(plain(e) for e in encoders if e.name == QualityCheck.column)
-        assert isinstance(motion, MotionColumn)
-        check = QualityCheck(
-            motion.autoencoder,
-            job.options.check_every,
-            job.options.shard_rows,
-            job.options.min_psnr,
-            progress.checked,
-        )
-    return ShardEncoder(encoders, job.writer, tell, progress.spent, check, job.stop, ahead)
-
-
-def _take_up(job: Job, keys: Feed, begun: set[ShardKey]) -> Iterator[ShardKey | None]:
+def _take_up(job: Job, keys: Feed, begun: dict[ShardKey, Attempts]) -> Iterator[ShardKey | None]:
     """Hand the shards on, counting an attempt at each, until a stop is asked for."""
     for key in keys:
         if job.stop.requested:
             return
         if key is not None:
-            begun.add(key)
-            job.journal.take_up(key)
+            begun[key] = job.journal.take_up(key)
         yield key
 
 
-def _hand_back(job: Job, begun: set[ShardKey]) -> None:
-    for key in begun:
-        job.journal.hand_back(key)
+def _settled(job: Job, begun: dict[ShardKey, Attempts], written: Future[ShardDone]) -> ShardDone:
+    done = written.result()
+    job.journal.settle(done.key)
+    del begun[done.key]
+    return done
 
 
-def _read_batches(
-    job: Job, keys: Feed, encoders: Sequence[ColumnEncoder]
-) -> Iterable[ReadyBatch | None]:
-    """Return the batches that `encoders` need of these shards.
-
-    What can be made exactly of the store's own content images is; a video is opened for the rest.
-    """
-    batch_size = job.options.clips_per_batch
-    needs = needs_of(encoders)
-    if needs <= {CAPTIONS}:
-        return read_captions(_works(job, keys), batch_size)
-    images = StoredContent(job.writer.files)
-    if not images.can_serve(needs):
-        return _decode(job, keys, needs)
-    known = [key for key in keys if key is not None]
-    stored = [key for key in known if images.has(key)]
-    others = [key for key in known if not images.has(key)]
-    return _one_after_another(
-        images.batches(_works(job, stored), batch_size),
-        _decode(job, others, needs) if others else (),
-    )
+def _hand_back(job: Job, begun: dict[ShardKey, Attempts]) -> None:
+    while begun:
+        job.journal.hand_back(begun.popitem()[0])
 
 
-def needs_of(encoders: Sequence[ColumnEncoder]) -> frozenset[str]:
-    """Return all that these encoders need of a batch."""
-    return frozenset[str]().union(*(encoder.needs for encoder in encoders))
+@dataclass
+class Stages:
+    """Seconds that the encoding thread spent in each stage; together they are its whole time."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-def _works(job: Job, keys: Feed) -> Iterator[ShardWork]:
-    return (job.planned.work(key) for key in keys if key is not None)
+@dataclass
+class _Shard:
+    """A shard on its way: rows by column, filled batch by batch."""
 
+    work: ShardWork
+    rows: dict[str, list[Row]]
+    failed: dict[str, dict[int, Failure]]
+    quality: list[ClipQuality] = field(default_factory=list)
+    stages: Stages = field(default_factory=Stages)
 
-def _one_after_another(*parts: Iterable[ReadyBatch | None]) -> Iterator[ReadyBatch | None]:
-    for part in parts:
-        yield from part  # which also closes the part that is under way
+    @classmethod
+    def begin(cls, work: ShardWork, names: Sequence[str]) -> _Shard:
+        count = len(work.clips)
+        return cls(work, {n: [None] * count for n in names}, {n: {} for n in names})
 
-
-def _decode(job: Job, keys: Feed, needs: frozenset[str]) -> Iterator[ReadyBatch | None]:
-    works = (None if key is None else job.planned.work(key) for key in keys)
-    return _decoded(job, works, needs)
-
-
-def _decoded(
-    job: Job, works: Iterable[ShardWork | None], needs: frozenset[str]
-) -> Iterator[ReadyBatch | None]:
-    options = job.options
-    whole_px = min(WHOLE_PX, job.largest_px) if options.resizes_on_device else 0
-    wants_files = CONTENT in needs and options.image_codec != "raw"
-
-    def request(work: ShardWork, video: str) -> ClipRequest:
-        return ClipRequest(
-            video=video,
-            bucket=work.bucket,
-            clip=options.clip,
-            resize=options.resize,
-            backend=options.video_backend,
-            image_codec=options.image_codec if wants_files else None,
-            **job.planned.locate(work.key, video),
-        )
-
-    with ClipReader(
-        [Bucket.parse(name) for name in job.writer.meta.buckets],
-        workers=options.workers,
-        timeout_s=options.clip_timeout_s,
-        memory_bytes=options.worker_memory_mb << 20,
-        read_ahead_bytes=options.read_ahead_mb << 20,
-        whole_px=whole_px,
-        fit=DeviceFit(options.torch_device) if whole_px else fit_clip,
-    ) as reader:
-        yield from decode_batches(reader, works, request, options.clips_per_batch, needs)
-
-
-def _careful_batches(
-    job: Job, key: ShardKey, attempts: Attempts, encoders: Sequence[ColumnEncoder]
-) -> Iterator[ReadyBatch]:
-    """Yield the batches of one shard, nothing being read ahead of what the journal says."""
-    work = job.planned.work(key)
-    for clips, last in cut_shard(work, job.options.clips_per_batch):
-        videos = tuple(dict.fromkeys(clip.video for clip in clips))
-        parts = [list(clips)]
-        if attempts.must_part(videos):
-            parts = [list(part) for _, part in groupby(clips, key=lambda clip: clip.video)]
-        for i, part in enumerate(parts):
-            end = last and i == len(parts) - 1
-            yield _careful_batch(job, work, part, attempts, encoders)._replace(last=end)
-
-
-def _careful_batch(
-    job: Job,
-    work: ShardWork,
-    clips: Sequence[PlannedClip],
-    attempts: Attempts,
-    encoders: Sequence[ColumnEncoder],
-) -> ReadyBatch:
-    good = tuple(clip for clip in clips if clip.video not in attempts.quarantined)
-    failed = [
-        Failure(row=c.row, clip_id=c.clip_id, video=c.video, reason=attempts.reason(c.video))
-        for c in clips
-        if c.video in attempts.quarantined
-    ]
-    ready = None
-    if good:
-        job.journal.work_on(work.key, attempts, tuple(dict.fromkeys(c.video for c in good)))
-        needs = needs_of(encoders)
-        part = ShardWork(work.key, good)
-        if needs <= {CAPTIONS}:
-            (ready,) = read_captions([part], len(good))
+    def take(self, column: str, number: int, row: Row) -> None:
+        if isinstance(row, np.ndarray) and not np.isfinite(row).all():
+            reason = f"{column}: the encoder gave NaN or a value beyond {row.dtype}."
+            self.failed[column][number] = self.work.clips[number].failure(reason)
         else:
-            (ready,) = _decoded(job, [part], needs)
-            assert ready is not None
-        failed += ready.failed
-    settled = tuple(sorted(failed, key=lambda failure: failure.row))
-    return ReadyBatch(work, clips, ready.batch if ready else None, settled, False)
+            self.rows[column][number] = row
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """A batch that the encoders are working on."""
+
+    shard: _Shard
+    ready: ReadyBatch
+    rows: Sequence[tuple[ColumnEncoder, ClipBatch, Callable[[], Sequence[Row]]]]
+
+
+class _ShardEncoder:
+    """Some columns of a job: from batches to whole shards, and from those to commits."""
+
+    def __init__(self, job: Job, names: Sequence[str], progress: Progress, ahead: int) -> None:
+        self._job, self._progress, self._ahead = job, progress, ahead
+        self.columns = [encoder for encoder in job.encoders if encoder.name in names]
+        self._check = QualityCheck.of(job.options, self.columns, progress.checked)
+
+    def encode(self, batches: Iterable[ReadyBatch | None]) -> Iterator[_Shard | None]:
+        """Yield each shard when all of its rows are there.
+
+        A None among the batches says that no other is known yet: what is begun is then ended, and
+        None is yielded.
+        """
+        launched: deque[_Launched] = deque()
+        shard: _Shard | None = None
+        with closing(iter(batches)) as source:  # type: ignore[type-var]
+            while shard is not None or not self._job.stop.requested:
+                start = time.perf_counter()
+                try:
+                    ready = next(source)
+                except StopIteration:
+                    break
+                if ready is None:
+                    while launched:
+                        yield from self._settle(launched.popleft())
+                    yield None
+                    continue
+                shard = shard or _Shard.begin(ready.work, [e.name for e in self.columns])
+                self._spend(shard, WAIT, time.perf_counter() - start)
+                launched.append(_Launched(shard, ready, rows := []))
+                for encoder, batch in self._inputs(shard, ready):
+                    with shard.stages.time(f"encode {encoder.name}"):
+                        rows.append((encoder, batch, encoder.launch(batch)))
+                shard = None if ready.last else shard
+                while len(launched) > self._ahead:
+                    yield from self._settle(launched.popleft())
+            while launched:
+                yield from self._settle(launched.popleft())
+
+    def write(self, shard: _Shard) -> ShardDone:
+        """Write a shard's rows and commit them."""
+        columns = {}
+        with shard.stages.time("statistics"):
+            for encoder in self.columns:
+                failed, rows = shard.failed[encoder.name], shard.rows[encoder.name]
+                columns[encoder.name] = ColumnRows(
+                    rows=rows,
+                    statistics=encoder.statistics([row for row in rows if row is not None]),
+                    failed=[failed[row] for row in sorted(failed)],
+                    quality=shard.quality if encoder.name == QualityCheck.column else (),
+                )
+        start = time.perf_counter()
+        clips, stages = shard.work.clips, shard.stages
+        self._job.writer.write_shard(
+            shard.work.key,
+            [clip.clip_id for clip in clips],
+            columns,
+            stages.seconds,
+            details=[{"video": clip.video, "start_s": clip.start_s} for clip in clips],
+        )
+        stages.add("write", time.perf_counter() - start)
+        every = {row: failure for found in shard.failed.values() for row, failure in found.items()}
+        failures = tuple(every[row] for row in sorted(every))
+        return ShardDone(shard.work.key, len(clips), failures, stages.seconds)
+
+    def _inputs(
+        self, shard: _Shard, ready: ReadyBatch
+    ) -> Iterator[tuple[ColumnEncoder, ClipBatch]]:
+        """Yield each encoder, with what it is to encode of a batch."""
+        for encoder in self.columns:
+            if encoder.needs <= {CAPTIONS}:  # captions do not fail with their video
+                yield encoder, clip_batch(ready.work, ready.clips)
+                continue
+            shard.failed[encoder.name] |= {failure.row: failure for failure in ready.failed}
+            if ready.batch is not None:
+                yield encoder, ready.batch
+
+    def _settle(self, launched: _Launched) -> Iterator[_Shard]:
+        """Take the rows of a batch; yield its shard if that was the last one."""
+        shard, ready = launched.shard, launched.ready
+        for encoder, batch, wait_for_rows in launched.rows:
+            with shard.stages.time(f"encode {encoder.name}"):
+                rows = wait_for_rows()
+            for number, row in zip(batch.rows, rows, strict=True):
+                shard.take(encoder.name, number, row)
+            busy_s = encoder.take_busy_s()
+            if busy_s is not None:
+                self._spend(shard, BUSY, busy_s)
+            if self._check is not None and encoder.name == self._check.column:
+                with shard.stages.time("check"):
+                    shard.quality += self._check.measure(batch, rows)
+        self._progress.encoded(len(ready.clips) - len(ready.failed), len(ready.failed))
+        if ready.last:
+            yield shard
+
+    def _spend(self, shard: _Shard, stage: str, seconds: float) -> None:
+        shard.stages.add(stage, seconds)
+        self._progress.spent(stage, seconds)

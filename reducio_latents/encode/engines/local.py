@@ -13,28 +13,21 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 
 from reducio_latents.corpus import corpus_root
-from reducio_latents.encode.engines.one import (
-    Ledger,
-    Todo,
-    announce,
-    conclude,
-    run_job,
-    share_report,
-)
+from reducio_latents.encode.engines.one import encode_todo
 from reducio_latents.encode.engines.orders import Order, RunFiles
 from reducio_latents.encode.engines.ranks import Rank, rank_of
+from reducio_latents.encode.finish import Ledger, Todo, announce, conclude, share_report
 from reducio_latents.encode.job import Job, join, prepare
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.prepare import list_by
 from reducio_latents.encode.progress import Progress, Silent
 from reducio_latents.encode.report import EncodeReport
-from reducio_latents.encode.shards import encode_missing
 from reducio_latents.encode.stop import Stop, stop_on_signals
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
@@ -56,16 +49,14 @@ class Request:
     stop: Stop = field(default_factory=Stop)
 
 
-def run_local(request: Request) -> EncodeReport:
-    """Run as the rank that the environment says; else in this process and those it starts."""
+def local_engine(options: EncodeOptions) -> Callable[[Request], EncodeReport] | None:
+    """Return what runs the rank that the environment names, or the ranks that the options ask for;
+    None if this process is to do all by itself."""
     rank = rank_of()
     if rank is not None:
-        return run_rank(request, rank)
-    count = local_gpus(request.options)
-    if count > 1:
-        return run_ranks(request, count)
-    job = prepare(request.corpus, request.store, request.options, request.progress, request.stop)
-    return run_job(job, request.progress)
+        return lambda request: run_rank(request, rank)
+    count = local_gpus(options)
+    return (lambda request: run_ranks(request, count)) if count > 1 else None
 
 
 def local_gpus(options: EncodeOptions) -> int:
@@ -145,7 +136,7 @@ def _lead(
         share = rank.share(list(todo))
         announce(job, todo, request.progress, share)
         mine = {key: todo[key] for key in share}
-        ledger.book_all(encode_missing(job, mine, request.progress))
+        encode_todo(job, mine, request.progress, ledger)
         run.wait_for_ranks(job.stop, [p.is_alive for p in others])
     if job.stop.requested:
         return replace(share_report(job, mine, ledger), shards_left=len(job.missing()))
@@ -167,7 +158,7 @@ def _follow(request: Request, rank: Rank, run: RunFiles) -> EncodeReport:
         todo, left = order.todo(), job.missing()  # a task that was requeued has done some already
         mine = {key: left[key] for key in rank.share(list(todo)) if key in left}
         announce(job, todo, request.progress, mine)
-        ledger.book_all(encode_missing(job, mine, request.progress))
+        encode_todo(job, mine, request.progress, ledger)
     report = share_report(job, mine, ledger, str(rank))
     if job.stop.requested:
         return report

@@ -14,21 +14,22 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reducio_latents.encode.attempts import CAREFUL_ATTEMPTS, PLAIN_ATTEMPTS
+from reducio_latents.encode.batches import needs_of
 from reducio_latents.encode.columns import CAPTIONS, CONTENT
 from reducio_latents.encode.engines.local import Request, moved_sources
-from reducio_latents.encode.engines.one import Ledger, Todo, announce, conclude, share_report
+from reducio_latents.encode.finish import Ledger, Todo, announce, conclude, share_report
 from reducio_latents.encode.job import Job, Moved, describe, join, plan_job
 from reducio_latents.encode.options import EncodeOptions
-from reducio_latents.encode.pipeline import ShardDone
-from reducio_latents.encode.progress import Progress, Silent
+from reducio_latents.encode.progress import Silent
 from reducio_latents.encode.registry import build_columns
 from reducio_latents.encode.report import EncodeReport
-from reducio_latents.encode.shards import encode_carefully, encode_columns, needs_of
-from reducio_latents.encode.stop import Stop
+from reducio_latents.encode.shards import ShardDone, encode_shards
+from reducio_latents.encode.stop import Stop, StoppedError
 from reducio_latents.errors import ConfigError, LatentsError
 from reducio_latents.files import open_files
 from reducio_latents.store.commit import ShardKey
@@ -63,7 +64,7 @@ class ShardActor:
         if self._job.journal.suspects([shard]):
             with self._lock:  # alone: whatever else it did would be blamed too
                 self._end_streams()
-                (done,) = encode_carefully(self._job, names, shard, Silent())
+                (done,) = encode_shards(self._job, names, [shard], Silent(), careful=True)
                 return done
         with self._lock:
             stream = self._streams.get(names)
@@ -112,10 +113,10 @@ class _Stream:
 
     def _encoded(self) -> Iterator[ShardDone]:
         if not self._singly:
-            yield from encode_columns(self._job, self._names, self._feed(), Silent())
+            yield from encode_shards(self._job, self._names, self._feed(), Silent())
             return
         while (key := self._given.get()) is not None:
-            yield from encode_columns(self._job, self._names, [key], Silent())
+            yield from encode_shards(self._job, self._names, [key], Silent())
 
     def _feed(self) -> Iterator[ShardKey | None]:
         """Yield shards as they are put in; None, which is asked again, while there is none."""
@@ -264,7 +265,10 @@ def run_ray(request: Request) -> EncodeReport:
         job = _plan(request)
         todo = job.todo()
         announce(job, todo, request.progress)
-        ledger.book_all(_told(request.progress, Fleet(request, job, todo).run()))
+        with suppress(StoppedError):
+            for done in Fleet(request, job, todo).run():
+                request.progress.encoded(done.rows - len(done.failed), len(done.failed))
+                ledger.book(done)
     finally:
         if started_here:
             ray.shutdown()
@@ -321,12 +325,6 @@ def gpus_for(actor: EncodeOptions) -> int:
 def _cause(err: Any) -> Exception:
     """Return what a task of ours raised, without Ray's wrapping."""
     return err.cause if isinstance(err.cause, Exception) else err
-
-
-def _told(progress: Progress, shards: Iterator[ShardDone]) -> Iterator[ShardDone]:
-    for done in shards:
-        progress.encoded(done.rows - len(done.failed), len(done.failed))
-        yield done
 
 
 def _references(worker: _Worker) -> list[Any]:
