@@ -225,7 +225,7 @@ def test_videos_that_come_later_are_added_and_nothing_moves(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"model": "reducio-random:8:ft4:1"}, "weights_sha256"),
+        ({"model": "reducio-random:8:ft4:1"}, "weights.sha256"),
         ({"model": "reducio-random:16"}, "width"),
         ({"model": "reducio-random:8:ft2"}, "temporal_stride"),
         ({"resolution": 64}, "buckets"),
