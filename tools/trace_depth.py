@@ -33,7 +33,8 @@ from reducio_latents.files.local import LocalFiles  # noqa: E402
 from reducio_latents.vae import ReducioVAE  # noqa: E402
 
 MOST = 10
-COMMAND = "reducio_latents/cli/encode_corpus.py"
+COMMAND = "encode_corpus"
+"""What click calls, in the room of the commands."""
 PACKAGE = str(ROOT / "reducio_latents")
 _given = threading.local()
 """`chain`: that of the call which gave this thread its work."""
@@ -47,7 +48,7 @@ def chain_from(frame: FrameType | None) -> list[str]:
         if code.co_filename.startswith(PACKAGE):
             place = Path(code.co_filename).relative_to(ROOT)
             found.append(f"{place}:{frame.f_lineno} {code.co_qualname}")
-            if str(place) == COMMAND:
+            if code.co_name == COMMAND and place.parts[1] == "cli":
                 break
         frame = frame.f_back
     return [*getattr(_given, "chain", []), *reversed(found)]
