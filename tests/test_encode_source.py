@@ -164,7 +164,7 @@ def test_workers_that_do_not_fit_in_shared_memory_are_refused_before_one_starts(
     full = shutil.disk_usage("/")._replace(free=1 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
     works = shards_of({"a": 1}, 1)
-    with pytest.raises(ConfigError, match=r"48 MiB of shared memory.*1 MiB left.*resize-on worker"):
+    with pytest.raises(ConfigError, match=r"48 MiB of shared memory.*1 MiB left.*fewer --workers"):
         read(works, whole_px=1 << 20)
     assert check(works, read(works)) == {}
 
