@@ -62,7 +62,7 @@ def load_autoencoder(
     `repeat-content` and `bicubic-32x`, floors to compare with, without weights.
     weights: a .ckpt or .safetensors file, or the directory that import-checkpoint made.
 
-    Raises ConfigError for a name, option or device that there is not; WeightsError for weights that
+    Raises ConfigError for an unknown name, option or device; WeightsError for weights that
     are missing, damaged or of another model.
     """
     key = name.partition(":")[0]

@@ -61,7 +61,7 @@ def import_checkpoint(src: Path, dst_dir: Path, *, ema: bool | None = None) -> I
     """Turn published weights into a folder that loads fast and names its own sizes.
 
     ema chooses between the averaged and the plain weights where the file holds both. The numbers
-    and their dtype stay as they are. Raises WeightsError for a file that is no Reducio-VAE and for
+    and their dtype stay as they are. Raises WeightsError if the file is not a Reducio-VAE and for
     a folder that holds something else; nothing is overwritten.
     """
     state = open_state_dict(src, ema=ema)

@@ -51,7 +51,7 @@ def import_class(library: str, name: str) -> Any:
 
 
 def find_model(name: str, part: str = "") -> Path:
-    """Return where the model called `name` lies: a folder with its config, or a file.
+    """Return where the model called `name` is: a folder with its config, or a file.
 
     In the folder of a whole pipeline the model is the subfolder `part`. Raises ConfigError for a
     path that does not exist and for a Hub name that cannot be fetched.
@@ -97,9 +97,9 @@ def _fetch(name: str, part: str) -> Path:
     # Of the many errors of the Hub's client and its transport each means that we have no files.
     except Exception as err:
         raise ConfigError(
-            f"{name!r} is no folder of this machine, is not in the Hub's cache, and could not be "
+            f"{name!r} is not a folder here, is not in the Hub's cache, and could not be "
             f"fetched ({first_line(err)}). Give a local folder with its {CONFIG_FILE} and "
-            f"weights: where there is a network, `hf download {repository} --local-dir DIR` "
+            f"weights: with a network, `hf download {repository} --local-dir DIR` "
             "makes one."
         ) from err
     return folder
@@ -226,7 +226,7 @@ def quiet() -> Iterator[None]:
 
 
 def _progress_switch() -> Callable[[bool], None]:
-    """Return what turns transformers' own bars on and off; nothing where it is not in use."""
+    """Return what turns transformers' own bars on and off; nothing if it is not in use."""
     import sys
 
     library = sys.modules.get("transformers.utils.logging")

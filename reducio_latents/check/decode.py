@@ -57,7 +57,7 @@ class DecodeResult(NamedTuple):
     path: Path
     """The video that was written."""
     psnr_db: float | None
-    """None where there is no original to compare with."""
+    """None if there is no original to compare with."""
     problem: str | None
     """Why there is none."""
 
@@ -72,7 +72,7 @@ def decode_store(
     and one video in which they follow each other.
 
     In each, the original stands before the decoded clip; where it cannot be had, the stored content
-    image does, and alone what was decoded where there is none either. `on_clip` is told of each
+    image does, and alone what was decoded if there is none either. `on_clip` is told of each
     clip as it is done. Raises StoreError or ConfigError for clips that are not there, and for a
     model that did not make the store.
     """

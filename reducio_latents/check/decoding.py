@@ -128,7 +128,7 @@ def _read_content_image(store: Store, clip: StoredClip) -> NDArray[np.uint8] | N
     try:
         row = store.read_row(clip.key, clip.row, CONTENT_IMAGE)
     except StoreError as err:
-        raise StoreError(f"clip {clip.clip_id}: its content image is not there: {err}") from err
+        raise StoreError(f"clip {clip.clip_id}: its content image is missing: {err}") from err
     if row is None:
         raise StoreError(f"clip {clip.clip_id} has no content image in {store.files.url}.")
     return content_pixels(store, row, clip.key.bucket, clip.clip_id)

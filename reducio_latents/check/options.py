@@ -66,7 +66,7 @@ class DecodeOptions:
     dtype: Dtype = "float32"
     """Precision of the model."""
     clip_timeout_s: float = 120.0
-    """A decoder that brings no original for so long has hung."""
+    """A decoder that brings no original for this long has hung."""
     format: Literal["mp4", "webp"] = "mp4"
     """Videos for players (H.264), or animated pictures for pages and chats that show no video."""
 
@@ -115,7 +115,7 @@ class SampleSpec:
     workers: int = field(default_factory=usable_cores)
     """Processes that read videos, one for each core by default."""
     timeout_s: float = 120.0
-    """A decoder that brings no clip for so long has hung."""
+    """A decoder that brings no clip for this long has hung."""
 
     def __post_init__(self) -> None:
         if self.videos is not None and self.videos < 1:

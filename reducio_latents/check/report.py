@@ -61,7 +61,7 @@ class Scores:
 
     @property
     def ssim(self) -> float:
-        """The mean over frames; NaN where there is none."""
+        """The mean over frames; NaN if there is none."""
         return sum(self.frame_ssim) / len(self.frame_ssim) if self.frame_ssim else math.nan
 
 

@@ -41,7 +41,7 @@ def convert(value: Any, hint: Any, *, where: str) -> Any:
 
 
 def check_choices(settings: Any, where: str = "") -> None:
-    """Raise ConfigError for a field of a dataclass that is annotated as words and is none of them.
+    """Raise ConfigError for a field of a dataclass that is not one of the words it may be.
 
     `where` stands before the field's name.
     """

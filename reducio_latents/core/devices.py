@@ -8,9 +8,9 @@ from reducio_latents.errors import ConfigError
 
 
 def usable_device(name: torch.device | str) -> torch.device:
-    """Return a device that tensors can be put on; `auto` is a GPU where there is one.
+    """Return a device that tensors can be put on; `auto` is a GPU if there is one.
 
-    Raise ConfigError, saying what there is, for one that is not here or that is none.
+    Raise ConfigError for any other name, saying what there is.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,7 +32,7 @@ def _why(name: str, err: Exception) -> str:
     if kind == "cuda" and torch.cuda.device_count() > 0:
         return f"there are {torch.cuda.device_count()} GPUs, numbered from 0."
     if "Expected one of" in str(err) or "Invalid device string" in str(err) or not name:
-        return "that is no device's name."
+        return "no device is called so."
     return f"this torch ({torch.__version__}) has no such device on this machine."
 
 

@@ -9,7 +9,7 @@ MAX_DEPTH = 32
 
 
 def parse_json(data: bytes | str, limit: int = MAX_DEPTH) -> Any:
-    """Return what JSON says; raise ValueError for what is none, or nests deeper than `limit`.
+    """Return what JSON says; raise ValueError for other text, or if it nests deeper than `limit`.
 
     Python's own parser ends brackets without end by a RecursionError, and what it lets through may
     be too deep for those who walk it.

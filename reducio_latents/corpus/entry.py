@@ -44,7 +44,7 @@ class CorpusVideo:
 
     @property
     def address(self) -> str:
-        """The source's URL relative to the corpus' root where it lies below, else as it is.
+        """The source's URL relative to the corpus' root if it is below it, else as it is.
 
         `join_url(corpus_root(corpus), address)` is the URL again, wherever the corpus was moved.
         """

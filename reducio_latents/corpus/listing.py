@@ -52,7 +52,7 @@ def list_corpus(
     (`caption_column` also a key of the JSON members of tars). A table's relative paths are relative
     to its own folder, or to `root`. `x.txt` beside `x.mp4` is its caption.
 
-    A video that a table names and that is not there stays in the list: it fails when it is probed,
+    A video that a table names but that is missing stays in the list: it fails when it is probed,
     with a reason. Raise CorpusError if the corpus as a whole cannot be listed or has no video.
     """
     with _explained(corpus):
@@ -64,7 +64,7 @@ def list_corpus(
         elif path_column is not None or root is not None:
             option = "root" if path_column is None else "path_column"
             shown = printable(public_url(str(corpus)))
-            raise ConfigError(f"{option} is for tables, and {shown} is none. Leave it out.")
+            raise ConfigError(f"{option} is for tables, and {shown} is not a table. Leave it out.")
         else:
             videos = _list_files(tree, location.patterns, caption_column)
     return _checked(videos, printable(public_url(str(corpus))))

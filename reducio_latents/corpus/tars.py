@@ -53,7 +53,7 @@ def list_tar(tree: Tree, name: str, caption_key: str | None) -> list[CorpusVideo
 
     The caption is the .txt member, else the JSON member's `caption_key` (or one of
     CAPTION_NAMES); the rest of the JSON is `extra`. Raise CorpusError for texts that are not UTF-8
-    and JSON that is none.
+    and JSON that cannot be read.
     """
     url = join_url(tree.root, name)
     if name.lower().endswith(COMPRESSED):

@@ -43,7 +43,7 @@ class Tree(Protocol):
         """The folder all paths are relative to: an absolute local path, or a URL."""
 
     def kind(self, path: str) -> Literal["file", "folder"] | None:
-        """Return what the path is; None where there is nothing. Raise NotAFileError for a pipe, a
+        """Return what the path is; None if there is nothing. Raise NotAFileError for a pipe, a
         socket or a device, which a listing never opens."""
 
     def walk(self, folder: str, max_depth: int | None) -> Iterator[Found]:

@@ -120,8 +120,8 @@ class BatchReader:
             if isinstance(kind, FinalLatentsRows) and options.latents != "sample":
                 raise ConfigError(
                     f"column {name} of {sources[0].store.files.url} holds samples, drawn once when "
-                    f'they were made: latents="{options.latents}" cannot be had of them. Leave it '
-                    "out."
+                    f'they were made: latents="{options.latents}" cannot be made from them. Leave '
+                    "it out."
                 )
         if options.latents != MOMENTS:
             for name, meta in self._meta.items():

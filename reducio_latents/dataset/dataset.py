@@ -67,7 +67,7 @@ class LatentDataset(IterableDataset[LatentBatch]):
     ``content_clip_pooled``
                         float16 (B, width)
     ``frame_times``     float64 (B, T): when each frame appears, seconds from the first shown one
-    ``caption``         list of B str; one of several, seeded, is chosen; "" where there is none
+    ``caption``         list of B str; one of several, seeded, is chosen; "" if there is none
     ``text``            float16 (B, L, width): token vectors of that caption, zero where there are
                         none; float32 of a column in bfloat16 or 8 bits a value. L is that of the
                         longest text, or ``text_tokens``

@@ -26,7 +26,7 @@ class ShardFile(NamedTuple):
     data: Tensor
     """uint8, the whole file."""
     ranges: Ranges
-    """(offset, length) of each row's payload; offset -1 where there is none that can be used."""
+    """(offset, length) of each row's payload; offset -1 if there is none that can be used."""
     problem: str
     """Why some rows cannot be used, or nothing."""
 

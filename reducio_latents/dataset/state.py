@@ -53,7 +53,7 @@ def check_state(identity: Identity, state: Mapping[str, Any]) -> None:
     missing = {"epoch", "batch", *asdict(identity)} - state.keys()
     if missing:
         raise ConfigError(
-            f"this is no state of a LatentDataset: it lacks {', '.join(sorted(missing))}."
+            f"this is not a state of a LatentDataset: it lacks {', '.join(sorted(missing))}."
         )
     for name, ours in asdict(identity).items():
         if state[name] != ours:

@@ -43,7 +43,7 @@ class LatentTable:
     - other arrays: a tensor as stored; other bytes: bytes.
 
     One small read a column, so this is not for training. Raises NoSuchClipError (a KeyError and an
-    IndexError) for a clip that there is not, StoreError for one that is damaged.
+    IndexError) for a clip that does not exist, StoreError for one that is damaged.
     """
 
     def __init__(self, store: Store | str | Path, columns: Sequence[str] | None = None) -> None:

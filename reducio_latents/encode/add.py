@@ -1,4 +1,4 @@
-"""`add_column`: more columns for a store that is there, or other ones in place of some."""
+"""`add_column`: more columns for a store, or other ones in place of some."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def add_column(
 
     To resume, call again: what is committed stays, also of a column that is being replaced; one
     that is already as asked for is left as it is. Raise ConfigError for no column or an unknown
-    one, StoreError for a column that the store holds otherwise made, CorpusError where videos are
+    one, StoreError for a column that the store has made differently, CorpusError if videos are
     needed and gone.
     """
     progress = progress or Silent()
@@ -104,7 +104,7 @@ def _describe(
 ) -> StoreMeta:
     """Return the store's description with the columns as they will be.
 
-    Raise StoreError for one that is there, made otherwise, and not to be replaced.
+    Raise StoreError for one that was made differently and is not to be replaced.
     """
     stored = opened.meta
     buckets = [Bucket.parse(name) for name in stored.buckets]

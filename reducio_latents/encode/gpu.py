@@ -1,5 +1,5 @@
-"""Keeping a GPU busy: copies beside the computation, two batches on their way, and out of memory
-no end. On a CPU the same calls encode at once.
+"""Keeping a GPU busy: copies beside the computation, two batches on their way, and
+smaller batches if memory runs out. On a CPU the same calls encode at once.
 
 Per batch of uint8 frames: pinned copy -> [copy stream] device -> [compute stream] to [-1, 1],
 encode, to float16 -> [copy stream] pinned rows. `launch` returns when all of it is queued.

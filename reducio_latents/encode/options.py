@@ -105,7 +105,7 @@ class EncodeOptions:
     ray_address: str | None = None
     """Address of a Ray cluster, `auto` to find it. Without it Ray starts on this machine."""
     rank_timeout_s: float = 300.0
-    """A rank that shows no sign of life for so long counts as dead."""
+    """A rank that shows no sign of life for this long counts as dead."""
     check_every: int = 0
     """Decode every n-th clip while it is encoded and record its PSNR. 0: none."""
     min_psnr: float | None = None
@@ -115,7 +115,7 @@ class EncodeOptions:
     video_backend: VideoBackendName = "pyav"
     """Library that reads videos; the frames are the same."""
     clip_timeout_s: float = 120.0
-    """A decoder that brings no clip for so long has hung."""
+    """A decoder that brings no clip for this long has hung."""
     retry_failed: bool = False
     """Try again what failed in an earlier run."""
     max_failed: float = 0.1

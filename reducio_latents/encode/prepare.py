@@ -32,7 +32,7 @@ class Planned:
     """A corpus, and the plan that covers it."""
 
     find: Callable[[str], VideoSource | None]
-    """Where a video of the plan lies now; None if the corpus lists it no more."""
+    """Where a video of the plan lies now; None if the corpus no longer lists it."""
     plan: Plan
     stamps: Mapping[str, str] = field(default_factory=dict)
     """Of the videos that this run has probed: see `stamp_of`."""

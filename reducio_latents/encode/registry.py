@@ -127,7 +127,7 @@ COLUMN_BUILDERS: dict[str, Callable[[Build], ColumnEncoder]] = {
 def build_columns(options: EncodeOptions) -> Sequence[ColumnEncoder]:
     """Load the encoders of `options.columns`, in that order.
 
-    Raise ConfigError for a name that there is not, or one that is given twice.
+    Raise ConfigError for an unknown name, or one that is given twice.
     """
     for name in options.columns:
         check_column_name(name)

@@ -42,7 +42,7 @@ FETCHERS = 4
 GRACE_S = 10.0
 """A file that was asked for so recently is not removed."""
 ABANDONED_S = 3600.0
-"""A fetch that has written nothing for so long has died."""
+"""A fetch that has written nothing for this long has died."""
 PIECE_BYTES = 1 << 20
 ATTEMPTS = 3
 AHEAD = "cannot fetch ahead: %s"
@@ -249,7 +249,7 @@ class CachedFiles:
         if size > self.max_bytes:
             raise StoreError(
                 f"{self.url}/{path} has {size:,} bytes, the cache may hold {self.max_bytes:,}. "
-                "Set REDUCIO_CACHE_BYTES to some such files at least."
+                "Set REDUCIO_CACHE_BYTES to several times that."
             )
         partial = blob.with_suffix(FETCHING)
         try:

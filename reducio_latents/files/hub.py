@@ -97,7 +97,7 @@ class HubFiles:
         return None if info is None else int(info["size"])
 
     def version(self, path: str) -> str | None:
-        """Return what changes whenever the file does, or None where there is no such file."""
+        """Return what changes whenever the file does, or None if there is no such file."""
         info = self._info(path)
         if info is None:
             return None

@@ -29,7 +29,7 @@ class Files(Protocol):
         """Where the root is, as a user would write it."""
 
     def read(self, path: str) -> bytes:
-        """Return a whole file; raise FileNotFoundError where there is none."""
+        """Return a whole file; raise FileNotFoundError if there is none."""
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         """Return bytes [start, start + length), fewer where the file ends before that.
@@ -55,7 +55,7 @@ class Files(Protocol):
         """
 
     def size(self, path: str) -> int | None:
-        """Return the size in bytes, or None where there is no such file."""
+        """Return the size in bytes, or None if there is no such file."""
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the path of every file below the folder `prefix` ("" for all), sorted."""
@@ -74,4 +74,4 @@ class Origin(Files, Protocol):
         """Yield a whole file in pieces."""
 
     def version(self, path: str) -> str | None:
-        """Return what changes whenever the file does, or None where there is no such file."""
+        """Return what changes whenever the file does, or None if there is no such file."""

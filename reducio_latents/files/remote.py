@@ -222,7 +222,7 @@ class ObjectFiles:
         return None if head is None else int(head["size"])
 
     def version(self, path: str) -> str | None:
-        """Return what changes whenever the file does, or None where there is no such file."""
+        """Return what changes whenever the file does, or None if there is no such file."""
         head = self._head(path)
         return None if head is None else f"{head['e_tag'] or head['last_modified']}-{head['size']}"
 

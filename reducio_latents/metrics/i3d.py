@@ -179,7 +179,7 @@ def _hub_file() -> Path:
         if hub_path(file).is_file():
             return hub_path(file)
     raise MetricUnavailableError(
-        f"FVD is unavailable: {hub_path(FILE)} is not there. Put {FILE} (I3D's state dict, as "
+        f"FVD is unavailable: {hub_path(FILE)} does not exist. Put {FILE} (I3D's state dict, as "
         f"VideoGPT and TATS distribute it) or {PROGRAM_FILE} (as StyleGAN-V does) at that place, "
         "or give it by --fvd-weights."
     )

@@ -110,7 +110,7 @@ def load_lpips(net: LpipsNet, weights: Path | None = None) -> LPIPS:
     path = hub_path(backbone.file) if weights is None else weights
     if weights is None and not path.is_file():
         raise MetricUnavailableError(
-            f"LPIPS ({net}) is unavailable: {path} is not there. Download {backbone.url} to that "
+            f"LPIPS ({net}) is unavailable: {path} does not exist. Download {backbone.url} to that "
             "place, or give the file by --lpips-weights."
         )
     tensors = read_tensors(path)

@@ -51,7 +51,7 @@ def flicker(original_TCHW: Tensor, decoded_TCHW: Tensor) -> Tensor:
 
     The mean over pixels and frame pairs of |(y[t+1] - y[t]) - (x[t+1] - x[t])|: what changes from
     frame to frame in the reconstruction y that does not in the original x, or the reverse. An
-    error that stays the same in all frames is none of it. 0 for a single frame.
+    error that stays the same in all frames is not counted. 0 for a single frame.
     """
     require_same_shape(original_TCHW, decoded_TCHW)
     error = decoded_TCHW.float() - original_TCHW.float()

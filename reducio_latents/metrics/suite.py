@@ -65,7 +65,7 @@ def load_suite(
     lpips_weights: Mapping[LpipsNet, Path] | None = None,
     fvd_weights: Path | None = None,
 ) -> Suite:
-    """Make the metrics of these names; what lacks its weights is named, not replaced.
+    """Make the metrics of these names; a metric without its weights is named, not replaced.
 
     Weights given by path must be there: a wrong file raises WeightsError.
     """

@@ -59,7 +59,7 @@ class ClipQuality:
     """Mean over frames of the PSNR, in dB."""
     psnr_frames: tuple[float, ...]
     psnr_whole: float | None = None
-    """What `psnr` would be without tiles; None where there are none."""
+    """What `psnr` would be without tiles; None if there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)

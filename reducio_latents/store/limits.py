@@ -42,7 +42,7 @@ def must_hold(holds: bool, what: str) -> None:
 
 
 def require_column(name: str) -> None:
-    """A column's name is one segment of a path, and no file that lies beside the columns."""
+    """A column's name is one segment of a path, and not the name of a file beside the columns."""
     good = COLUMN_NAME.fullmatch(name) is not None and name != "zarr.json"
     must_hold(
         good, f"column name {name[:100]!r}: use letters, digits and _ . : + @ = -, 100 at most."

@@ -86,7 +86,7 @@ class ColumnMeta:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreMeta:
-    """The description. It lies in the root `zarr.json`, also of a WebDataset store."""
+    """The description, in the root `zarr.json`, also of a WebDataset store."""
 
     container: Container = "zarr"
     shard_rows: int = 512
@@ -184,7 +184,7 @@ def _checksum(described: Mapping[str, Any], where: str = ROOT) -> int:
     try:
         return int(google_crc32c.value(compact_json(described)))
     except ValueError as err:  # half of a surrogate pair, which no UTF-8 can hold
-        raise StoreError(f"{where} holds text that is none. Restore it from a copy.") from err
+        raise StoreError(f"{where} holds text that is not UTF-8. Restore it from a copy.") from err
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> list[str]:

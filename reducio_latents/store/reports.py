@@ -49,7 +49,7 @@ QUALITY_SCHEMA = pa.schema(
         _field(
             "psnr_whole",
             pa.float64(),
-            "What psnr would be without tiles, in dB; null where there are none, or where a whole "
+            "What psnr would be without tiles, in dB; null if there are none, or where a whole "
             "frame does not fit in memory.",
             nullable=True,
         ),
@@ -116,7 +116,7 @@ def _parquet(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:
 
 
 def read_quality(files: Files, columns: Sequence[str]) -> pa.Table | None:
-    """Return columns of quality.parquet, None where there is none; StoreError if it is damaged."""
+    """Return columns of quality.parquet, None if there is none; StoreError if it is damaged."""
     where = f"{files.url}/{QUALITY}"
     try:
         table = bounded_table(files.read(QUALITY)).select(columns)

@@ -52,7 +52,7 @@ def decode_text_row(payload: bytes | memoryview) -> list[NDArray[np.floating]]:
     """Return the token vectors (tokens, dim) of each caption.
 
     float16 as stored; bfloat16 and int8 come as float32, which holds them exactly. Raises
-    StoreError for bytes that are no such row.
+    StoreError for other bytes.
     """
     found = []
     for values, tokens, dim in _token_bytes(payload):

@@ -1,7 +1,7 @@
 """The Zarr v3 container, byte by byte: one shard file per (column, shard), one inner chunk a row.
 
 A shard file is its rows one after another, then the index that Zarr's sharding codec defines:
-(offset, length) of each inner chunk as little-endian uint64, 2**64 - 1 twice where there is none,
+(offset, length) of each inner chunk as little-endian uint64, 2**64 - 1 twice if there is none,
 and the crc32c of that index. Rows of kind `bytes` carry the header of the `vlen-bytes` codec.
 Source: the Zarr v3 specification, sharding codec 1.0; `tests/test_store_zarr.py` holds it against
 zarr-python. We write it ourselves because building rows through a generic writer costs 0.4 ms each.

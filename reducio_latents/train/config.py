@@ -81,7 +81,7 @@ class DataConfig:
     ahead: int = 4
     """Batches that are decoded before they are asked for."""
     timeout_s: float = 120.0
-    """A decoder that is silent for so long is replaced, and its clip counted as failed."""
+    """A decoder that is silent for this long is replaced, and its clip counted as failed."""
     max_failed: float = 0.1
     """Stop when more than this share of the split's clips could not be read."""
 

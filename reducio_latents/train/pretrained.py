@@ -45,7 +45,7 @@ def take_pretrained(state: TrainState, path: Path) -> Taken:
 
     `path` is what `encode-corpus --weights` takes, or a folder of this trainer's: `step-N`, or
     its `model` or `ema`. Discriminators are taken along where the file has them. Raises
-    WeightsError for a file that is none, and for one of which no network fits in part.
+    WeightsError for a file without weights, and for one that fits no network.
     """
     own = (path / MODEL).is_dir()
     source = open_state_dict(path / MODEL if own else path)

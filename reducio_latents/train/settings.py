@@ -42,7 +42,7 @@ def presets() -> dict[str, str]:
 def read_settings(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """Return the settings of a YAML file, or of the preset of that name, with overrides applied.
 
-    `configs/NAME.yaml` names a preset too where there is no such file. An override is
+    `configs/NAME.yaml` names a preset too if there is no such file. An override is
     `section.key=value`, its value written as in YAML. Raises ConfigError, naming file and key.
     """
     raw = parse_yaml(_text(name), where=name)

@@ -172,7 +172,7 @@ def _digest(video: str) -> bytes:
 def _plan(
     out: Path, corpus: str, data: DataConfig, on_probe: OnProbe, fresh: list[tuple[Path, PlanPart]]
 ) -> Plan:
-    """Return the plan in `out`; where there is none, make one and add it to `fresh`."""
+    """Return the plan in `out`; if there is none, make one and add it to `fresh`."""
     files = open_files(out)
     spec = PlanSpec(clip=data.clip, buckets=_buckets(data))
     plan = read_plan(files)

@@ -172,7 +172,7 @@ def _unknown_files(
 
 
 def _verify_listing(store: Store) -> Iterator[Damage]:
-    """Prove that the listing for web servers names nothing that is not there."""
+    """Prove that the listing for web servers names only what exists."""
     if store.files.size(LISTING) is None:
         return
     data = store.files.read(LISTING)
@@ -180,7 +180,7 @@ def _verify_listing(store: Store) -> Iterator[Damage]:
     names = data.decode(errors="replace").split("\n")[:-1]
     if not there.issuperset(names) or data != "".join(f"{n}\n" for n in sorted({*names})).encode():
         yield Damage(
-            f"{store.files.url}/{LISTING}", "it names what is not there; encode again to mend it"
+            f"{store.files.url}/{LISTING}", "it names missing files; run the encode command again"
         )
 
 

@@ -48,7 +48,7 @@ class StateDict:
 
 
 def refuse_keys(where: str, **kinds: Iterable[str]) -> None:
-    """Raise WeightsError, naming some keys of each kind, unless there is none of any."""
+    """Raise WeightsError, naming some keys of each kind, if there are any."""
     found = {kind.replace("_", " "): sorted(keys) for kind, keys in kinds.items()}
     wrong = [f"{len(keys)} {kind} ({some(keys)})" for kind, keys in found.items() if keys]
     if wrong:

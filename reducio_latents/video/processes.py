@@ -144,7 +144,7 @@ class ProcessPool:
     target: Target
     workers: int
     timeout_s: float
-    """A worker that sends nothing for so long while it works is killed and its task lost."""
+    """A worker that sends nothing for this long while it works is killed and its task lost."""
     memory_bytes: int = 0
     """A worker whose resident memory passes this is killed and its task lost; 0: no limit."""
     slots: int = 0

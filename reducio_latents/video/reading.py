@@ -44,7 +44,7 @@ ATTEMPTS = 3
 SLOTS = 2
 """Clips that a worker may have handed over before it waits: one is read, the next one written."""
 IDLE_S = 0.01
-"""How often to look again for a request, or for memory, where there is none."""
+"""How often to look again for a request, or for memory, if there is none."""
 MOST_REQUESTS = 1024
 """Requests on their way at once."""
 SHARED_MEMORY = Path("/dev/shm")
@@ -151,7 +151,7 @@ class ClipReader:
     """Every size that a clip may have."""
     workers: int = 1
     timeout_s: float = 120.0
-    """A decoder that brings no clip for so long has hung."""
+    """A decoder that brings no clip for this long has hung."""
     memory_bytes: int = 4 << 30
     """Resident memory of one worker, at most."""
     read_ahead_bytes: int = 1 << 30

@@ -60,7 +60,7 @@ def local_engine(options: EncodeOptions) -> Callable[[Request], EncodeReport] | 
 
 
 def local_gpus(options: EncodeOptions) -> int:
-    """Return how many processes `gpus` asks for; raise ConfigError for GPUs that there are not."""
+    """Return how many processes `gpus` asks for; raise ConfigError for more than there are."""
     if options.gpus == 1:
         return 1
     import torch
@@ -71,7 +71,7 @@ def local_gpus(options: EncodeOptions) -> int:
     if options.gpus > there:
         raise ConfigError(
             f"gpus is {options.gpus}, but device {options.device!r} has {there} here. Use --gpus "
-            "all for those that there are."
+            "all for those it has."
         )
     return options.gpus
 

@@ -147,7 +147,7 @@ class RunFiles:
         return None
 
     def wait_for_ranks(self, stop: Stop, running: Sequence[Callable[[], bool]] = ()) -> None:
-        """Wait until every other rank is done or taken for dead.
+        """Wait until every other rank is done or counts as dead.
 
         `running` says of ranks 1, 2, ... whether their process is there, where that is known.
         """

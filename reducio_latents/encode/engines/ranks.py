@@ -77,7 +77,7 @@ class Rank:
 
 
 def rank_of(environment: Mapping[str, str] = os.environ) -> Rank | None:
-    """Return which rank this process is, or None where there is only one.
+    """Return which rank this process is, or None if there is only one.
 
     Raise ConfigError for variables that contradict each other.
     """

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 SHARDS_AHEAD = 2
 """Shards that an actor has at once: the next one is decoded while the first is encoded."""
 MOST_ATTEMPTS = 2 * (PLAIN_ATTEMPTS + 2 * CAREFUL_ATTEMPTS)
-"""Actors that one shard may cost. Reached only where it is not a video that ends them."""
+"""Actors that one shard may cost. Reached only if something other than a video ends them."""
 START_FAILURES = 3
 """Actors in a row that may fail to start before the run is given up."""
 
@@ -317,7 +317,7 @@ def actor_options(options: EncodeOptions, gpus: int) -> EncodeOptions:
 def gpus_for(actor: EncodeOptions) -> int:
     """Return the GPUs to ask Ray for, for an actor of these options.
 
-    One that needs a GPU asks for it even where there is none: so an autoscaler brings a node.
+    One that needs a GPU asks for it even if there is none: so an autoscaler brings a node.
     """
     return int(actor.device.startswith("cuda"))
 

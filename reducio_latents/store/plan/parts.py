@@ -108,7 +108,7 @@ def shard_spans(part: Part) -> Iterator[ShardSpan]:
 
 
 def span_of(part: Part, bucket: str, shard: int) -> ShardSpan:
-    """Return where a shard of a part is; of one that it has not, no row."""
+    """Return where a shard of a part is; of a shard that it lacks, no row."""
     first, rows = part.shards.get(bucket, ShardRange(0, 0))
     names = list(part.shards)
     before = names[: names.index(bucket)] if bucket in part.shards else []

@@ -89,7 +89,7 @@ def read_header(path: Path) -> ExtractedFile:
 
 
 def read_text(path: Path) -> bytes:
-    """Return a T5 file's vectors as a row of text; raise MisfitError where there are none."""
+    """Return a T5 file's vectors as a row of text; raise MisfitError if there are none."""
     from safetensors import SafetensorError, safe_open
 
     try:
