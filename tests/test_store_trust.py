@@ -184,6 +184,7 @@ def put_row(root: Path, column: str, payload: bytes, container: Any = "zarr") ->
     rows[1] = payload
     clips = [{"clip_id": name} for name in store.plan.shard_clips(*KEY)["clip_id"].to_pylist()]
     writer = StoreWriter(store.files, store.meta)
+    writer.drop_commit(KEY, column)
     writer.write_payloads(KEY, clips, {column: ColumnRows(rows=rows)})
     store.files.delete(PATH)
     return store

@@ -268,6 +268,14 @@ def _statistics(
                 "ends. Finish it, or leave normalize out."
             )
         mean, std = np.array(found["mean"]), np.array(found["std"])
+        kind = source.store.kind(column)
+        halves = 2 if isinstance(kind, MomentsRows) else 1
+        channels = {kind.shape(bucket)[0] // halves for bucket in source.selection}
+        if channels != {len(mean)} or not found["count"][0] > 0:
+            raise StoreError(
+                f"{source.store.files.url}: the statistics of {column} are of {len(mean)} channels "
+                f"and {found['count'][0]:g} values each, and fit no row. Finish the encode run."
+            )
         counts.append(found["count"][0])
         means.append(mean)
         squares.append(std**2 + mean**2)

@@ -12,9 +12,10 @@ from typing import Any, cast
 import numpy as np
 
 from reducio_latents.dataset.filters import Filters
-from reducio_latents.dataset.opening import open_column
+from reducio_latents.dataset.mapped import MappedColumn
 from reducio_latents.dataset.reader import ColumnReader, Ints
 from reducio_latents.dataset.selection import BucketSelection, select, selection_digest
+from reducio_latents.dataset.zarr_rows import ZarrColumn
 from reducio_latents.files.cache import CachedFiles
 from reducio_latents.files.protocol import Origin
 from reducio_latents.store import Store, open_store
@@ -70,16 +71,20 @@ class Source:
         if key not in self._readers:
             with self._lock:
                 if key not in self._readers:
-                    self._readers[key] = open_column(
-                        self.store,
-                        column,
-                        bucket,
-                        self.selection[bucket].shards,
-                        # Two windows are read where a batch lies across their border.
-                        capacity=max(MIN_OPEN_SHARDS, 2 * window_shards),
-                        check_rows=check_rows,
-                    )
+                    # Two windows are read where a batch lies across their border.
+                    capacity = max(MIN_OPEN_SHARDS, 2 * window_shards)
+                    self._readers[key] = self._open(column, bucket, capacity, check_rows)
         return self._readers[key]
+
+    def _open(self, column: str, bucket: str, capacity: int, check_rows: bool) -> ColumnReader:
+        """Return the fastest reader that can read the column.
+
+        At most `capacity` shards stay open. With `check_rows`, every row's checksum is proven.
+        """
+        store, shards = self.store, self.selection[bucket].shards
+        if store.layout.lies_otherwise(store.files, store.meta, column, bucket):
+            return ZarrColumn(store, column, bucket, shards, check_rows=check_rows)
+        return MappedColumn(store, column, bucket, shards, capacity=capacity, check_rows=check_rows)
 
     def plan_field(self, name: str, bucket: str, shards: Ints, rows: Ints) -> list[Any]:
         """Return one of `PLAN_FIELDS` for each row; shards are counted as in `reader`."""

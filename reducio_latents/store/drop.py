@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from reducio_latents.files import Files
@@ -31,11 +32,9 @@ def _drop(files: Files, meta: StoreMeta, name: str) -> None:
         if column == name:
             files.delete(commit_path(key, column))
     for bucket in meta.buckets:
-        own = [
-            path
-            for path in files.list(bucket)
-            if path.startswith(f"{bucket}/{name}/") or path.endswith(f".{name}.tar")
-        ]
+        column = re.escape(name)
+        mine = re.compile(rf"{re.escape(bucket)}/({column}/.*|shard-\d+\.{column}\.tar)")
+        own = [path for path in files.list(bucket) if mine.fullmatch(path)]
         for path in own:
             files.delete(path)
     files.delete(index.PATH)  # another run may have ended meanwhile

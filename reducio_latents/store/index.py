@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Self
 
-from reducio_latents.core.config import from_mapping
+from reducio_latents.core.config import convert
 from reducio_latents.core.fingerprint import compact_json
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files
@@ -168,7 +168,7 @@ def read_index(files: Files) -> Index | None:
     """Return the stored index, or None if there is none; raise StoreError if it is damaged."""
     try:
         raw = unseal(files.read(PATH))
-        entries = [from_mapping(IndexEntry, item, where="it") for item in raw["commits"]]
+        entries: list[IndexEntry] = convert(raw["commits"], list[IndexEntry], where="it")
         for entry in entries:
             require_entry(entry)
             require_rows(entry.failed, entry.rows, "failed")

@@ -265,6 +265,12 @@ class ArrayRows(BytesRows):
 class MomentsRows(ArrayRows):
     """A posterior's mean, then its log-variance, along the first axis."""
 
+    def shape(self, bucket: str) -> tuple[int, ...]:
+        shape = super().shape(bucket)
+        if not shape or shape[0] % 2:
+            raise StoreError(f"rows of shape {shape} are no moments: two halves of an axis.")
+        return shape
+
 
 class FinalLatentsRows(ArrayRows):
     """Final latents that were drawn once, when they were made."""

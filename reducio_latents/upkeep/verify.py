@@ -13,6 +13,7 @@ from reducio_latents.files.protocol import LISTING
 from reducio_latents.store import index
 from reducio_latents.store.commit import Commit, ShardKey, clips_sha256, commit_path, list_commits
 from reducio_latents.store.container import array_rows
+from reducio_latents.store.drop import LOCK
 from reducio_latents.store.meta import ROOT
 from reducio_latents.store.plan import verify_parts
 from reducio_latents.store.plan.parts import PART_KINDS, PENDING, part_path
@@ -167,7 +168,7 @@ def _unknown_files(
     # A plan's next part may have been begun.
     known.update(part_path(kind, n) for kind in PART_KINDS for n in range(store.plan.parts + 1))
     for path in store.files.list(""):
-        if path not in known and not path.startswith(WORKING):
+        if path not in known and not path.startswith(WORKING) and path != LOCK:
             yield Damage(f"{store.files.url}/{path}", "it is no file of this store; move it away")
 
 

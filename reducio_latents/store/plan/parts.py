@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reducio_latents.core.config import convert, from_mapping
+from reducio_latents.core.config import convert
 from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
@@ -319,7 +319,7 @@ def _read_about(files: Files, path: str) -> tuple[PlanSpec, Mapping[str, ShardRa
                 f"{where} has format {raw['format_version']}; this version reads "
                 f"{FORMAT_VERSION}. Install the version that wrote it, or make the store anew."
             )
-        spec = from_mapping(PlanSpec, raw["spec"], where=where)
+        spec: PlanSpec = convert(raw["spec"], PlanSpec, where=where)
         shards = convert(raw["shards"], dict[str, tuple[int, int]], where="shards")
         rows = 0
         for bucket, (first, count) in shards.items():
