@@ -66,7 +66,7 @@ def origin(tmp_path: Path) -> Origin:
 
 @pytest.fixture
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "GRACE_S", 0.0)
+    monkeypatch.setattr(cache, "HANDED_OUT_S", 0.0)
 
 
 def cached(origin: Origin, max_bytes: int = 100 * KIB) -> CachedFiles:
@@ -172,7 +172,7 @@ def test_what_was_just_handed_out_is_not_evicted(origin: Origin) -> None:
     first = files.local_path("f0")
     files.local_path("f1")
     assert first.read_bytes() == origin.read("f0")
-    age(first, 2 * cache.GRACE_S)
+    age(first, 2 * cache.HANDED_OUT_S)
     files.local_path("f2")
     assert not first.exists()
 

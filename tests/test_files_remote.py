@@ -169,7 +169,7 @@ def test_files_are_listed_by_folder_and_in_order(files: Files) -> None:
 
 
 def test_listing_goes_on_over_pages(s3: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAGE", 7)
+    monkeypatch.setattr(remote, "LIST_PAGE", 7)
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")
     files = open_remote(new_url())
     names = [f"commits/{i:06d}.json" for i in range(25)]

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from reducio_latents import encode_corpus, open_store
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus.build import plan_part
 from reducio_latents.corpus.probe import ProbeRecord
@@ -34,6 +35,7 @@ from reducio_latents.store.plan import PlanSpec, PlanTakenError, read_plan, writ
 from reducio_latents.store.writer import StoreWriter
 from reducio_latents.upkeep.convert import convert_store
 from reducio_latents.upkeep.verify import verify
+from tests.corpora import write_video
 from tests.object_storage import BUCKET as PLACE
 from tests.object_storage import FaultyProxy, s3, s3_server
 from tests.stores import (
@@ -355,3 +357,48 @@ def test_rows_that_differ_in_their_last_bits_are_those_of_the_commit() -> None:
         report = verify(Store(files))
         assert report.ok, report.damage
         assert files.size(commit_path(ShardKey(BUCKET, 0), "motion")) is not None
+
+
+def test_two_corpora_are_encoded_into_one_store_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, name in enumerate(("one", "other")):
+        write_video(tmp_path / name / f"{name}.mp4", 1.2, seed=seed)
+    settings: dict[str, Any] = {
+        "model": "reducio-random:8",
+        "resolution": 32,
+        "batch_size": 2,
+        "workers": 1,
+    }
+
+    def encode_real(name: str, store: str = "both") -> Any:
+        return encode_corpus(tmp_path / name, tmp_path / store, **settings)
+
+    genuine, met = LocalFiles.create, list[str]()
+
+    def create(self: LocalFiles, path: str, data: Any) -> bool:
+        if path == "plan/part-00000.parquet" and not met:
+            met.append(path)
+            encode_real("other")
+        return genuine(self, path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFiles, "create", create)
+        encode_real("one")
+    assert len(met) == 1
+    both = open_store(tmp_path / "both")
+    report = verify(both)
+    assert report.ok, report.damage
+    assert not report.missing
+    found = both.meta.counts["videos"]
+    assert (found["found"], found["encoded"]) == (2, 2)
+    rows: dict[str, bytes] = {}
+    for name in ("both", "one", "other"):
+        if name != "both":
+            encode_real(name, f"{name}.alone")
+        store = both if name == "both" else open_store(tmp_path / f"{name}.alone")
+        for clip in store.plan.clips.to_pylist():
+            key = ShardKey(clip["bucket"], clip["shard"])
+            row = bytes(store.read_row(key, clip["row"], "motion"))  # type: ignore[arg-type]
+            assert rows.setdefault(clip["clip_id"], row) == row
+    assert len(rows) == both.plan.clips.num_rows

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from reducio_latents.corpus import CorpusVideo
-from reducio_latents.corpus.fate import Planned, decide
+from reducio_latents.corpus.fate import Decided, decide
 from reducio_latents.corpus.place import Column, Placed, Rows, place
 from reducio_latents.errors import CorpusError
 from reducio_latents.store.plan.parts import ROW_GROUP, PlanPart
@@ -22,7 +22,7 @@ from reducio_latents.store.plan.tables import CLIP_SCHEMA, CLIP_STATUS, VIDEO_SC
 if TYPE_CHECKING:
     from reducio_latents.corpus.probe import ProbeRecord
 
-HASH_DIGITS = 16
+ID_DIGITS = 16
 TIME_DIGITS = 9
 PROBED = ("codec", "width", "height", "rotation", "rate_fps", "duration_s", "frames")
 
@@ -112,7 +112,7 @@ def _has_changed(sha256: str | None, record: ProbeRecord | None) -> bool:
     return bool(sha256 and record is not None and record.sha256 and record.sha256 != sha256)
 
 
-def _clip_table(planned: Planned, placed: Placed, spec: PlanSpec, ids: Sequence[str]) -> pa.Table:
+def _clip_table(planned: Decided, placed: Placed, spec: PlanSpec, ids: Sequence[str]) -> pa.Table:
     names = pa.array([video.video for video, _ in planned], pa.string())
     captions = pa.array([list(v.captions) for v, _ in planned], pa.list_(pa.string()))
     rows = placed.rows
@@ -143,7 +143,7 @@ def _spread(values: pa.Array, index: Column) -> pa.ChunkedArray:
 
 def clip_prefix(video: str) -> str:
     """Return what the ids of a video's clips begin with."""
-    return hashlib.sha256(video.encode()).hexdigest()[:HASH_DIGITS]
+    return hashlib.sha256(video.encode()).hexdigest()[:ID_DIGITS]
 
 
 def _clip_ids(videos: Sequence[str], rows: Rows) -> pa.ChunkedArray:
@@ -152,16 +152,16 @@ def _clip_ids(videos: Sequence[str], rows: Rows) -> pa.ChunkedArray:
     Written digit by digit into one buffer, as a million small strings take longest of all.
     """
     prefixes = "".join(map(clip_prefix, videos)).encode()
-    by_video = np.frombuffer(prefixes, np.uint8).reshape(-1, HASH_DIGITS)
+    by_video = np.frombuffer(prefixes, np.uint8).reshape(-1, ID_DIGITS)
     powers = 10 ** np.arange(TIME_DIGITS - 1, -1, -1)
     chunks = []
     for begin in range(0, len(rows.video), ROW_GROUP):
         part = slice(begin, begin + ROW_GROUP)
         start_ms = np.floor(rows.start_s[part] * 1000 + 0.5).astype(np.int64)
-        width = HASH_DIGITS + 1 + TIME_DIGITS
+        width = ID_DIGITS + 1 + TIME_DIGITS
         text = np.full((len(start_ms), width), ord("_"), np.uint8)
-        text[:, :HASH_DIGITS] = by_video[rows.video[part]]
-        text[:, HASH_DIGITS + 1 :] = start_ms[:, None] // powers % 10 + ord("0")
+        text[:, :ID_DIGITS] = by_video[rows.video[part]]
+        text[:, ID_DIGITS + 1 :] = start_ms[:, None] // powers % 10 + ord("0")
         offsets = np.arange(len(start_ms) + 1, dtype=np.int32) * width
         buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(text.tobytes())]
         chunks.append(pa.Array.from_buffers(pa.string(), len(start_ms), buffers))
@@ -180,7 +180,7 @@ def _require_unique_ids(ids: Sequence[str], previous: Plan | None) -> None:
 
 
 def _video_table(
-    planned: Planned, records: Mapping[str, ProbeRecord], rows: Rows, spec: PlanSpec
+    planned: Decided, records: Mapping[str, ProbeRecord], rows: Rows, spec: PlanSpec
 ) -> pa.Table:
     clips = np.bincount(rows.video, minlength=len(planned))
     columns: dict[str, list[object]] = {name: [] for name in VIDEO_SCHEMA.names}

@@ -35,7 +35,7 @@ class Fate:
     duplicate_of: str | None = None
 
 
-Planned = Sequence[tuple[CorpusVideo, Fate]]
+Decided = Sequence[tuple[CorpusVideo, Fate]]
 
 
 def decide(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reducio_latents.corpus.fate import Planned
+from reducio_latents.corpus.fate import Decided
 from reducio_latents.store.plan.parts import ShardRange
 from reducio_latents.store.plan.plan import Plan
 from reducio_latents.store.plan.spec import PlanSpec
@@ -43,7 +43,7 @@ class Placed(NamedTuple):
     shards: dict[str, ShardRange]
 
 
-def place(planned: Planned, spec: PlanSpec, previous: Plan | None) -> Placed:
+def place(planned: Decided, spec: PlanSpec, previous: Plan | None) -> Placed:
     """Give each clip its shard and row: by bucket, video and start, after the last used shard."""
     counts = np.array([len(fate.starts) for _, fate in planned], np.int64)
     starts = chain.from_iterable(fate.starts for _, fate in planned)
@@ -64,7 +64,7 @@ def place(planned: Planned, spec: PlanSpec, previous: Plan | None) -> Placed:
     return Placed(rows.plus(_referring(planned, rows, spec, previous)), len(bucket), shards)
 
 
-def _referring(planned: Planned, own: Rows, spec: PlanSpec, previous: Plan | None) -> Rows:
+def _referring(planned: Decided, own: Rows, spec: PlanSpec, previous: Plan | None) -> Rows:
     """Return the rows of the duplicates: those of their originals, here or in earlier parts."""
     duplicates = [(i, fate.duplicate_of) for i, (_, fate) in enumerate(planned)]
     pairs = [(i, original) for i, original in duplicates if original is not None]

@@ -28,7 +28,7 @@ from reducio_latents.corpus.trees import Tree
 from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.files.source import VideoSource, join_url, public_url
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 # fmt: off
@@ -198,7 +198,7 @@ def _read_parquet(file: BinaryIO, where: str) -> _Table:
     columns = {}
     for field, column in zip(table.schema, table.columns, strict=True):
         if "binary" in str(field.type):  # also inside a list or struct
-            logger.warning("%s: column %s is binary and is left out.", where, field.name)
+            log.warning("%s: column %s is binary and is left out.", where, field.name)
             continue
         if pa.types.is_temporal(field.type):  # finer than Python's own times
             column = column.cast(pa.int64() if pa.types.is_duration(field.type) else pa.string())

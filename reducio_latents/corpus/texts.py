@@ -11,7 +11,7 @@ from reducio_latents.corpus.trees import MAX_TEXT_BYTES, TOO_LARGE, Tree
 from reducio_latents.errors import CorpusError
 from reducio_latents.files.source import public_url
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def text_name(video: str) -> str:
@@ -43,7 +43,7 @@ def read_texts(tree: Tree, names: Sequence[str]) -> dict[str, str]:
 def warn_of_lost_captions(root: str, names: Sequence[str], why: str) -> None:
     """Say how many files beside videos are not read, and why the first one is not."""
     if names:
-        logger.warning(
+        log.warning(
             "%d texts beside videos are left out, %s first: %s.",
             len(names),
             printable(f"{public_url(root)}/{names[0]}"),

@@ -13,7 +13,7 @@ from reducio_latents.corpus.entry import is_utf8
 from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.files.explained import reason
 from reducio_latents.files.filesystems import open_filesystem
-from reducio_latents.files.inside import FOLDER, NotAFileError, kind_of, open_regular
+from reducio_latents.files.inside import A_FOLDER, NotAFileError, file_kind, open_regular
 from reducio_latents.files.source import is_url, public_url
 
 MAX_TEXT_BYTES = 1 << 20
@@ -75,12 +75,12 @@ class LocalTree:
     def kind(self, path: str) -> Literal["file", "folder"] | None:
         full = Path(self._full(path))
         try:
-            kind = kind_of(full.stat().st_mode)
+            kind = file_kind(full.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if kind not in (None, FOLDER):
+        if kind not in (None, A_FOLDER):
             raise NotAFileError(full, str(kind))
-        return "folder" if kind == FOLDER else "file"
+        return "folder" if kind == A_FOLDER else "file"
 
     def walk(self, folder: str, max_depth: int | None) -> Iterator[Found]:
         stack: list[tuple[str, int, frozenset[tuple[int, int]]]] = [(folder, 1, frozenset())]
@@ -131,7 +131,7 @@ def _classify(entry: os.DirEntry[str]) -> tuple[bool, str | None]:
     symbolic links."""
     try:
         is_folder = entry.is_dir()
-        kind = None if is_folder or entry.is_file() else kind_of(entry.stat().st_mode)
+        kind = None if is_folder or entry.is_file() else file_kind(entry.stat().st_mode)
     except FileNotFoundError:
         kind = None  # a dangling link: it fails when it is opened
     except OSError as err:

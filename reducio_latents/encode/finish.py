@@ -148,6 +148,7 @@ def conclude(job: Job, todo: Todo, ledger: Ledger) -> EncodeReport:
 
     A function of plan and commits: whoever does it, and how often, it writes the same.
     """
+    job.take_in_plan()
     left = job.missing()
     job.journal.sweep(left)
     for path in list(job.writer.files.list(RUNS)):

@@ -64,6 +64,12 @@ class Job:
         """Return the rows of every shard of the plan."""
         return {ShardKey(s.bucket, s.shard): s.rows for s in self.planned.plan.shards()}
 
+    def take_in_plan(self) -> None:
+        """Take in what another run has planned since, so that all of the store is counted."""
+        plan = read_plan(self.writer.files)
+        if plan is not None and plan.parts > self.planned.plan.parts:
+            self.planned = replace(self.planned, plan=plan)
+
     def todo(self) -> dict[ShardKey, tuple[str, ...]]:
         """Return those of `missing` that this run can do.
 

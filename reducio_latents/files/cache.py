@@ -34,12 +34,12 @@ from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files.inside import open_regular, require_inside
 from reducio_latents.files.protocol import Buffer, Origin
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 DEFAULT_BYTES = 64 << 30
 FETCHERS = 4
 """Files fetched at once, ahead of need."""
-GRACE_S = 10.0
+HANDED_OUT_S = 10.0
 """A file that was asked for so recently is not removed."""
 ABANDONED_S = 3600.0
 """A fetch that has written nothing for this long has died."""
@@ -121,7 +121,7 @@ class CachedFiles:
     def local_path(self, path: str) -> Path:
         """Return where the file lies on this machine, fetching it if need be.
 
-        Open it within `GRACE_S`; after that it may be gone, which does not hurt who has it open.
+        Open it within `HANDED_OUT_S`; then it may be gone, which does not hurt who has it open.
         Raise FileNotFoundError if the origin has no such file, StoreError if it cannot be fetched
         or does not have its checksum.
         """
@@ -134,9 +134,7 @@ class CachedFiles:
             if _touch(blob):
                 if self._is_sound(blob):  # somebody has fetched it while we waited
                     return blob
-                logger.warning(
-                    "%s: its copy %s is damaged; fetching it anew.", self._at(path), blob
-                )
+                log.warning("%s: its copy %s is damaged; fetching it anew.", self._at(path), blob)
             self._fetch(path, blob)
         return blob
 
@@ -240,7 +238,7 @@ class CachedFiles:
                 with self._lock:  # several threads fail at once, and one of them warns
                     level = logging.DEBUG if self._warned else logging.WARNING
                     self._warned = True
-                logger.log(level, AHEAD, err)
+                log.log(level, AHEAD, err)
 
     def _fetch(self, path: str, blob: Path) -> None:
         size = self.origin.size(path)
@@ -306,7 +304,7 @@ class CachedFiles:
                         entries.append((stat.st_mtime, stat.st_size, entry.path))
             free = shutil.disk_usage(self.folder).free
             for used, bytes_, name in sorted(entries):
-                if (total <= self.max_bytes and free > size) or now - used < GRACE_S:
+                if (total <= self.max_bytes and free > size) or now - used < HANDED_OUT_S:
                     break
                 if name.endswith(BLOB):
                     Path(name).unlink(missing_ok=True)

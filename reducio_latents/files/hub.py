@@ -11,7 +11,7 @@ from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files.inside import require_inside
 from reducio_latents.files.protocol import Buffer
 
-PIECE_BYTES = 8 << 20
+READ_BYTES = 8 << 20
 
 
 def open_hub(url: str) -> HubFiles:
@@ -84,8 +84,8 @@ class HubFiles:
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield a whole file in pieces of some MiB."""
         try:
-            with self._system.open(self._at(path), "rb", block_size=PIECE_BYTES) as file:
-                while piece := file.read(PIECE_BYTES):
+            with self._system.open(self._at(path), "rb", block_size=READ_BYTES) as file:
+                while piece := file.read(READ_BYTES):
                     yield piece
         except FileNotFoundError:
             raise

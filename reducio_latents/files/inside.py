@@ -11,9 +11,9 @@ from typing import BinaryIO
 from reducio_latents.core.text import printable
 from reducio_latents.errors import StoreError
 
-FOLDER = "a folder"
-KINDS = (
-    (stat.S_ISDIR, FOLDER),
+A_FOLDER = "a folder"
+FILE_KINDS = (
+    (stat.S_ISDIR, A_FOLDER),
     (stat.S_ISFIFO, "a pipe"),
     (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"),
@@ -64,9 +64,9 @@ def _hub_blobs(home: str) -> list[str]:
     return [f"{revision.parent.parent}/blobs" for revision in revisions]
 
 
-def kind_of(mode: int) -> str | None:
+def file_kind(mode: int) -> str | None:
     """Return what is no regular file, by its mode, in words; None for a regular file."""
-    return next((words for test, words in KINDS if test(mode)), None)
+    return next((words for test, words in FILE_KINDS if test(mode)), None)
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -75,10 +75,10 @@ def open_regular(path: str | Path) -> BinaryIO:
     Raise NotAFileError, at once, for anything else: reading a pipe waits for ever for somebody to
     write, reading a device never ends.
     """
-    if kind := kind_of(Path(path).stat().st_mode):
+    if kind := file_kind(Path(path).stat().st_mode):
         raise NotAFileError(path, kind)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    if kind := kind_of(os.fstat(descriptor).st_mode):  # put in its place since
+    if kind := file_kind(os.fstat(descriptor).st_mode):  # put in its place since
         os.close(descriptor)
         raise NotAFileError(path, kind)
     return os.fdopen(descriptor, "rb")

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from reducio_latents.core.text import printable
 from reducio_latents.errors import StoreError
-from reducio_latents.files.inside import NotAFileError, kind_of, open_regular, place_inside
+from reducio_latents.files.inside import NotAFileError, file_kind, open_regular, place_inside
 from reducio_latents.files.protocol import Buffer, joined
 
 PARTIAL = ".partial"
@@ -192,7 +192,7 @@ class LocalFiles:
     def local_path(self, path: str) -> Path | None:
         full = self._at(path)
         with suppress(FileNotFoundError), _explained("read", full):
-            if kind := kind_of(full.stat().st_mode):
+            if kind := file_kind(full.stat().st_mode):
                 raise NotAFileError(full, kind)
         return full
 
@@ -235,7 +235,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-CAUSES = {
+SYSTEM_CAUSES = {
     errno.ENOSPC: "the disk is full. Free some space and run the same command again: finished "
     "shards stay",
     errno.EDQUOT: "your quota is used up. Free some space and run the same command again: finished "
@@ -261,7 +261,7 @@ def _explained(verb: str, path: Path) -> Iterator[None]:
     except OSError as err:
         if verb != "write" and isinstance(err, FileNotFoundError | NotADirectoryError):
             raise
-        why = CAUSES.get(err.errno or 0) or err.strerror or str(err)
+        why = SYSTEM_CAUSES.get(err.errno or 0) or err.strerror or str(err)
         if isinstance(err, NotADirectoryError | FileExistsError | IsADirectoryError):
             why = f"{err.strerror}: {err.filename}. Give a folder of its own"
         raise StoreError(f"cannot {verb} {printable(str(path))}: {printable(why)}.") from err

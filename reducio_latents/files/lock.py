@@ -27,9 +27,9 @@ from reducio_latents.core.text import printable
 from reducio_latents.errors import StoreError
 from reducio_latents.files.protocol import Files
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-BEAT_S = 5.0
+HEART_S = 5.0
 SILENCE_S = 60.0
 POLL_S = 0.2
 
@@ -61,7 +61,7 @@ class Lock:
             if not self._files.swap(self._path, _dump(self._record), _dump(now)):
                 self._lost = True
         except StoreError as err:
-            logger.warning("no sign of life can be written to %s: %s", self.where, err)
+            log.warning("no sign of life can be written to %s: %s", self.where, err)
         else:
             self._record = now
 
@@ -86,7 +86,7 @@ def hold(
     what: str,
     *,
     wait: bool = False,
-    beat_s: float = BEAT_S,
+    beat_s: float = HEART_S,
     silence_s: float = SILENCE_S,
 ) -> Iterator[Lock]:
     """Hold the lock `path` of `files` during the block; `what` says what for: "training".
@@ -122,7 +122,7 @@ def _take(lock: Lock, files: Files, path: str, wait: bool, silence_s: float) -> 
         alive = _is_alive(holder)
         if alive is False or monotonic() - since > silence_s:
             if files.swap(path, found, mine):
-                logger.warning("%s: took over the lock of %s.", lock.where, _name(holder))
+                log.warning("%s: took over the lock of %s.", lock.where, _name(holder))
                 return
         elif not wait and (alive or beats):
             raise StoreError(

@@ -29,7 +29,7 @@ from reducio_latents.files.explained import Explained
 from reducio_latents.files.inside import require_inside
 from reducio_latents.files.protocol import LISTING, Buffer, Origin, joined
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 OBJECT_SCHEMES = ("s3", "gs", "az", "abfs", "abfss")
 WEB_SCHEMES = ("https", "http")
@@ -40,7 +40,7 @@ PART_BYTES = 8 << 20
 """Larger files are sent in parts of this size, and appear when the last one has arrived."""
 PARTS_AT_ONCE = 4
 LISTINGS = 3
-PAGE = 1000
+LIST_PAGE = 1000
 ATTEMPTS = 3
 UNCONDITIONAL = (
     "this object storage cannot write on condition (If-None-Match), so that two runs which begin "
@@ -204,7 +204,7 @@ class ObjectFiles:
             except (known.BaseError, NotImplementedError) as err:
                 if not (isinstance(err, NotImplementedError) or " 501 " in str(err)):
                     raise
-                logger.warning("%s: %s", self._url, UNCONDITIONAL)
+                log.warning("%s: %s", self._url, UNCONDITIONAL)
                 if mode == "create" and self._head(path) is not None:
                     return False
                 obstore.put(store, path, whole, use_multipart=False)
@@ -230,7 +230,7 @@ class ObjectFiles:
         def collect(obstore: Any, store: Any) -> list[str]:
             for attempt in range(1, LISTINGS + 1):
                 try:
-                    pages = obstore.list(store, prefix or None, chunk_size=PAGE)
+                    pages = obstore.list(store, prefix or None, chunk_size=LIST_PAGE)
                     return sorted(entry["path"] for entry in chain.from_iterable(pages))
                 except obstore.exceptions.BaseError as err:
                     # Requests are tried anew by obstore; a page that breaks off in between is not.
