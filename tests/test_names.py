@@ -20,8 +20,8 @@ ONE_IDEA = {
 """Names in several places that mean the same in each, and why they cannot be one."""
 
 TO_RENAME = """
-ATTEMPTS DTYPES EMPTY FOLDER FORMAT_VERSION Floats GRACE_S HASH_DIGITS Ints MEDIA_TYPE Moved PAGE
-Planned Request T Todo describe centre_frame logger
+ATTEMPTS DTYPES EMPTY FOLDER FORMAT_VERSION Floats Ints MEDIA_TYPE Moved
+Request T Todo describe centre_frame logger
 """
 """Names that still mean two things; this only shrinks."""
 
