@@ -117,7 +117,10 @@ def _refuse_other_weights(folder: Path, sha256: str) -> None:
     for key in found.shapes:
         digest.add(key, found.read(key))
     if digest.hexdigest() != sha256:
-        raise WeightsError(f"{model} holds other weights. Give an empty folder.")
+        raise WeightsError(
+            f"{model} holds other weights. Give an empty folder. Their sha256 is "
+            f"{digest.hexdigest()[:12]}, not {sha256[:12]}."
+        )
 
 
 @contextmanager
@@ -175,5 +178,7 @@ def check_description(weights: Path, config: ReducioVAEConfig, weights_sha256: s
     if description.get("weights_sha256") != weights_sha256:
         raise WeightsError(
             f"{folder / MODEL_FILE} is not what {CONFIG_FILE} beside it describes: it was damaged "
-            "or replaced. Import the checkpoint again, into an empty folder."
+            f"or replaced (sha256 {weights_sha256[:12]}, not "
+            f"{str(description.get('weights_sha256'))[:12]}). "
+            "Import the checkpoint again, into an empty folder."
         )
