@@ -22,7 +22,9 @@ from reducio_latents.encode.attempts import CAREFUL_ATTEMPTS, PLAIN_ATTEMPTS, At
 from reducio_latents.encode.engines.local import run_rank
 from reducio_latents.encode.engines.ranks import Rank
 from reducio_latents.encode.gpu import BatchEncoder
+from reducio_latents.encode.progress import Silent
 from reducio_latents.encode.report import EncodeReport
+from reducio_latents.encode.stop import stop_on_signals
 from reducio_latents.errors import StoreError
 from reducio_latents.files import LocalFiles, local, open_files
 from reducio_latents.files.protocol import Buffer
@@ -218,6 +220,25 @@ def test_a_signal_finishes_the_shard_in_hand_and_says_what_is_left(
     assert 0 < len(shards) < len(opened.plan.shards())
     assert encode(corpus, store, **{**SETTINGS, "shard_rows": 1}).exit_code == 0
     assert verify(open_store(store)).ok
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_videos_are_probed_ends_the_run_at_once_and_loses_nothing(
+    number: signal.Signals, corpus: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    class Signalling(Silent):
+        def probed(self, done: int, total: int) -> None:
+            if done == 2:
+                os.kill(os.getpid(), number)
+
+    store = tmp_path / "store"
+    with stop_on_signals() as stop:
+        report = encode(corpus, store, progress=Signalling(), stop=stop)
+    assert report.exit_code == 128 + number
+    assert report.clips.found == 0
+    assert not list(store.glob("plan/part-*"))
+    assert encode(corpus, store).shards_left == 0
+    assert files_of(store) == expected
 
 
 def processes_of(group: int) -> list[str]:

@@ -101,10 +101,13 @@ def prepare(
     stop: Stop | None = None,
 ) -> Job:
     """Load the encoders, refuse what does not fit, plan what is new, open the store."""
-    stored = read_meta_if_any(open_files(store))  # before a model is loaded for nothing
-    encoders = build_columns(options)
-    known = () if stored is None else stored.columns
-    job = plan_job(corpus, store, options, describe(encoders, options, known), progress, stop)
+    stop = stop or Stop()
+    with stop.at_once():
+        stored = read_meta_if_any(open_files(store))  # before a model is loaded for nothing
+        encoders = build_columns(options)
+        known = () if stored is None else stored.columns
+        columns = describe(encoders, options, known)
+        job = plan_job(corpus, store, options, columns, progress, stop)
     return replace(job, encoders=encoders)
 
 
@@ -146,13 +149,15 @@ def plan_job(
     )
     if stored is not None:
         require_same(meta, stored, files.url)
-    planned = make_plan(corpus, files, options, buckets, progress.probed)
+    stop = stop or Stop()
+    with stop.at_once():
+        planned = make_plan(corpus, files, options, buckets, progress.probed)
     writer = StoreWriter.open(files, meta, _rows(planned.plan, options.shard_rows))
     writer.drop_other_clips()
     if options.retry_failed:
         forget_failures(writer)
     root = corpus_root(corpus, options.root)
-    return Job(options, planned, (), writer, root, stop or Stop())
+    return Job(options, planned, (), writer, root, stop)
 
 
 def join(store: str | Path, options: EncodeOptions, root: str, moved: Moved, stop: Stop) -> Job:

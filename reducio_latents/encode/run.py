@@ -16,7 +16,7 @@ from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.encode.prepare import make_plan
 from reducio_latents.encode.progress import Progress, Silent
 from reducio_latents.encode.report import EncodeReport
-from reducio_latents.encode.stop import Stop
+from reducio_latents.encode.stop import Stop, StoppedError
 from reducio_latents.files import open_files
 from reducio_latents.store.writer import read_meta_if_any
 
@@ -47,9 +47,12 @@ def encode_corpus(
     chosen = made_from(EncodeOptions, options, settings, "encode_corpus")
     progress, stop = progress or Silent(), stop or Stop()
     engine = ray_engine() if chosen.engine == "ray" else local_engine(chosen)
-    if engine is not None:
-        return engine(Request(str(corpus), str(store), chosen, progress, stop))
-    return run_job(prepare(corpus, store, chosen, progress, stop), progress)
+    try:
+        if engine is not None:
+            return engine(Request(str(corpus), str(store), chosen, progress, stop))
+        return run_job(prepare(corpus, store, chosen, progress, stop), progress)
+    except StoppedError:  # before the first shard was begun
+        return EncodeReport(signal=stop.signal)
 
 
 def ray_engine() -> Callable[[Request], EncodeReport]:

@@ -29,6 +29,7 @@ class Stop:
         """Number of the signal that asked for it, 0 before."""
         self.on_request: list[Callable[[int], None]] = []
         """Told that number, once."""
+        self._at_once = False
 
     @property
     def requested(self) -> bool:
@@ -40,6 +41,19 @@ class Stop:
             self.signal = number
             for tell in self.on_request:
                 tell(number)
+        if self._at_once:
+            raise StoppedError
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Have a request end the block by `StoppedError`: nothing in it has to be finished."""
+        before, self._at_once = self._at_once, True
+        try:
+            if self.requested:
+                raise StoppedError
+            yield
+        finally:
+            self._at_once = before
 
 
 @contextmanager
@@ -56,7 +70,7 @@ def stop_on_signals(
     def ask(number: int, _: FrameType | None) -> None:
         if stop.requested:
             os._exit(128 + number)  # workers end with their parent; files are whole or not there
-        stop.request(number)
+        stop.request(number)  # which may raise StoppedError
         signal.setitimer(signal.ITIMER_REAL, grace_s)
         # A call that does not come back to Python never sees the alarm.
         last = threading.Timer(grace_s + LAST_S, os._exit, [128 + number])
