@@ -32,7 +32,7 @@ from reducio_latents.store.index import build_index, write_index
 from reducio_latents.store.meta import ROOT, ColumnMeta, StoreMeta
 from reducio_latents.store.plan import PlanSpec, read_plan, write_part
 from reducio_latents.store.statistics import ChannelStatistics
-from reducio_latents.store.text_rows import MEDIA_TYPE, CaptionTokens, pack_text_row
+from reducio_latents.store.text_rows import TEXT_MEDIA_TYPE, CaptionTokens, pack_text_row
 from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
 
 CHANNELS = 2
@@ -170,7 +170,7 @@ def meta_of(spec: StoreSpec) -> StoreMeta:
         ),
         "text": ColumnMeta(
             kind="bytes",
-            content=MEDIA_TYPE,
+            content=TEXT_MEDIA_TYPE,
             encoder="fake-text",
             config={},
             dtype="bytes",

@@ -18,7 +18,7 @@ from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.index import build_index, write_index
 from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.plan import read_plan
-from reducio_latents.store.quantize import MEDIA_TYPE, quantize
+from reducio_latents.store.quantize import INT8_MEDIA_TYPE, quantize
 from reducio_latents.store.writer import ColumnRows, StoreWriter
 from tests.latent_stores import StoreSpec, meta_of, plan_store, write_shard
 
@@ -44,7 +44,7 @@ EXTRA = {
     "content_clip": array("tokens", "float16", 3, 8),
     "content_clip_pooled": array("vector", "float16", 8),
     "frame_times": array("array", "float64", 16),
-    "small_clip": array(MEDIA_TYPE, "int8", 3, 12),
+    "small_clip": array(INT8_MEDIA_TYPE, "int8", 3, 12),
 }
 COLUMNS = (*PLAIN, *EXTRA)
 

@@ -21,7 +21,7 @@ import pytest
 from reducio_latents import open_store
 from reducio_latents.cli.progress import print_report
 from reducio_latents.encode import EncodeReport, Tally, encode_corpus
-from reducio_latents.encode.engines.local import Request, run_rank, run_ranks
+from reducio_latents.encode.engines.local import RunRequest, run_rank, run_ranks
 from reducio_latents.encode.engines.ranks import Rank
 from reducio_latents.encode.engines.ray import actor_options, gpus_for
 from reducio_latents.encode.options import EncodeOptions
@@ -49,15 +49,15 @@ def command(corpus: Path, store: Path, **settings: object) -> list[str]:
     return words
 
 
-def request(corpus: Path, store: Path, **settings: Any) -> Request:
-    return Request(str(corpus), str(store), EncodeOptions(**{**SETTINGS, **settings}))
+def request(corpus: Path, store: Path, **settings: Any) -> RunRequest:
+    return RunRequest(str(corpus), str(store), EncodeOptions(**{**SETTINGS, **settings}))
 
 
-def be_rank(asked: Request, rank: Rank) -> None:
+def be_rank(asked: RunRequest, rank: Rank) -> None:
     run_rank(asked, rank)
 
 
-def start_rank(asked: Request, rank: Rank) -> BaseProcess:
+def start_rank(asked: RunRequest, rank: Rank) -> BaseProcess:
     """Start a rank that can be killed; it shares the tests' fork server, and is there at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)

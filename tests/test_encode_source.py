@@ -20,7 +20,7 @@ from reducio_latents.errors import ConfigError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.video.processes import Channel
-from reducio_latents.video.reading import ATTEMPTS, ClipReader, ClipRequest, Decoded
+from reducio_latents.video.reading import WORKER_ATTEMPTS, ClipReader, ClipRequest, Decoded
 
 BUCKET = Bucket(4, 8, 8)
 NEEDS = frozenset({FRAMES, TIMES, CONTENT})
@@ -144,7 +144,7 @@ def test_a_video_that_kills_every_worker_is_given_up_after_some_attempts() -> No
     works = [ShardWork(ShardKey(BUCKET.name, 0), (*clips, good))]
     failed = check(works, read(works))
     assert set(failed) == {clip.clip_id for clip in clips}
-    assert len(clips) > ATTEMPTS
+    assert len(clips) > WORKER_ATTEMPTS
 
 
 def test_errors_and_bugs_and_missing_videos_are_recorded_by_clip() -> None:

@@ -17,7 +17,7 @@ from reducio_latents.files.source import VideoSource
 from reducio_latents.train.config import DataConfig
 from reducio_latents.train.order import TrainOrder
 from reducio_latents.train.split import ClipTable, Split, forget_split, make_split
-from reducio_latents.train.stream import BatchStream, Request, training_requests
+from reducio_latents.train.stream import BatchRequest, BatchStream, training_requests
 from reducio_latents.video import get_backend
 from reducio_latents.video.pixels import Augmentation, fit_frame
 from tests.corpora import write_corpus, write_video
@@ -117,7 +117,7 @@ def test_a_run_without_a_corpus_says_how_to_name_one(tmp_path: Path) -> None:
 def test_validation_pixels_are_the_ones_that_encoding_sees(split: Split, data: DataConfig) -> None:
     table = split.train
     assert table is not None
-    (batch,) = BatchStream(table, data, [Request((0,))])
+    (batch,) = BatchStream(table, data, [BatchRequest((0,))])
     (clip,) = get_backend("pyav").read_clips(
         table.source(0), [table.name(0).start_s], frames=16, rate_fps=16.0
     )
@@ -146,7 +146,7 @@ def test_batches_come_in_order_from_any_place_and_alike(split: Split, data: Data
 def test_a_stream_may_be_left_before_its_end(split: Split, data: DataConfig) -> None:
     table = split.train
     assert table is not None
-    endless = (Request((0,), (n,)) for n in iter(int, 1))
+    endless = (BatchRequest((0,), (n,)) for n in iter(int, 1))
     batches = iter(BatchStream(table, data, endless))
     next(batches)
     assert isinstance(batches, Iterator)
@@ -172,7 +172,9 @@ def test_a_clip_that_fails_is_counted_and_the_next_one_takes_its_place(
     spoilt: tuple[ClipTable, DataConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     table, data = spoilt
-    stream = BatchStream(table, data, [Request((0, 1, 2), (5, 6, 7)), Request((1,), (8,))])
+    stream = BatchStream(
+        table, data, [BatchRequest((0, 1, 2), (5, 6, 7)), BatchRequest((1,), (8,))]
+    )
     first, second = stream
     assert [clip.video for clip in first.clips] == ["1.mp4", "3.mp4", "3.mp4"]
     assert [clip.video for clip in second.clips] == ["3.mp4"]
@@ -185,14 +187,14 @@ def test_a_clip_that_fails_is_left_out_of_a_validation(
     spoilt: tuple[ClipTable, DataConfig],
 ) -> None:
     table, data = spoilt
-    (batch,) = BatchStream(table, data, [Request((0, 1)), Request((1,))])
+    (batch,) = BatchStream(table, data, [BatchRequest((0, 1)), BatchRequest((1,))])
     assert [clip.video for clip in batch.clips] == ["1.mp4"]
     assert batch.frames_BTHWC.shape == (1, 16, 32, 32, 3)
 
 
 def test_too_many_clips_that_fail_stop_the_run(spoilt: tuple[ClipTable, DataConfig]) -> None:
     table, data = spoilt
-    stream = BatchStream(table, replace(data, max_failed=0.1), [Request((1,), (0,))])
+    stream = BatchStream(table, replace(data, max_failed=0.1), [BatchRequest((1,), (0,))])
     with pytest.raises(TrainingError, match=r"1 of 3 clips could not be read.*2\.mp4.*[^.]\. A "):
         list(stream)
 

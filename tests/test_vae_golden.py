@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from reducio_latents.vae import ReducioVAE, ReducioVAEConfig, Tiling
-from reducio_latents.vae.model import centre_frame
+from reducio_latents.vae.model import centre_image
 from reducio_latents.vae.rule_weights import rule_weight
 from reducio_latents.vae.weights import expected_shapes
 
@@ -69,7 +69,7 @@ def run(case: dict[str, Any], *, decode: bool = True) -> dict[str, Tensor]:
         z = model.final_latents(posterior)
         found = {"mean": posterior.mean, "logvar": posterior.logvar, "z": z}
         if decode:
-            found["rec"] = model.decode(z, centre_frame(video), tiling)
+            found["rec"] = model.decode(z, centre_image(video), tiling)
     return found
 
 

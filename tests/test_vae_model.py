@@ -16,7 +16,7 @@ from reducio_latents.errors import ConfigError, GeometryError, LatentsError, Pix
 from reducio_latents.vae import ReducioVAE, ReducioVAEConfig, Tiling
 from reducio_latents.vae.blocks import SelfAttention
 from reducio_latents.vae.decoder import ContentFusion
-from reducio_latents.vae.model import PARTS, centre_frame
+from reducio_latents.vae.model import PARTS, centre_image
 from reducio_latents.vae.norm import fusible_norm_silu, norm_silu
 from reducio_latents.vae.rule_weights import rule_weight
 from reducio_latents.vae.weights import expected_shapes
@@ -54,7 +54,7 @@ def test_shapes_follow_the_geometry(stride: int) -> None:
     model, clip = make(config), video(height=64)
     with torch.inference_mode():
         posterior = model.encode(clip)
-        rec = model.decode(model.final_latents(posterior), centre_frame(clip))
+        rec = model.decode(model.final_latents(posterior), centre_image(clip))
     assert posterior.mean.shape == posterior.logvar.shape
     assert posterior.mean.shape[1:] == config.geometry.latent_shape(16, 64, 32)
     assert rec.shape == clip.shape
@@ -64,11 +64,11 @@ def test_a_clip_alone_and_in_a_batch_gives_the_same(vae: ReducioVAE) -> None:
     clips = video(batch=3)
     together = vae.encode(clips)
     latents = vae.final_latents(together)
-    decoded = vae.decode(latents, centre_frame(clips))
+    decoded = vae.decode(latents, centre_image(clips))
     alone = vae.encode(clips[1:2])
     assert relative(together.mean[1:2], alone.mean) < 1e-5
     assert relative(latents[1:2], vae.final_latents(alone)) < 1e-5
-    assert relative(decoded[1:2], vae.decode(latents[1:2], centre_frame(clips[1:2]))) < 1e-5
+    assert relative(decoded[1:2], vae.decode(latents[1:2], centre_image(clips[1:2]))) < 1e-5
 
 
 def test_final_latents_are_normalised_per_clip_and_take_noise(vae: ReducioVAE) -> None:
@@ -91,7 +91,7 @@ def test_the_log_variance_stays_in_range(vae: ReducioVAE) -> None:
 
 def test_the_content_image_is_the_centre_frame_and_matters(vae: ReducioVAE) -> None:
     clip = video()
-    assert torch.equal(centre_frame(clip), clip[:, :, 7])
+    assert torch.equal(centre_image(clip), clip[:, :, 7])
     latents = vae.final_latents(vae.encode(clip))
     ours, other = vae.decode(latents, clip[:, :, 7]), vae.decode(latents, clip[:, :, 0])
     assert relative(ours, other) > 1e-3
@@ -103,10 +103,10 @@ def test_an_untrained_model_of_differences_repeats_the_content_image() -> None:
         parameter.zero_()
     clip = video(height=64)
     latents = model.final_latents(model.encode(clip))
-    repeated = centre_frame(clip).unsqueeze(2).expand_as(clip)
-    assert torch.equal(model.decode(latents, centre_frame(clip)), repeated)
+    repeated = centre_image(clip).unsqueeze(2).expand_as(clip)
+    assert torch.equal(model.decode(latents, centre_image(clip)), repeated)
     tiling = Tiling(tile_px=32)
-    assert torch.equal(model.decode(latents, centre_frame(clip), tiling), repeated)
+    assert torch.equal(model.decode(latents, centre_image(clip), tiling), repeated)
 
 
 def test_a_model_of_differences_encodes_what_moves_and_how_much() -> None:
@@ -120,7 +120,7 @@ def test_a_model_of_differences_encodes_what_moves_and_how_much() -> None:
     louder = make(DIFFERENCES).requires_grad_(False)
     louder.difference_scale.fill_(2)
     assert relative(louder.encode(clip).mean, model.encode(2 * clip).mean) < 1e-5
-    image = centre_frame(clip)
+    image = centre_image(clip)
     latents = model.final_latents(model.encode(clip))
     found = louder.decode(latents, image) - image.unsqueeze(2)
     assert relative(2 * found, model.decode(latents, image) - image.unsqueeze(2)) < 1e-4
@@ -138,7 +138,7 @@ def test_half_precision_is_near_and_its_results_are_float32(vae: ReducioVAE) -> 
     exact, rough = vae.encode(clip), half.encode(clip.bfloat16())
     assert rough.mean.dtype == rough.logvar.dtype == torch.float32
     assert_as_near(rough.mean, exact.mean, rounded.encode(clip).mean)
-    given = vae.final_latents(exact), centre_frame(clip)
+    given = vae.final_latents(exact), centre_image(clip)
     decoded = half.decode(*given)
     assert decoded.dtype == torch.float32
     assert_as_near(decoded, vae.decode(*given), rounded.decode(*given))
@@ -160,8 +160,8 @@ def test_layout_is_not_what_is_computed(vae: ReducioVAE) -> None:
     posterior = vae.encode(clip)
     assert relative(other.encode(clip).mean, posterior.mean) < 5e-5
     latents = vae.final_latents(posterior)
-    decoded = vae.decode(latents, centre_frame(clip))
-    assert relative(other.decode(latents, centre_frame(clip)), decoded) < 5e-5
+    decoded = vae.decode(latents, centre_image(clip))
+    assert relative(other.decode(latents, centre_image(clip)), decoded) < 5e-5
     assert decoded.is_contiguous()
 
 
@@ -224,10 +224,10 @@ def test_a_half_has_only_its_networks_and_says_so(vae: ReducioVAE) -> None:
     posterior = halves["encoder"].encode(clip)
     assert torch.equal(posterior.mean.detach(), vae.encode(clip).mean)
     latents = vae.final_latents(vae.encode(clip))
-    decoded = halves["decoder"].decode(latents, centre_frame(clip))
-    assert torch.equal(decoded.detach(), vae.decode(latents, centre_frame(clip)))
+    decoded = halves["decoder"].decode(latents, centre_image(clip))
+    assert torch.equal(decoded.detach(), vae.decode(latents, centre_image(clip)))
     with pytest.raises(ConfigError, match="no decoder"):
-        halves["encoder"].decode(latents, centre_frame(clip))
+        halves["encoder"].decode(latents, centre_image(clip))
     with pytest.raises(ConfigError, match="no encoder"):
         halves["decoder"].encode(clip)
     with pytest.raises(ConfigError, match="choose one of all, encoder, decoder"):

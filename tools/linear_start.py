@@ -34,7 +34,7 @@ from reducio_latents.vae import ReducioVAE
 from reducio_latents.vae.blocks import ResidualBlock, SelfAttention
 from reducio_latents.vae.content import ContentMaps
 from reducio_latents.vae.decoder import ContentFusion
-from reducio_latents.vae.model import centre_frame
+from reducio_latents.vae.model import centre_image
 from reducio_latents.video.pixels import to_unit
 
 Tell = Callable[[str], None]
@@ -119,7 +119,7 @@ class _Clips:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for clips in self.clips.split(self.batch_size):  # type: ignore[no-untyped-call]
             video = to_unit(clips)
-            image = centre_frame(video)
+            image = centre_image(video)
             yield (video - image.unsqueeze(2)) * self.vae.difference_scale, image
 
     def encoded(self, differences: Tensor, levels: int = 6) -> list[Tensor]:

@@ -23,7 +23,7 @@ from reducio_latents.errors import ConfigError
 from reducio_latents.files import Files
 from reducio_latents.store.commit import ShardKey
 
-FOLDER = "attempts"
+ATTEMPTS_FOLDER = "attempts"
 PLAIN_ATTEMPTS = 2
 """Attempts at a shard before it is suspected of holding a video that kills."""
 CAREFUL_ATTEMPTS = 2
@@ -118,7 +118,7 @@ class Journal:
                 self.settle(key)
 
     def _begun(self) -> Iterator[ShardKey]:
-        for path in list(self._files.list(FOLDER)):
+        for path in list(self._files.list(ATTEMPTS_FOLDER)):
             _, bucket, name = path.split("/")
             yield ShardKey(bucket, int(name.removesuffix(".json")))
 
@@ -127,4 +127,4 @@ class Journal:
 
 
 def _path(key: ShardKey) -> str:
-    return f"{FOLDER}/{key.bucket}/{key.shard:06d}.json"
+    return f"{ATTEMPTS_FOLDER}/{key.bucket}/{key.shard:06d}.json"

@@ -22,11 +22,16 @@ from reducio_latents.encode.columns import CAPTIONS, CONTENT, ClipBatch, PlainCo
 from reducio_latents.errors import ConfigError
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.meta import ColumnMeta
-from reducio_latents.store.quantize import MEDIA_TYPE as INT8_TOKENS
-from reducio_latents.store.quantize import TAIL_BYTES, dequantize, quantize, relative_errors
+from reducio_latents.store.quantize import (
+    INT8_MEDIA_TYPE,
+    TAIL_BYTES,
+    dequantize,
+    quantize,
+    relative_errors,
+)
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.text_rows import (
-    MEDIA_TYPE,
+    TEXT_MEDIA_TYPE,
     CaptionTokens,
     decode_text_row,
     pack_text_row,
@@ -142,7 +147,7 @@ class ContentClipColumn(PlainColumn):
         shape = (tokens, dim + TAIL_BYTES if self._is_int8 else dim)
         return ColumnMeta(
             kind="array",
-            content=INT8_TOKENS if self._is_int8 else TOKENS,
+            content=INT8_MEDIA_TYPE if self._is_int8 else TOKENS,
             encoder=encoder.name,
             config={**encoder.config, "resize": self.resize},
             dtype="int8" if self._is_int8 else "float16",
@@ -223,7 +228,7 @@ class TextColumn(PlainColumn):
     def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
         return ColumnMeta(
             kind="bytes",
-            content=MEDIA_TYPE,
+            content=TEXT_MEDIA_TYPE,
             encoder=self.encoder.name,
             config={**self.encoder.config, "dim": self.encoder.dim, "values": self.values},
             dtype="bytes",

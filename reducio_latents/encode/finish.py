@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reducio_latents.encode.engines.orders import FOLDER as RUNS
+from reducio_latents.encode.engines.orders import RUNS_FOLDER as RUNS
 from reducio_latents.encode.job import Job
 from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.quality import require_floor

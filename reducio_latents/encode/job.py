@@ -106,12 +106,12 @@ def prepare(
         stored = read_meta_if_any(open_files(store))  # before a model is loaded for nothing
         encoders = build_columns(options)
         known = () if stored is None else stored.columns
-        columns = describe(encoders, options, known)
+        columns = describe_store(encoders, options, known)
         job = plan_job(corpus, store, options, columns, progress, stop)
     return replace(job, encoders=encoders)
 
 
-def describe(
+def describe_store(
     encoders: Sequence[ColumnEncoder], options: EncodeOptions, known: Collection[str] = ()
 ) -> dict[str, ColumnMeta]:
     """Return the description of each column, as these encoders will make it.

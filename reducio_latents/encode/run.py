@@ -8,7 +8,7 @@ from typing import Any
 
 from reducio_latents.core.config import made_from
 from reducio_latents.corpus.summary import PlanSummary, summarise
-from reducio_latents.encode.engines.local import Request, local_engine
+from reducio_latents.encode.engines.local import RunRequest, local_engine
 from reducio_latents.encode.engines.one import run_job
 from reducio_latents.encode.estimate import bytes_per_clip
 from reducio_latents.encode.job import prepare
@@ -49,13 +49,13 @@ def encode_corpus(
     engine = ray_engine() if chosen.engine == "ray" else local_engine(chosen)
     try:
         if engine is not None:
-            return engine(Request(str(corpus), str(store), chosen, progress, stop))
+            return engine(RunRequest(str(corpus), str(store), chosen, progress, stop))
         return run_job(prepare(corpus, store, chosen, progress, stop), progress)
     except StoppedError:  # before the first shard was begun
         return EncodeReport(signal=stop.signal)
 
 
-def ray_engine() -> Callable[[Request], EncodeReport]:
+def ray_engine() -> Callable[[RunRequest], EncodeReport]:
     from reducio_latents.encode.engines.ray import run_ray
 
     return run_ray

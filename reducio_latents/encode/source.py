@@ -60,7 +60,7 @@ class ReadyBatch(NamedTuple):
     """Whether the shard ends here."""
 
 
-Request = Callable[["ShardWork", str], ClipRequest]
+MakeRequest = Callable[["ShardWork", str], ClipRequest]
 """Shard and video -> how the video's clips are read, without their starts."""
 
 
@@ -74,7 +74,7 @@ def read_captions(shards: Iterable[ShardWork], batch_size: int) -> Iterator[Read
 def decode_batches(
     reader: ClipReader,
     shards: Iterable[ShardWork | None],
-    request: Request,
+    request: MakeRequest,
     batch_size: int,
     needs: frozenset[str],
 ) -> Iterator[ReadyBatch | None]:

@@ -44,8 +44,8 @@ HANDED_OUT_S = 10.0
 ABANDONED_S = 3600.0
 """A fetch that has written nothing for this long has died."""
 PIECE_BYTES = 1 << 20
-ATTEMPTS = 3
-AHEAD = "cannot fetch ahead: %s"
+FETCH_ATTEMPTS = 3
+AHEAD_FAILED = "cannot fetch ahead: %s"
 LOCKS = 4096
 BLOB, FETCHING = ".blob", ".fetching"
 SUMS = "sums"
@@ -238,7 +238,7 @@ class CachedFiles:
                 with self._lock:  # several threads fail at once, and one of them warns
                     level = logging.DEBUG if self._warned else logging.WARNING
                     self._warned = True
-                log.log(level, AHEAD, err)
+                log.log(level, AHEAD_FAILED, err)
 
     def _fetch(self, path: str, blob: Path) -> None:
         size = self.origin.size(path)
@@ -252,14 +252,15 @@ class CachedFiles:
         partial = blob.with_suffix(FETCHING)
         try:
             self._make_room(size, partial)
-            for attempt in range(1, ATTEMPTS + 1):
+            for attempt in range(1, FETCH_ATTEMPTS + 1):
                 found, crc = self._download(path, partial)
                 if found == self._sha256.get(path, found):
                     break
-                if attempt == ATTEMPTS:
+                if attempt == FETCH_ATTEMPTS:
                     raise StoreError(
-                        f"{self.url}/{path} arrived {ATTEMPTS} times with sha256 {found[:12]}..., "
-                        f"its commit says {self._sha256[path][:12]}... Run `verify` on the store."
+                        f"{self.url}/{path} arrived {FETCH_ATTEMPTS} times with sha256 "
+                        f"{found[:12]}...; its commit says {self._sha256[path][:12]}... "
+                        "Run `verify` on the store."
                     )
             if path not in self._sha256 and self._versioned_key(path) != blob.stem:
                 raise StoreError(

@@ -41,13 +41,13 @@ PART_BYTES = 8 << 20
 PARTS_AT_ONCE = 4
 LISTINGS = 3
 LIST_PAGE = 1000
-ATTEMPTS = 3
+REQUEST_ATTEMPTS = 3
 UNCONDITIONAL = (
     "this object storage cannot write on condition (If-None-Match), so that two runs which begin "
     "at once may replace each other's files. Let one run at a time write to it."
 )
 
-T = TypeVar("T")
+AnswerT = TypeVar("AnswerT")
 _memory: dict[str, Any] = {}
 _runtime_pid: int | None = None
 """The process in which obstore's threads run, once they do."""
@@ -210,7 +210,8 @@ class ObjectFiles:
                 obstore.put(store, path, whole, use_multipart=False)
             return True
 
-        for _ in range(ATTEMPTS):  # S3 answers two who write at once with a conflict, at times both
+        # S3 answers two who write at once with a conflict, at times both.
+        for _ in range(REQUEST_ATTEMPTS):
             if self._call("write", path, put):
                 return True
             with suppress(FileNotFoundError):
@@ -273,7 +274,7 @@ class ObjectFiles:
                 "or to object storage."
             )
 
-    def _call(self, verb: str, path: str, request: Callable[[Any, Any], T]) -> T:
+    def _call(self, verb: str, path: str, request: Callable[[Any, Any], AnswerT]) -> AnswerT:
         """Return what `request` makes of (obstore, store), its errors in our words."""
         if path or verb != "list":
             require_inside(path, self._url)

@@ -26,7 +26,7 @@ from reducio_latents.store.limits import (
 from reducio_latents.store.seal import seal, unseal
 from reducio_latents.store.statistics import ChannelStatistics
 
-FOLDER = "commits"
+COMMITS_FOLDER = "commits"
 
 
 class ShardKey(NamedTuple):
@@ -161,12 +161,12 @@ def clips_sha256(clip_ids: Iterable[str]) -> str:
 
 
 def commit_path(key: ShardKey, column: str) -> str:
-    return f"{FOLDER}/{key.bucket}/{column}/{key.shard:06d}.json"
+    return f"{COMMITS_FOLDER}/{key.bucket}/{column}/{key.shard:06d}.json"
 
 
 def list_commits(files: Files) -> Iterator[tuple[str, ShardKey]]:
     """Yield (column, shard) of every commit there is, by name alone, in order."""
-    pattern = re.compile(rf"{FOLDER}/([^/]+)/([^/]+)/(\d{{6,10}})\.json", re.ASCII)
-    for path in files.list(FOLDER):
+    pattern = re.compile(rf"{COMMITS_FOLDER}/([^/]+)/([^/]+)/(\d{{6,10}})\.json", re.ASCII)
+    for path in files.list(COMMITS_FOLDER):
         if match := pattern.fullmatch(path):
             yield match[2], ShardKey(match[1], int(match[3]))

@@ -17,7 +17,7 @@ from reducio_latents.core.fingerprint import compact_json
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files
 from reducio_latents.files.protocol import LISTING
-from reducio_latents.store.commit import FOLDER as COMMITS
+from reducio_latents.store.commit import COMMITS_FOLDER as COMMITS
 from reducio_latents.store.commit import Commit, ShardKey, commit_path, list_commits, require_entry
 from reducio_latents.store.limits import require_rows
 from reducio_latents.store.plan import ShardSums

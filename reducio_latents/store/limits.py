@@ -19,7 +19,7 @@ from reducio_latents.errors import ConfigError, StoreError
 
 COLUMN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:+@=-]{0,99}")
 SHA256 = re.compile(r"[0-9a-f]{64}|")
-DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")
+ROW_DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8")
 """Of arrays: what both NumPy and PyTorch have."""
 MAX_SHARD_ROWS = 1 << 16
 MAX_SHARDS = 1 << 31

@@ -19,8 +19,8 @@ from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import ConfigError, GeometryError, StoreError
 from reducio_latents.files import Files
 from reducio_latents.store.limits import (
-    DTYPES,
     MAX_SHARD_ROWS,
+    ROW_DTYPES,
     must_hold,
     require_bucket,
     require_column,
@@ -66,12 +66,14 @@ class ColumnMeta:
     """For text: base64 of the row of a clip without captions."""
 
     def __post_init__(self) -> None:
-        must_hold(self.dtype in (*DTYPES, "bytes"), f"dtype {self.dtype[:30]!r} is no such.")
-        must_hold(self.kind == "bytes" or self.dtype in DTYPES, "an array has values of a dtype.")
+        must_hold(self.dtype in (*ROW_DTYPES, "bytes"), f"dtype {self.dtype[:30]!r} is no such.")
+        must_hold(
+            self.kind == "bytes" or self.dtype in ROW_DTYPES, "an array has values of a dtype."
+        )
         must_hold(len(self.row_shapes) <= MAX_BUCKETS, "row_shapes names too many buckets.")
         for bucket, shape in self.row_shapes.items():
             require_bucket(bucket)
-            require_shape(shape, np.dtype(self.dtype).itemsize if self.dtype in DTYPES else 1)
+            require_shape(shape, np.dtype(self.dtype).itemsize if self.dtype in ROW_DTYPES else 1)
 
     def decisive(self) -> dict[str, Any]:
         """Return all that two runs over the same store must agree on, as JSON-like values."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-MEDIA_TYPE = "tokens/int8"
+INT8_MEDIA_TYPE = "tokens/int8"
 """`ColumnMeta.content` of a column whose rows are arrays of such tokens."""
 TAIL_BYTES = 4
 """Bytes of a token after its codes: step, then error, float16 each, little-endian."""

@@ -287,12 +287,12 @@ KINDS: dict[tuple[str, str], type[BytesRows]] = {
     ("array", ""): ArrayRows,
     ("array", "moments"): MomentsRows,
     ("array", "final latents"): FinalLatentsRows,
-    ("array", quantize.MEDIA_TYPE): Int8TokenRows,
+    ("array", quantize.INT8_MEDIA_TYPE): Int8TokenRows,
     ("bytes", ""): BytesRows,
     ("bytes", "image"): ImageRows,
     ("bytes", "text"): TextRows,
     ("bytes", "application/json"): JsonRows,
-    ("bytes", text_rows.MEDIA_TYPE): TokenVectorRows,
+    ("bytes", text_rows.TEXT_MEDIA_TYPE): TokenVectorRows,
 }
 """`ColumnMeta.kind` and its content, or what stands before the content's `/`, or nothing."""
 

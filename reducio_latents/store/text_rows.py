@@ -23,7 +23,7 @@ from reducio_latents.errors import StoreError
 from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.quantize import TAIL_BYTES, dequantize, quantize, relative_errors
 
-MEDIA_TYPE = "application/x-token-vectors"
+TEXT_MEDIA_TYPE = "application/x-token-vectors"
 """`ColumnMeta.content` of a column of such rows."""
 VALUES = get_args(TextValues)
 VERSION = 1

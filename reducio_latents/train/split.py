@@ -21,7 +21,7 @@ from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource, join_url
 from reducio_latents.store.plan import Plan, PlanPart, PlanSpec, read_plan, write_part
-from reducio_latents.store.plan.parts import FOLDER as PLAN
+from reducio_latents.store.plan.parts import PLAN_FOLDER as PLAN
 from reducio_latents.train.batch import ClipName
 from reducio_latents.train.config import DataConfig
 from reducio_latents.video import get_backend

@@ -25,7 +25,7 @@ UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True)
-class Request:
+class BatchRequest:
     """A batch to be decoded: clips of one bucket."""
 
     clips: tuple[int, ...]
@@ -37,12 +37,14 @@ class Request:
         return bool(self.seeds)
 
 
-def training_requests(order: TrainOrder, numbers: Iterable[int], seed: int) -> Iterator[Request]:
+def training_requests(
+    order: TrainOrder, numbers: Iterable[int], seed: int
+) -> Iterator[BatchRequest]:
     """Yield the batches of these numbers, as `order` has them."""
     for number in numbers:
         epoch, _ = order.position(number)
         clips = order.clips(number)
-        yield Request(tuple(clips), tuple(clip_seed(seed, epoch, clip) for clip in clips))
+        yield BatchRequest(tuple(clips), tuple(clip_seed(seed, epoch, clip) for clip in clips))
 
 
 def clip_seed(seed: int, epoch: int, clip: int) -> int:
@@ -71,12 +73,14 @@ class BatchStream:
     in the table takes its place, so that batches stay full; in validation nothing does.
     """
 
-    def __init__(self, table: ClipTable, data: DataConfig, requests: Iterable[Request]) -> None:
+    def __init__(
+        self, table: ClipTable, data: DataConfig, requests: Iterable[BatchRequest]
+    ) -> None:
         self.failed: dict[int, str] = {}
         """Clip -> why it could not be read."""
         self._table, self._data = table, data
         self._requests = requests
-        self._begun: deque[Request] = deque()
+        self._begun: deque[BatchRequest] = deque()
 
     def __iter__(self) -> Generator[PixelBatch]:
         data = self._data
@@ -156,7 +160,7 @@ class BatchStream:
             )
         return None if seed is None else self._clip(self._readable(clip), seed)
 
-    def _batch(self, request: Request, found: Sequence[Clip]) -> PixelBatch | None:
+    def _batch(self, request: BatchRequest, found: Sequence[Clip]) -> PixelBatch | None:
         """Return the batch of the places that hold a clip; None if there are none."""
         kept = [(i, clip) for i, clip in enumerate(found) if isinstance(clip, ClipRead)]
         if not kept:

@@ -17,9 +17,9 @@ from reducio_latents.train.config import TrainConfig, ValidationConfig
 from reducio_latents.train.ranks import RunRanks
 from reducio_latents.train.split import ClipTable
 from reducio_latents.train.step import autocast
-from reducio_latents.train.stream import BatchStream, Request
+from reducio_latents.train.stream import BatchRequest, BatchStream
 from reducio_latents.vae import ReducioVAE, Tiling
-from reducio_latents.vae.model import centre_frame
+from reducio_latents.vae.model import centre_image
 from reducio_latents.video.pixels import to_uint8, to_unit
 
 SCORES = ("psnr_db", "ssim", "clip_psnr_db", "content_psnr_db", "l1", "lpips")
@@ -69,13 +69,13 @@ def validate(
     return Validation(round(count), dict(zip(totals, found, strict=True)), pairs)
 
 
-def validation_requests(table: ClipTable, settings: ValidationConfig) -> Iterator[Request]:
+def validation_requests(table: ClipTable, settings: ValidationConfig) -> Iterator[BatchRequest]:
     """Yield the batches of a validation, each of one bucket."""
     chosen = table.spread(settings.clips)
     for number in range(len(table.sizes)):
         clips = [clip for clip in chosen if table.bucket_numbers[clip] == number]
         for start in range(0, len(clips), settings.batch_size):
-            yield Request(tuple(clips[start : start + settings.batch_size]))
+            yield BatchRequest(tuple(clips[start : start + settings.batch_size]))
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def reconstruct(vae: ReducioVAE, video: Tensor, config: TrainConfig) -> Tensor:
     tiling = tiling_for(config.validation.tiling, video.shape[-2])
     with autocast(config, video.device):
         latents = vae.final_latents(vae.encode(video, tiling))
-        recon = vae.decode(latents, centre_frame(video), tiling)
+        recon = vae.decode(latents, centre_image(video), tiling)
     return recon.float().clamp(-1, 1)
 
 
@@ -100,7 +100,7 @@ def score_clips(video: Tensor, recon: Tensor, lpips: LPIPS | None) -> dict[str, 
     batch, frames = video.shape[0], video.shape[2]
     x, y = (v.transpose(1, 2).flatten(0, 1) for v in (video, recon))
     unit_x, unit_y = (to_pictures(v).flatten(0, 1) for v in (video, recon))
-    repeated = centre_frame(video).unsqueeze(2).expand_as(video)
+    repeated = centre_image(video).unsqueeze(2).expand_as(video)
     scores = {
         "psnr_db": psnr(unit_x, unit_y).reshape(batch, frames).mean(1),
         "ssim": ssim(unit_x, unit_y).reshape(batch, frames).mean(1),

@@ -84,7 +84,7 @@ class ReducioVAE(nn.Module):
         self.config.check_clip(*video_BCTHW.shape[2:])
         video = video_BCTHW.to(self.dtype)
         if self.config.target == "difference":
-            video = (video - centre_frame(video).unsqueeze(2)) * self.difference_scale
+            video = (video - centre_image(video).unsqueeze(2)) * self.difference_scale
         if tiling is None:
             moments = self._moments(video)
         else:
@@ -119,7 +119,7 @@ class ReducioVAE(nn.Module):
         """Return the reconstruction and the posterior: encode, final latents, decode, whole."""
         posterior = self.encode(video_BCTHW)
         latents = self.final_latents(posterior, noise)
-        return self.decode(latents, centre_frame(video_BCTHW)), posterior
+        return self.decode(latents, centre_image(video_BCTHW)), posterior
 
     def lay_out(self, memory_format: torch.memory_format) -> Self:
         """Lay the weights out in memory, and so what is computed with them; return the model.
@@ -171,7 +171,7 @@ class ReducioVAE(nn.Module):
             )
 
 
-def centre_frame(video_BCTHW: Tensor) -> Tensor:
+def centre_image(video_BCTHW: Tensor) -> Tensor:
     """Return the content image (B, 3, H, W) of a clip: frame (T - 1) // 2."""
     return video_BCTHW[:, :, (FRAMES - 1) // 2]
 

@@ -23,7 +23,7 @@ from reducio_latents.video.assemble import ClipAssembly
 from reducio_latents.video.colour import BT601, BT709, ColourTags, RgbConverter
 from reducio_latents.video.file import Scan, VideoFile
 from reducio_latents.video.protocol import ClipFrames, Frame, Transform, VideoInfo
-from reducio_latents.video.pyav import describe
+from reducio_latents.video.pyav import info_of
 
 _CONTAINERS = ("mov", "matroska", "avi", "flv", "asf")
 """In others decord's frame numbers or seeks are wrong, or it cannot tell times."""
@@ -123,7 +123,7 @@ def _facts(source: VideoSource, alive: Callable[[], None] = lambda: None) -> _Fa
             raise _refusal(source, why)
         times = sorted(scan.times_s)
         return _Facts(
-            info=describe(video, scan),
+            info=info_of(video, scan),
             times_s=times,
             rounding_s=video.rounding_s,
             keys=_closed_keys(scan, times) if video.codec in _CODECS_IT_SEEKS else [],

@@ -24,17 +24,17 @@ from torch.nn import functional as F
 
 from reducio_latents.core.geometry import Bucket, cover_and_centre
 
-Floats = NDArray[np.float64]
+Doubles = NDArray[np.float64]
 MOST_BITS = 22
 WEIGHT_BITS = 15
 """A weight is a signed 16-bit integer."""
 
 
-def _triangle(x: Floats) -> Floats:
+def _triangle(x: Doubles) -> Doubles:
     return np.maximum(1.0 - np.abs(x), 0.0)
 
 
-def _cubic(x: Floats) -> Floats:
+def _cubic(x: Doubles) -> Doubles:
     """Return the cubic convolution kernel with a = -0.5. Keys (1981), equation 4."""
     a, x = -0.5, np.abs(x)
     near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
@@ -42,7 +42,7 @@ def _cubic(x: Floats) -> Floats:
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-KERNELS: dict[str, tuple[Callable[[Floats], Floats], float]] = {
+KERNELS: dict[str, tuple[Callable[[Doubles], Doubles], float]] = {
     "bilinear": (_triangle, 1.0),
     "bicubic": (_cubic, 2.0),
 }

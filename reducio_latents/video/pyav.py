@@ -30,7 +30,7 @@ class PyAVBackend:
         """See `VideoBackend.probe`. Decodes all of a video whose packets lack times."""
         with VideoFile(source, threads=self._threads) as video:
             scan = video.scan(alive)
-            info = describe(video, scan)
+            info = info_of(video, scan)
         if not scan.is_complete:
             frames, duration_s = self._decode_through(source, alive)
             rate_fps = frames / duration_s
@@ -69,7 +69,7 @@ class PyAVBackend:
             yield from clips.fail_rest(str(err).removeprefix(f"{source}: ").rstrip("."))
 
 
-def describe(video: VideoFile, scan: Scan) -> VideoInfo:
+def info_of(video: VideoFile, scan: Scan) -> VideoInfo:
     """Put together what a scan of a video told."""
     try:
         width, height = video.shown_size(scan.first)

@@ -5,7 +5,7 @@ that crashes, hangs or eats memory is replaced, and costs the clip that it was a
 
 - the first crash at a clip is nobody's fault: a worker may be killed for what others do to the
   machine. A hang, too much memory, a second crash at the same clip: the clip has failed;
-- the rest of its video is tried afresh, by at most `ATTEMPTS` workers that failed like this.
+- the rest of its video is tried afresh, by at most `WORKER_ATTEMPTS` workers that failed like this.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from reducio_latents.video.pixels import fit_clip, fit_frame
 from reducio_latents.video.processes import Channel, Event, ProcessPool, Slot, Target
 from reducio_latents.video.protocol import ClipFrames, Frame
 
-ATTEMPTS = 3
+WORKER_ATTEMPTS = 3
 """Workers that one request may cost before the rest of its clips are given up."""
 SLOTS = 2
 """Clips that a worker may have handed over before it waits: one is read, the next one written."""
@@ -370,7 +370,7 @@ class _Reading:
         if "crashed" in why and job.suspect != job.settled:
             job.suspect = job.settled
         else:
-            gone = job.count - job.settled if job.attempts >= ATTEMPTS else 1
+            gone = job.count - job.settled if job.attempts >= WORKER_ATTEMPTS else 1
             job.attempts += 1
             if not self._fail(job, f"{job.request.video}: {why}.", gone):
                 return

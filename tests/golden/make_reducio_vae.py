@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from reducio_latents.vae import ReducioVAE, ReducioVAEConfig, Tiling
-from reducio_latents.vae.model import centre_frame
+from reducio_latents.vae.model import centre_image
 from reducio_latents.vae.rule_weights import rule_weight
 
 HERE = Path(__file__).parent
@@ -62,7 +62,7 @@ def run(case: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     with torch.inference_mode():
         posterior = model.encode(video, tiling)
         z = model.final_latents(posterior)
-        rec = model.decode(z, centre_frame(video), tiling)
+        rec = model.decode(z, centre_image(video), tiling)
     return {
         "mean": posterior.mean.numpy(),
         "logvar": posterior.logvar.numpy(),

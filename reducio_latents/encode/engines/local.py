@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """What `encode_corpus` was asked for."""
 
     corpus: str
@@ -49,7 +49,7 @@ class Request:
     stop: Stop = field(default_factory=Stop)
 
 
-def local_engine(options: EncodeOptions) -> Callable[[Request], EncodeReport] | None:
+def local_engine(options: EncodeOptions) -> Callable[[RunRequest], EncodeReport] | None:
     """Return what runs the rank that the environment names, or the ranks that the options ask for;
     None if this process is to do all by itself."""
     rank = rank_of()
@@ -76,7 +76,7 @@ def local_gpus(options: EncodeOptions) -> int:
     return options.gpus
 
 
-def run_ranks(request: Request, count: int) -> EncodeReport:
+def run_ranks(request: RunRequest, count: int) -> EncodeReport:
     """Run as rank 0 of `count`, the others being processes that this one starts."""
     options = replace(request.options, gpus=1, workers=max(1, request.options.workers // count))
     name = uuid.uuid4().hex[:12]
@@ -108,7 +108,7 @@ def run_ranks(request: Request, count: int) -> EncodeReport:
 
 
 def run_rank(
-    request: Request, rank: Rank, others: Sequence[BaseProcess] | None = None
+    request: RunRequest, rank: Rank, others: Sequence[BaseProcess] | None = None
 ) -> EncodeReport:
     """Do one rank's part of a run."""
     options = replace(request.options, device=rank.device(request.options.device))
@@ -124,7 +124,7 @@ def run_rank(
 
 
 def _lead(
-    request: Request, rank: Rank, run: RunFiles, others: Sequence[BaseProcess]
+    request: RunRequest, rank: Rank, run: RunFiles, others: Sequence[BaseProcess]
 ) -> EncodeReport:
     ledger = Ledger()
     with run.alive():
@@ -143,7 +143,7 @@ def _lead(
     return conclude(job, todo, ledger)
 
 
-def _follow(request: Request, rank: Rank, run: RunFiles) -> EncodeReport:
+def _follow(request: RunRequest, rank: Rank, run: RunFiles) -> EncodeReport:
     ledger = Ledger()
     with run.alive():
         order = run.wait_for_order(request.stop)
@@ -192,7 +192,7 @@ def _be_rank(corpus: str, store: str, options: EncodeOptions, rank: Rank, main_p
     """Run one rank that `run_ranks` has started, and end with its exit code."""
     end_with(main_pid)
     with stop_on_signals() as stop:
-        report = run_rank(Request(corpus, store, options, stop=stop), rank)
+        report = run_rank(RunRequest(corpus, store, options, stop=stop), rank)
     sys.exit(report.exit_code)
 
 

@@ -28,7 +28,7 @@ from reducio_latents.store.commit import ShardKey
 
 log = logging.getLogger(__name__)
 
-FOLDER = "runs"
+RUNS_FOLDER = "runs"
 BEAT_S = 5.0
 """How often a rank gives a sign of life, at least."""
 POLLS = 50
@@ -94,7 +94,7 @@ class RunFiles:
         self._files = files
         self._rank = rank
         self._timeout_s = timeout_s
-        self._folder = f"{FOLDER}/{rank.run}"
+        self._folder = f"{RUNS_FOLDER}/{rank.run}"
         self._beat = 0
         self._lock = threading.Lock()
 
@@ -115,7 +115,7 @@ class RunFiles:
         except (ValueError, ConfigError) as err:
             raise StoreError(
                 f"{self._files.url}/{self._folder}/order.json cannot be read ({err}). Delete "
-                f"{FOLDER}/ and run the same command again."
+                f"{RUNS_FOLDER}/ and run the same command again."
             ) from err
 
     def wait_for_order(self, stop: Stop) -> Order | None:
@@ -213,7 +213,7 @@ class RunFiles:
 
     def clear(self) -> None:
         """Remove what this and earlier runs have left."""
-        for path in list(self._files.list(FOLDER)):
+        for path in list(self._files.list(RUNS_FOLDER)):
             self._files.delete(path)
 
     def leave(self) -> bool:

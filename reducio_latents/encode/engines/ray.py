@@ -21,9 +21,9 @@ from typing import Any
 from reducio_latents.encode.attempts import CAREFUL_ATTEMPTS, PLAIN_ATTEMPTS
 from reducio_latents.encode.batches import needs_of
 from reducio_latents.encode.columns import CAPTIONS, CONTENT
-from reducio_latents.encode.engines.local import Request, moved_sources
+from reducio_latents.encode.engines.local import RunRequest, moved_sources
 from reducio_latents.encode.finish import Ledger, Todo, announce, conclude, share_report
-from reducio_latents.encode.job import Job, Moved, describe, join, plan_job
+from reducio_latents.encode.job import Job, Moved, describe_store, join, plan_job
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.progress import Silent
 from reducio_latents.encode.registry import build_columns
@@ -144,7 +144,7 @@ class _Worker:
 class Fleet:
     """The actors of one run."""
 
-    def __init__(self, request: Request, job: Job, todo: Todo) -> None:
+    def __init__(self, request: RunRequest, job: Job, todo: Todo) -> None:
         import ray
 
         self._ray = ray
@@ -249,7 +249,7 @@ class Fleet:
         self._ray.kill(worker.actor)  # one that raised may hold a GPU that faults
 
 
-def run_ray(request: Request) -> EncodeReport:
+def run_ray(request: RunRequest) -> EncodeReport:
     """Encode a corpus with actors of a Ray cluster, or of Ray on this machine."""
     try:
         import ray
@@ -277,7 +277,7 @@ def run_ray(request: Request) -> EncodeReport:
     return conclude(job, todo, ledger)
 
 
-def _plan(request: Request) -> Job:
+def _plan(request: RunRequest) -> Job:
     """Plan in the driver, which may have no GPU; a node that has one describes the columns."""
     import ray
 
@@ -297,7 +297,7 @@ def _plan(request: Request) -> Job:
 
 
 def _describe(options: EncodeOptions, known: tuple[str, ...]) -> dict[str, ColumnMeta]:
-    return describe(build_columns(options), options, known)
+    return describe_store(build_columns(options), options, known)
 
 
 def gpus_there(options: EncodeOptions) -> int:

@@ -24,11 +24,11 @@ from reducio_latents.store.plan.bounded import bounded_table, require_few_rows
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 
-FOLDER = "plan"
-PENDING = f"{FOLDER}/pending"
+PLAN_FOLDER = "plan"
+PENDING = f"{PLAN_FOLDER}/pending"
 """Folder of parts that are being stored: their videos, named by the sums of both tables."""
 PART_KINDS = ("part", "videos", "sha256")
-FORMAT_VERSION = 1
+PLAN_FORMAT_VERSION = 1
 METADATA_KEY = b"reducio_latents.plan"
 CHECKSUM_KEY = b"reducio_latents.plan.sha256"
 FOOTER_BYTES = 1 << 16
@@ -88,7 +88,7 @@ class StoredPart:
         return table
 
 
-Part = PlanPart | StoredPart
+AnyPart = PlanPart | StoredPart
 
 
 class ShardSpan(NamedTuple):
@@ -100,14 +100,14 @@ class ShardSpan(NamedTuple):
     rows: int
 
 
-def shard_spans(part: Part) -> Iterator[ShardSpan]:
+def shard_spans(part: AnyPart) -> Iterator[ShardSpan]:
     """Yield every shard of a part, in the order of its table."""
     for bucket, (first, rows) in part.shards.items():
         for i in range(-(-rows // part.spec.shard_rows)):
             yield span_of(part, bucket, first + i)
 
 
-def span_of(part: Part, bucket: str, shard: int) -> ShardSpan:
+def span_of(part: AnyPart, bucket: str, shard: int) -> ShardSpan:
     """Return where a shard of a part is; of a shard that it lacks, no row."""
     first, rows = part.shards.get(bucket, ShardRange(0, 0))
     names = list(part.shards)
@@ -117,7 +117,7 @@ def span_of(part: Part, bucket: str, shard: int) -> ShardSpan:
     return ShardSpan(bucket, shard, sum(part.shards[n].rows for n in before) + skipped, count)
 
 
-def _stands_as_planned(clips: pa.Table, part: Part) -> bool:
+def _stands_as_planned(clips: pa.Table, part: AnyPart) -> bool:
     """Whether each clip says that it stands where its place in the table puts it."""
     size = part.spec.shard_rows
     shard, row = (clips[name].to_numpy() for name in ("shard", "row"))
@@ -139,7 +139,7 @@ def _stands_as_planned(clips: pa.Table, part: Part) -> bool:
 
 def part_path(kind: str, number: int) -> str:
     """Return where a part's `part` (its clips), `videos` or `sha256` lies in the store."""
-    return f"{FOLDER}/{kind}-{number:05d}.{'txt' if kind == 'sha256' else 'parquet'}"
+    return f"{PLAN_FOLDER}/{kind}-{number:05d}.{'txt' if kind == 'sha256' else 'parquet'}"
 
 
 def write_part(files: Files, number: int, part: PlanPart) -> None:
@@ -209,7 +209,7 @@ def _sums(number: int, clips: bytes, videos: bytes) -> bytes:
 def _to_parquet(table: pa.Table, part: PlanPart) -> bytes:
     """Serialise with nothing in it that depends on when or where."""
     about = {
-        "format_version": FORMAT_VERSION,
+        "format_version": PLAN_FORMAT_VERSION,
         "part": part.number,
         "spec": asdict(part.spec),
         "shards": {bucket: list(shards) for bucket, shards in part.shards.items()},
@@ -246,8 +246,8 @@ def read_parts(files: Files) -> list[StoredPart]:
 
 
 def _numbers(files: Files) -> list[int]:
-    pattern = re.compile(rf"{FOLDER}/part-(\d{{5,9}})\.parquet", re.ASCII)
-    found = [match for path in files.list(FOLDER) if (match := pattern.fullmatch(path))]
+    pattern = re.compile(rf"{PLAN_FOLDER}/part-(\d{{5,9}})\.parquet", re.ASCII)
+    found = [match for path in files.list(PLAN_FOLDER) if (match := pattern.fullmatch(path))]
     numbers = sorted(int(match[1]) for match in found)
     for expected, number in enumerate(numbers):
         if number != expected:
@@ -314,10 +314,10 @@ def _read_about(files: Files, path: str) -> tuple[PlanSpec, Mapping[str, ShardRa
         if hashlib.sha256(text).hexdigest().encode() != metadata[CHECKSUM_KEY]:
             raise StoreError(f"{where} does not match its checksum. {DAMAGED}.")
         raw = parse_json(text)
-        if raw["format_version"] != FORMAT_VERSION:
+        if raw["format_version"] != PLAN_FORMAT_VERSION:
             raise StoreError(
                 f"{where} has format {raw['format_version']}; this version reads "
-                f"{FORMAT_VERSION}. Install the version that wrote it, or make the store anew."
+                f"{PLAN_FORMAT_VERSION}. Install the version that wrote it, or make the store anew."
             )
         spec: PlanSpec = convert(raw["spec"], PlanSpec, where=where)
         shards = convert(raw["shards"], dict[str, tuple[int, int]], where="shards")

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.files.source import VideoSource, join_url
-from reducio_latents.store.plan.parts import Part, ShardRange, ShardSpan, read_parts, span_of
+from reducio_latents.store.plan.parts import AnyPart, ShardRange, ShardSpan, read_parts, span_of
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import CLIP_STATUS, VIDEO_STATUS, concat_parts
 
@@ -49,14 +49,14 @@ class PlanCounts:
 class Plan:
     """A plan, from a store or in the making. Parts are only ever added."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[AnyPart]) -> None:
         self._parts = tuple(parts)
 
     @classmethod
-    def of(cls, part: Part) -> Plan:
+    def of(cls, part: AnyPart) -> Plan:
         return cls([part])
 
-    def extended(self, part: Part) -> Plan:
+    def extended(self, part: AnyPart) -> Plan:
         """Return the plan with one more part."""
         return Plan([*self._parts, part])
 
@@ -101,7 +101,7 @@ class Plan:
         table: pa.Table = part.clips
         return table.slice(span.begin, span.rows)
 
-    def _find(self, bucket: str, shard: int) -> tuple[Part, ShardSpan]:
+    def _find(self, bucket: str, shard: int) -> tuple[AnyPart, ShardSpan]:
         """Return the part that has a shard, and where."""
         for part in self._parts:
             if (span := span_of(part, bucket, shard)).rows:
@@ -113,7 +113,7 @@ class Plan:
         used = [s.first + -(-s.rows // self.spec.shard_rows) for _, s in self._ranges(bucket)]
         return max(used, default=0)
 
-    def _ranges(self, bucket: str) -> list[tuple[Part, ShardRange]]:
+    def _ranges(self, bucket: str) -> list[tuple[AnyPart, ShardRange]]:
         return [(part, part.shards[bucket]) for part in self._parts if bucket in part.shards]
 
     @cached_property

@@ -48,7 +48,7 @@ from reducio_latents.store.plan import (
 from reducio_latents.store.plan.parts import ShardRange
 from reducio_latents.store.row_kinds import Row, row_kind
 from reducio_latents.store.statistics import ChannelStatistics
-from reducio_latents.store.text_rows import MEDIA_TYPE
+from reducio_latents.store.text_rows import TEXT_MEDIA_TYPE
 from reducio_latents.store.writer import ColumnRows, StoreWriter
 from reducio_latents.upkeep.convert import ConvertReport, FileMemo, read_payloads
 from reducio_latents.upkeep.extraction.options import ReferenceOptions
@@ -190,7 +190,7 @@ def _describe(
     if with_text:
         columns[TEXT] = ColumnMeta(
             kind="bytes",
-            content=MEDIA_TYPE,
+            content=TEXT_MEDIA_TYPE,
             encoder=ENCODER,
             config={"weights": "unknown", "key": "caption_embs"},
             dtype="bytes",
