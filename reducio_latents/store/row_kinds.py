@@ -283,7 +283,7 @@ class Int8TokenRows(ArrayRows):
         return quantize.dequantize(np.asarray(row, np.int8))
 
 
-KINDS: dict[tuple[str, str], type[BytesRows]] = {
+ROW_KINDS: dict[tuple[str, str], type[BytesRows]] = {
     ("array", ""): ArrayRows,
     ("array", "moments"): MomentsRows,
     ("array", "final latents"): FinalLatentsRows,
@@ -301,7 +301,7 @@ def row_kind(column: ColumnMeta) -> BytesRows:
     """Return what the rows of a column are."""
     whole, general = column.content, column.content.partition("/")[0]
     names = [(column.kind, name) for name in (whole, general, "")]
-    return next(KINDS[name] for name in names if name in KINDS)(column)
+    return next(ROW_KINDS[name] for name in names if name in ROW_KINDS)(column)
 
 
 def npy_head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
