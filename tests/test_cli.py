@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from reducio_latents import cli
 from reducio_latents.cli import COMMANDS, main
 from reducio_latents.cli.options import FieldOption, takes
+from reducio_latents.cli.show import safe
 from reducio_latents.conditioning.options import TextOptions
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.encode import EncodeOptions
@@ -348,6 +349,23 @@ def test_a_warning_of_a_log_is_printed_without_what_a_terminal_obeys() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.stderr.startswith("lost \\x1b]0;pwned")
     assert not OBEYED.search(run.stderr)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "cannot read https://me:pw@h.org/a.mp4?X-Amz-Signature=1f: gone",
+            "https://h.org/a.mp4?...: ",
+        ),
+        ("'https://h.org/watch?v=1&token=abc'", "'https://h.org/watch?...'"),
+        ("s3://key:secret@bucket/x.", "s3://bucket/x."),
+        ("a://b is no URL of ours", "a://b is no URL of ours"),
+    ],
+)
+def test_what_grants_access_is_left_out_of_what_is_printed(text: str, shown: str) -> None:
+    assert shown in safe(text)
+    assert not re.search("pw|1f|abc|secret", safe(text))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from reducio_latents.cli.ending import InterruptedBySignal
 from reducio_latents.cli.options import Value, command, dry_run, takes
 from reducio_latents.encode.options import EncodeOptions
 
@@ -41,19 +40,13 @@ def encode_corpus(corpus: str, store: str, options: EncodeOptions, dry_run: bool
     """
     from reducio_latents import encode
     from reducio_latents.cli.progress import encode_progress, print_report, print_summary
-    from reducio_latents.encode.stop import StoppedError, stop_on_signals
+    from reducio_latents.encode.stop import stop_on_signals
 
     if dry_run:
         print_summary(encode.plan_corpus(corpus, store, options))
         return
-    with (
-        encode_progress() as progress,
-        stop_on_signals(on_stop=lambda seconds: progress.stopping(seconds, stop.signal)) as stop,
-    ):
-        try:
-            report = encode.encode_corpus(corpus, store, options, progress=progress, stop=stop)
-        except StoppedError:
-            raise InterruptedBySignal(stop.signal) from None
+    with encode_progress() as progress, stop_on_signals(on_stop=progress.stopping) as stop:
+        report = encode.encode_corpus(corpus, store, options, progress=progress, stop=stop)
     print_report(report, store)
     raise SystemExit(report.exit_code)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import signal
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import NoReturn
 import click
 
 from reducio_latents.cli.show import safe
+from reducio_latents.core.text import print_logs_safely
 from reducio_latents.errors import LatentsError, TrainingError
 
 
@@ -26,21 +26,13 @@ class InterruptedBySignal(BaseException):
         self.number = number
 
 
-class SafeFormatter(logging.Formatter):
-    """Writes out what a terminal would obey in a message of a log."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return safe(super().formatMessage(record))
-
-
 @contextmanager
 def one_line() -> Iterator[None]:
     """Turn whatever ends the block into one line on stderr and an exit code, without a traceback.
 
     SIGTERM ends it as Ctrl-C does, unless the block listens to it itself.
     """
-    if logging.lastResort is not None:  # what prints warnings if nobody has configured logging
-        logging.lastResort.setFormatter(SafeFormatter())
+    print_logs_safely(safe)
     try:
         with _sigterm_raises():
             yield
@@ -78,9 +70,13 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _end(number: int) -> NoReturn:
+def say_stopped(number: int) -> None:
     name = signal.Signals(number).name
     click.echo(f"stopped by {name}; run the same command again to go on", err=True)
+
+
+def _end(number: int) -> NoReturn:
+    say_stopped(number)
     raise SystemExit(128 + number) from None
 
 

@@ -12,7 +12,7 @@ import click
 from tqdm import tqdm
 
 from reducio_latents.cli import show
-from reducio_latents.cli.ending import InterruptedBySignal
+from reducio_latents.cli.ending import say_stopped
 
 if TYPE_CHECKING:
     from reducio_latents.corpus.summary import PlanSummary
@@ -64,10 +64,8 @@ class Bars:
     def checked(self, psnr: float) -> None:
         self._psnr = psnr
 
-    def stopping(self, seconds: float, number: int) -> None:
-        """Say that a request to stop was heard; before the first clip, end at once."""
-        if self._clips is None:
-            raise InterruptedBySignal(number)
+    def stopping(self, seconds: float) -> None:
+        """Say that a request to stop was heard."""
         left = f"the shard in hand has {seconds:.0f} s to be finished; once more ends at once"
         click.echo(f"\nstopping: {left}", err=True)
 
@@ -99,6 +97,8 @@ def print_report(report: EncodeReport, store: str) -> None:
         show.echo(f"{who}{report.clips.encoded} clips encoded, {report.clips.failed} failed")
     else:
         _print_whole(report, store)
+    if report.signal:
+        say_stopped(report.signal)
     if report.shards_left:
         left = f"{report.shards_left} shards are not done; run the same command again."
         show.echo(left, err=True)

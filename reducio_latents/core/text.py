@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
 
 _OBEYED = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -49,3 +51,20 @@ def without_secrets(text: str) -> str:
         return f"{scheme}{place}{'?...' if query else ''}{end}"
 
     return _URL.sub(shown, text)
+
+
+class SafeFormatter(logging.Formatter):
+    """Formats a log so that nothing in a message moves a terminal."""
+
+    def __init__(self, safe: Callable[[str], str]) -> None:
+        super().__init__()
+        self.safe = safe
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return self.safe(super().formatMessage(record))
+
+
+def print_logs_safely(safe: Callable[[str], str] = printable) -> None:
+    """Have warnings printed safely in a process whose logging nobody has configured."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(SafeFormatter(safe))

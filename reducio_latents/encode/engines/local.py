@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 
+from reducio_latents.core.text import print_logs_safely
 from reducio_latents.corpus import corpus_root
 from reducio_latents.encode.engines.one import encode_todo
 from reducio_latents.encode.engines.orders import Order, RunFiles
@@ -191,6 +192,7 @@ def moved_sources(job: Job) -> dict[str, VideoSource | None]:
 def _be_rank(corpus: str, store: str, options: EncodeOptions, rank: Rank, main_pid: int) -> None:
     """Run one rank that `run_ranks` has started, and end with its exit code."""
     end_with(main_pid)
+    print_logs_safely()
     with stop_on_signals() as stop:
         report = run_rank(RunRequest(corpus, store, options, stop=stop), rank)
     sys.exit(report.exit_code)
