@@ -27,7 +27,7 @@ from reducio_latents.errors import LatentsError
 from reducio_latents.store.commit import ClipQuality, Failure, ShardKey
 from reducio_latents.store.writer import ColumnRows, Row
 
-AHEAD = 1
+LAUNCHES_AHEAD = 1
 """Batches that are launched before the first of them is waited for."""
 WRITES_AHEAD = 2
 """Shards whose writing may lag behind the encoder before the encoder waits for it."""
@@ -76,7 +76,7 @@ def encode_shards(
     QualityError if the floor of the job's options is not reached.
     """
     begun: dict[ShardKey, Attempts] = {}
-    encoder = _ShardEncoder(job, names, progress, ahead=0 if careful else AHEAD)
+    encoder = _ShardEncoder(job, names, progress, ahead=0 if careful else LAUNCHES_AHEAD)
     read = read_carefully if careful else read_batches
     batches = read(job, _take_up(job, keys, begun), encoder.columns, begun)
     writing: deque[Future[ShardDone]] = deque()
