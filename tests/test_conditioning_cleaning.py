@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducio_latents.conditioning.cleaning import clean_pixart, get_cleaning
+from reducio_latents.conditioning.cleaning import REVISIONS, clean_pixart, get_cleaning
 from reducio_latents.errors import ConfigError
 
 PUBLISHED = [
@@ -71,3 +71,9 @@ def test_none_changes_nothing_and_another_name_is_refused() -> None:
     assert get_cleaning("none")("  A <b>Cat</b> ") == "  A <b>Cat</b> "
     with pytest.raises(ConfigError, match="choose one of none, pixart"):
         get_cleaning("deepfloyd")
+
+
+def test_a_cleaning_that_gives_other_words_than_it_once_did_has_another_fingerprint() -> None:
+    # Captions in a wrong encoding were left as they were before ftfy mended them.
+    assert get_cleaning("pixart")("cafÃ© at night") == "café at night"
+    assert REVISIONS["pixart"] != "pixart"

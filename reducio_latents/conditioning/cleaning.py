@@ -122,6 +122,8 @@ def _as_it_is(caption: str) -> str:
 
 CLEANINGS: dict[str, Callable[[str], str]] = {"none": _as_it_is, "pixart": clean_pixart}
 """Name -> what is done to a caption before it is cut into tokens."""
+REVISIONS = {"pixart": "pixart, by ftfy"}
+"""What a fingerprint calls a cleaning whose results are not what they once were."""
 
 
 def get_cleaning(name: str) -> Callable[[str], str]:

@@ -19,7 +19,7 @@ from reducio_latents.autoencoders.pretrained import (
     load_strictly,
     read_config,
 )
-from reducio_latents.conditioning.cleaning import get_cleaning
+from reducio_latents.conditioning.cleaning import REVISIONS, get_cleaning
 from reducio_latents.conditioning.options import TextOptions
 from reducio_latents.conditioning.precision import place_encoder
 from reducio_latents.core.devices import usable_device
@@ -88,7 +88,7 @@ class TextEncoder:
             "model": describe_config(config),
             "weights_sha256": digest_of(model),
             "tokenizer_sha256": digest_of_files(tokenizer_folder, TOKENIZER_FILES),
-            "cleaning": options.cleaning,
+            "cleaning": REVISIONS.get(options.cleaning, options.cleaning),
             "max_tokens": options.max_tokens,
         }
         model = model.eval().requires_grad_(False)
