@@ -112,3 +112,13 @@ def test_shapes_that_are_not_equal_are_refused_and_never_stretched(
     rule = {"rule": "layer_norm", "eps": 1e-5}
     with pytest.raises(GeometryError, match=f"the {which} is .*but the posterior's mean is"):
         final_latents(Posterior(mean, logvar), noise, rule)
+
+
+def test_moments_are_split_joined_and_clamped_in_one_place() -> None:
+    moments = torch.randn(2, 6, 2, 3, 4) * 30
+    posterior = Posterior.of_moments(moments)
+    assert posterior.mean.shape == posterior.logvar.shape == (2, 3, 2, 3, 4)
+    assert torch.equal(posterior.moments, moments)
+    clamped = posterior.clamped()
+    assert torch.equal(clamped.mean, posterior.mean)
+    assert torch.equal(clamped.logvar, posterior.logvar.clamp(-30, 20))

@@ -40,7 +40,7 @@ SORTS = {
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the page; raise StoreError where that cannot be done."""
+    """Write the page; raise StoreError if it cannot be written."""
     make_folder(path.parent)
     write_text(path, render(report))
 
