@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,17 @@ from tests.corpora import write_corpus, write_video
 BUCKET = "16x32x32"
 
 
+SMALL: dict[str, Any] = {
+    "model": "reducio-random:8",
+    "resolution": 32,
+    "shard_rows": 2,
+    "batch_size": 2,
+    "workers": 2,
+}
+
+
 def encode(corpus: Path, store: Path, **settings: Any) -> EncodeReport:
-    defaults = {"model": "reducio-random:8", "resolution": 32, "shard_rows": 2, "batch_size": 2}
-    return encode_corpus(corpus, store, **{**defaults, "workers": 2, **settings})
+    return encode_corpus(corpus, store, **{**SMALL, **settings})
 
 
 def files_of(store: Path) -> dict[str, bytes]:
@@ -83,6 +92,34 @@ def test_the_store_is_sound_and_says_what_made_it(encoded: tuple[Path, EncodeRep
     assert report.missing == {}
     model = load_autoencoder("reducio-random:8")
     assert opened.meta.columns["motion"].config["fingerprint"] == model.fingerprint
+
+
+def test_a_clip_that_failed_because_another_corpus_lacks_its_video_is_made_by_its_own(
+    corpus: Path, tmp_path: Path
+) -> None:
+    ours, theirs, store = tmp_path / "ours", tmp_path / "theirs", tmp_path / "store"
+    for folder, names in [(ours, ["b.mp4", "deep/c.mp4"]), (theirs, ["b.mp4"])]:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(corpus / name, folder / name)
+
+    def failed() -> dict[str, str]:
+        rows = pq.read_table(store / "errors.parquet").to_pylist()
+        return {row["video"]: row["reason"] for row in rows}
+
+    plan_corpus(ours, store, write=True, **SMALL)  # as a run that is killed then
+    encode(theirs, store)
+    assert failed() == {"deep/c.mp4": "deep/c.mp4 is no longer in the corpus."}
+    for folder in (ours, theirs):
+        encode(folder, store)
+        assert failed() == {}
+    encode(ours, tmp_path / "alone")
+    key = ShardKey("16x32x32", 0)
+    alone, found = open_store(tmp_path / "alone"), open_store(store)
+    for row in range(2):
+        ours_now = found.read_row(key, row, "content_image")
+        assert ours_now == alone.read_row(key, row, "content_image")
+    assert verify(found).ok
 
 
 def test_rows_are_what_the_encoder_makes_of_the_exact_frames(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from reducio_latents.corpus import corpus_root
 from reducio_latents.encode.attempts import Journal
 from reducio_latents.encode.columns import ColumnEncoder
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
-from reducio_latents.encode.prepare import Planned, make_plan
+from reducio_latents.encode.prepare import GONE, Planned, failed_videos, make_plan
 from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.registry import build_columns, describe_column
 from reducio_latents.encode.stop import Stop
@@ -156,6 +156,8 @@ def plan_job(
     writer.drop_other_clips()
     if options.retry_failed:
         forget_failures(writer)
+    elif gone := failed_videos(files, GONE):
+        forget_failures(writer, lambda key: planned.has_again(key, gone))
     root = corpus_root(corpus, options.root)
     return Job(options, planned, (), writer, root, stop)
 
@@ -180,12 +182,14 @@ def join(store: str | Path, options: EncodeOptions, root: str, moved: Moved, sto
     )
 
 
-def forget_failures(writer: StoreWriter) -> None:
-    """Make every shard with a failed clip count as not done."""
+def forget_failures(
+    writer: StoreWriter, wanted: Callable[[ShardKey], bool] = lambda _: True
+) -> None:
+    """Make every shard with a failed clip that is `wanted` count as not done."""
     failed = [
         (entry.key, entry.column)
         for entry in index.build_index(writer.files, use_cache=False, prove=False).entries.values()
-        if entry.failed
+        if entry.failed and wanted(entry.key)
     ]
     if failed:
         writer.files.delete(index.PATH)

@@ -25,6 +25,8 @@ from reducio_latents.store.reports import ERRORS
 from reducio_latents.video.identity import CHANGED, Expected
 
 log = logging.getLogger(__name__)
+GONE = "is no longer in the corpus"
+"""In the reason why a clip has failed."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,17 @@ class Planned:
         """Return where a video of a shard lies now and what it must be, or why it is not read."""
         found, row = self.find(video), self.plan.video(video, key)
         if found is None:
-            return {"source": VideoSource(""), "problem": f"{video} is no longer in the corpus."}
+            return {"source": VideoSource(""), "problem": f"{video} {GONE}."}
         stamp = self.stamps.get(video, "")
         return {"source": found, "expected": Expected(row["bytes"], row["sha256"], stamp)}
+
+    def has_again(self, key: ShardKey, gone: frozenset[str]) -> bool:
+        """Whether a shard has videos that were `gone`, and all of its videos are listed now.
+
+        So it is after a run over another corpus, whose videos it shares in part, has made it.
+        """
+        videos = self.plan.shard_clips(*key)["video"].unique().to_pylist()
+        return not gone.isdisjoint(videos) and all(map(self.find, videos))
 
     def work(self, key: ShardKey) -> ShardWork:
         """Return the clips of one shard."""
@@ -99,7 +109,7 @@ def make_plan(
             probing,
             on_probe,
             retry_failed=options.retry_failed,
-            replaced=replaced_videos(files),
+            replaced=failed_videos(files, f"{CHANGED} planned"),
             records=records,
         )
         try:
@@ -111,8 +121,8 @@ def make_plan(
     return Planned({video.video: video.source for video in listed}.get, new.plan, new.stamps)
 
 
-def replaced_videos(files: Files) -> frozenset[str]:
-    """Return the videos of which a run has found that they are not the ones that were planned."""
+def failed_videos(files: Files, reason: str) -> frozenset[str]:
+    """Return the videos of which an earlier run has written that clips failed for this reason."""
     try:
         rows = read_parquet(files.read(ERRORS), ["video", "reason"]).to_pylist()
     except FileNotFoundError:
@@ -120,4 +130,4 @@ def replaced_videos(files: Files) -> frozenset[str]:
     except (KeyError, pa.ArrowException, OSError) as err:
         log.warning("%s/%s cannot be read, and will be written again: %s", files.url, ERRORS, err)
         return frozenset()
-    return frozenset(row["video"] for row in rows if f"{CHANGED} planned" in row["reason"])
+    return frozenset(row["video"] for row in rows if reason in row["reason"])

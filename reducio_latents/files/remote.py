@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -39,7 +40,8 @@ PROBE_RETRIES, PROBE_TIMEOUT_S = 2, 10
 PART_BYTES = 8 << 20
 """Larger files are sent in parts of this size, and appear when the last one has arrived."""
 PARTS_AT_ONCE = 4
-LISTINGS = 3
+BROKEN_OFF = re.compile("response body|error sending request")
+TRIED_OFTEN = re.compile(r"after (\d+) retries, max_retries: \1\b")
 LIST_PAGE = 1000
 REQUEST_ATTEMPTS = 3
 UNCONDITIONAL = (
@@ -181,12 +183,16 @@ class ObjectFiles:
     def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
         if old is None:
             return self.create(path, new)
+
+        def get(obstore: Any, store: Any) -> tuple[bytes, Any]:
+            there = obstore.get(store, path)
+            return bytes(there.bytes()), there.meta
+
         try:
-            there = self._call("read", path, lambda o, store: o.get(store, path))
-            found = bytes(there.bytes())
+            found, meta = self._call("read", path, get)
         except FileNotFoundError:
             return False
-        tags = {"e_tag": there.meta["e_tag"], "version": there.meta["version"]}
+        tags = {"e_tag": meta["e_tag"], "version": meta["version"]}
         mode = {name: tag for name, tag in tags.items() if tag is not None}
         return self._put_if(path, new, mode) if found == old else found == new
 
@@ -229,15 +235,8 @@ class ObjectFiles:
 
     def _pages(self, prefix: str) -> list[str]:
         def collect(obstore: Any, store: Any) -> list[str]:
-            for attempt in range(1, LISTINGS + 1):
-                try:
-                    pages = obstore.list(store, prefix or None, chunk_size=LIST_PAGE)
-                    return sorted(entry["path"] for entry in chain.from_iterable(pages))
-                except obstore.exceptions.BaseError as err:
-                    # Requests are tried anew by obstore; a page that breaks off in between is not.
-                    if attempt == LISTINGS or "response body" not in str(err):
-                        raise
-            raise AssertionError("unreachable")
+            pages = obstore.list(store, prefix or None, chunk_size=LIST_PAGE)
+            return sorted(entry["path"] for entry in chain.from_iterable(pages))
 
         return self._call("list", prefix, collect)
 
@@ -279,7 +278,16 @@ class ObjectFiles:
         if path or verb != "list":
             require_inside(path, self._url)
         with Explained(verb, f"{self._url}/{path}"):
-            return request(*self._client())
+            obstore, store = self._client()
+            for left in range(patience()[0], -1, -1):
+                try:
+                    return request(obstore, store)
+                except obstore.exceptions.BaseError as err:
+                    # Requests are tried anew by obstore; what breaks off on the way is not always.
+                    what, _, _ = str(err).partition("\n")
+                    if not left or TRIED_OFTEN.search(what) or not BROKEN_OFF.search(what):
+                        raise
+        raise AssertionError("unreachable")
 
     def _client(self) -> tuple[ModuleType, Any]:
         obstore = _obstore(self._url)
