@@ -45,8 +45,11 @@ from tests.stores import (
     MOTION,
     MemoryFiles,
     column_rows,
+    finish,
     make_meta,
     make_store,
+    open_writer,
+    write_shards,
 )
 from tests.stores import plan_part as some_plan
 
@@ -251,6 +254,21 @@ def test_two_columns_are_added_at_once() -> None:
         lambda files: add(files, {"content_image": COLUMNS["content_image"]}),
     ):
         require_whole(files, ONE, ["caption", "content_image", "motion"])
+
+
+def test_two_runs_put_their_columns_into_the_tars_of_one_store_at_once() -> None:
+    def run(*names: str) -> Callable[[Files], None]:
+        def write(files: Files) -> None:
+            meta = make_meta("webdataset", columns={name: COLUMNS[name] for name in names})
+            write_shards(open_writer(files, meta, 7), names)
+
+        return write
+
+    for files in each_hold_up(in_memory, run("motion", "content_image"), run("caption")):
+        finish(StoreWriter(files, StoreMeta.read(files)))
+        report = verify(Store(files))
+        assert report.ok, report.damage
+        assert not report.missing
 
 
 def test_a_column_described_otherwise_at_the_same_moment_is_refused() -> None:

@@ -26,6 +26,8 @@ class RowsFile:
     """The bytes of the file."""
     ranges: tuple[tuple[int, int], ...] = ()
     """As in `Commit.ranges`."""
+    must_be_new: bool = False
+    """Whether a file that another run has put there meanwhile would have to be looked at first."""
 
 
 class Ranged(Protocol):
@@ -168,11 +170,15 @@ class TarLayout:
         }
         shared = tar.tar_path(key)
         others = [name for name in meta.columns if name not in columns]
-        if not any(_committed_file(files, key, name) == shared for name in others):
+        held_by = _columns_at(files, shared)
+        is_theirs = held_by is not None and not held_by <= columns.keys()
+        if not is_theirs and not any(_committed_file(files, key, n) == shared for n in others):
             data, ranges = tar.pack_tar(clips, key.bucket, members)
-            return {name: RowsFile(shared, [data], ranges[name]) for name in columns}
-        # Other columns live in the shared tar: it stays, and these come beside it. Unless a run was
-        # killed when it had written the tar and not yet all of its commits.
+            new = held_by is None
+            return {n: RowsFile(shared, [data], ranges[n], must_be_new=new) for n in columns}
+        # Other columns live in the shared tar, or another run has just put them there: it stays,
+        # and these come beside it. Unless a run was killed when it had written the tar and not yet
+        # all of its commits.
         held = _held_rows(files, shared, clips, members)
         found = {}
         for name, member in members.items():
@@ -205,6 +211,14 @@ def _committed_file(files: Files, key: ShardKey, column: str) -> str | None:
     return Commit.read(files, key, column).file
 
 
+def _columns_at(files: Files, path: str) -> set[str] | None:
+    """Return the columns that a tar says it holds, none if it does not say; None: no such file."""
+    try:
+        return tar.columns_of(files.read_range(path, 0, tar.HEAD_BYTES)) or set()
+    except FileNotFoundError:
+        return None
+
+
 def _held_rows(
     files: Files,
     path: str,
@@ -213,8 +227,7 @@ def _held_rows(
 ) -> dict[str, RowsFile]:
     """Return those columns whose rows the tar at `path` holds already."""
     try:
-        names = tar.columns_of(files.read_range(path, 0, tar.HEAD_BYTES))
-        wanted = members.keys() if names is None else members.keys() & names
+        wanted = members.keys() & (_columns_at(files, path) or members.keys())
         data = files.read(path) if wanted else b""
     except FileNotFoundError:
         return {}

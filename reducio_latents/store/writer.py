@@ -124,7 +124,10 @@ class StoreWriter:
         for file in packed.values():
             if file.path not in written:
                 written[file.path] = _size_and_sha256(file.parts)
-                self.files.write(file.path, file.parts)
+                if not file.must_be_new:
+                    self.files.write(file.path, file.parts)
+                elif not self.files.create(file.path, file.parts):
+                    return self.write_payloads(key, clips, columns, timings)
         commits = []
         for name, column in columns.items():
             size, sha256 = written[packed[name].path]
