@@ -238,6 +238,8 @@ def test_adding_a_column_reads_no_more_of_a_tar_than_its_head() -> None:
 
         def read_range(self, path: str, start: int, length: int) -> bytes:
             self.bytes_read += length if path.endswith(".tar") else 0
+            if path not in self.data:
+                raise FileNotFoundError(path)
             return self.data[path][start:][:length]
 
     files = Counting()

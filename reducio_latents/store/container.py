@@ -179,7 +179,7 @@ class TarLayout:
         # Other columns live in the shared tar, or another run has just put them there: it stays,
         # and these come beside it. Unless a run was killed when it had written the tar and not yet
         # all of its commits.
-        held = _held_rows(files, shared, clips, members)
+        held = _held_rows(files, shared, held_by, clips, members)
         found = {}
         for name, member in members.items():
             if name in held:
@@ -222,15 +222,15 @@ def _columns_at(files: Files, path: str) -> set[str] | None:
 def _held_rows(
     files: Files,
     path: str,
+    named: set[str] | None,
     clips: Sequence[Mapping[str, Any]],
     members: Mapping[str, tar.Member],
 ) -> dict[str, RowsFile]:
-    """Return those columns whose rows the tar at `path` holds already."""
-    try:
-        wanted = members.keys() & (_columns_at(files, path) or members.keys())
-        data = files.read(path) if wanted else b""
-    except FileNotFoundError:
+    """Return those columns whose rows the tar at `path`, which names `named`, holds already."""
+    if named is None:
         return {}
+    wanted = members.keys() & (named or members.keys())
+    data = files.read(path) if wanted else b""
     ranges = {name: tar.find_rows(data, clips, members[name]) for name in wanted}
     return {
         name: RowsFile(path, [data], found) for name, found in ranges.items() if found is not None
