@@ -189,6 +189,8 @@ def test_reading_survives_a_bad_server(s3: FaultyProxy, fault: str) -> None:
     assert s3.count("GET", "/x") == 3
     s3.fail([fault], "GET", "/x")
     assert files.read_range("x", 1000, 200_000) == data[1000:201_000]
+    s3.fail([fault, fault], "GET", "list-type")
+    open_remote(files.url)
     s3.fail(["500", fault, fault], "POST")
     files.delete("x")
     assert files.size("x") is None

@@ -113,7 +113,8 @@ class ObjectFiles:
                 if self.read_only:
                     obstore.head(store, "zarr.json")
                 else:
-                    next(iter(obstore.list(store, chunk_size=1)), None)
+                    first = lambda: next(iter(obstore.list(store, chunk_size=1)), None)  # noqa: E731
+                    _persist(obstore, first, min(PROBE_RETRIES, patience()[0]))
             except FileNotFoundError:
                 pass
             except obstore.exceptions.BaseError as err:
@@ -279,15 +280,7 @@ class ObjectFiles:
             require_inside(path, self._url)
         with Explained(verb, f"{self._url}/{path}"):
             obstore, store = self._client()
-            for left in range(patience()[0], -1, -1):
-                try:
-                    return request(obstore, store)
-                except obstore.exceptions.BaseError as err:
-                    # Requests are tried anew by obstore; what breaks off on the way is not always.
-                    what, _, _ = str(err).partition("\n")
-                    if not left or TRIED_OFTEN.search(what) or not BROKEN_OFF.search(what):
-                        raise
-        raise AssertionError("unreachable")
+            return _persist(obstore, lambda: request(obstore, store), patience()[0])
 
     def _client(self) -> tuple[ModuleType, Any]:
         obstore = _obstore(self._url)
@@ -298,6 +291,18 @@ class ObjectFiles:
 
     def list(self, prefix: str) -> Iterator[str]:
         yield from self._listing(prefix) if self.read_only else self._pages(prefix)
+
+
+def _persist(obstore: Any, request: Callable[[], AnswerT], retries: int) -> AnswerT:
+    """Return what a request answers; make it again if it breaks off, as obstore does not always."""
+    for left in range(retries, -1, -1):
+        try:
+            return request()
+        except obstore.exceptions.BaseError as err:
+            what, _, _ = str(err).partition("\n")
+            if not left or TRIED_OFTEN.search(what) or not BROKEN_OFF.search(what):
+                raise
+    raise AssertionError("unreachable")
 
 
 def _obstore(url: str) -> ModuleType:
