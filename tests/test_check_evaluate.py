@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,9 @@ from reducio_latents.metrics.i3d import I3D
 from reducio_latents.metrics.protocol import PROTOCOLS
 from reducio_latents.metrics.psnr import psnr
 from reducio_latents.metrics.suite import load_suite
+from reducio_latents.video import reading
+from reducio_latents.video.processes import Channel
+from reducio_latents.video.reading import ClipRequest, read_request
 from tests.spot_check import moving, write_video
 
 QUICK = ("psnr", "ssim", "flicker")
@@ -118,12 +121,18 @@ def test_the_sample_holds_the_frames_of_the_videos_and_names_those_without_any(
         np.testing.assert_array_equal(batches[1][0], sample[3])
 
 
+def hang_at_the_first(request: ClipRequest, channel: Channel) -> None:
+    if request.video == "0.mp4":
+        time.sleep(600)
+    read_request(request, channel)
+
+
 def test_a_video_that_hangs_costs_its_own_clip_and_not_the_evaluation(
-    corpus: Path, tmp_path: Path
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "0.mp4").symlink_to(tmp_path / "pipe")
-    (tmp_path / "1.mp4").symlink_to(corpus / "1.mp4")
+    monkeypatch.setattr(reading, "read_request", hang_at_the_first)
+    for name in ("0.mp4", "1.mp4"):
+        (tmp_path / name).symlink_to(corpus / name)
     found = evaluate(
         {"demo": tmp_path},
         options("repeat-content", sample=SampleSpec(resolution=64, timeout_s=3.0)),

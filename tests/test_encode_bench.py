@@ -21,7 +21,7 @@ from tests.corpora import write_video
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--model", "reducio-random:8", "--device", "cpu", "--no-compile", "--seconds", "0.01"]
-NOT_NEEDED = {"av", "click", "einops", "google_crc32c", "PIL", "pyarrow", "safetensors", "zarr"}
+NOT_NEEDED = {"av", "click", "google_crc32c", "PIL", "pyarrow", "safetensors", "zarr"}
 LOADED = """
 import runpy, sys
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
@@ -59,7 +59,7 @@ def test_batch_sizes_are_numbers_from_1(sizes: str, code: int, says: str) -> Non
     assert says in result.output
 
 
-def test_gpu_report_needs_torch_and_numpy_alone_and_says_what_it_had_no_time_for() -> None:
+def test_gpu_report_needs_torch_numpy_and_einops_alone_and_says_what_it_had_no_time_for() -> None:
     report = str(ROOT / "tools" / "gpu_report.py")
     run = subprocess.run(
         [sys.executable, "-c", LOADED, report, *TINY, "--side", "32", "--minutes", "0"],

@@ -84,7 +84,7 @@ def test_a_file_that_is_not_there_has_a_reason(tmp_path: Path) -> None:
     record = probe(tmp_path / "absent.mp4")
     assert "no such file" in str(record.error)
     assert record.sha256 == ""
-    assert "cannot be" in str(probe(tmp_path).error)
+    assert "it is a folder, not a file" in str(probe(tmp_path).error)
 
 
 def test_packets_that_demux_but_decode_to_nothing_are_found_out(tmp_path: Path) -> None:

@@ -282,10 +282,10 @@ def test_what_imported_samples_cannot_give_is_said(extracted: Path) -> None:
 
 def test_the_command_imports_and_the_result_converts(extracted: Path, tmp_path: Path) -> None:
     (extracted / "d.safetensors").write_bytes(b"not at all")
-    words = ["convert", str(extracted), f"{tmp_path}/out", "--reference", "--shard-rows", "4"]
+    words = ["convert", str(extracted), f"{tmp_path}/out", "--reference"]
     result = CliRunner().invoke(main, [*words, "--text", str(extracted.with_name("t5"))])
     assert result.exit_code == 0, result.output
-    assert "3 shards, 12 commits, 24 rows, 0 without a value" in result.output
+    assert "2 shards, 8 commits, 24 rows, 0 without a value" in result.output
     assert "d.safetensors: it cannot be read" in result.output
     assert "1 files are left out" in result.output
     tars = MemoryFiles("tars")

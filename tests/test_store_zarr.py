@@ -89,7 +89,7 @@ def test_a_shard_that_is_not_done_reads_as_nan(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8", "int64"])
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_every_type_of_number_survives(tmp_path: Path, dtype: str, compression: Any) -> None:
-    shape = (3, 5)
+    shape = (4, 5)
     column = replace(MOTION, dtype=dtype, row_shapes={BUCKET: shape}, compression=compression)
     meta = make_meta(columns={"x": column})
     writer = open_writer(LocalFiles(tmp_path), meta, 3)

@@ -105,7 +105,9 @@ def test_packets_and_decoding_agree_on_length_and_frames() -> None:
             continue
         source = VideoSource(str(path))
         info = backend.probe(source)
-        frames, end_s = backend._decode_through(source)  # type: ignore[attr-defined]
+        frames, end_s = backend._decode_through(  # type: ignore[attr-defined]
+            source, lambda: None
+        )
         if path.name in ("decord__corrupted.mp4", "media__sample_with_invalid_nalu.mp4"):
             assert frames < info.frames
         else:

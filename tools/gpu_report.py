@@ -3,7 +3,7 @@
 
     python tools/gpu_report.py [--minutes 7] [--model reducio-random:128] > report.md
 
-Needs torch, numpy and this checkout, nothing else; frames are made up. Prints Markdown for
+Needs torch, numpy, einops and this checkout, nothing else; frames are made up. Prints Markdown for
 BENCHMARKS.md: the matmul that all is measured against, the encoder by precision, layout,
 compilation and batch, what each costs against float32 eager, how busy the GPU is when batches come
 as in a run, and how fast whole frames are resized there. What there is no time for is named.

@@ -1,6 +1,6 @@
 """How fast an encoder is by precision, layout, compilation and batch, against a naive loop.
 
-Frames are made up, so torch, numpy and this package are all that is needed.
+Frames are made up, so torch, numpy, einops and this package are all that is needed.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 
+from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.files.lock import hold
 from reducio_latents.store import index
@@ -24,6 +26,13 @@ def drop_column(files: Files, meta: StoreMeta, name: str) -> None:
     with hold(files, LOCK, f"removing column {name}", wait=True):
         if StoreMeta.read(files).columns.get(name) == meta.columns[name]:
             _drop(files, meta, name)
+
+
+def sweep_lock(files: Files) -> None:
+    """Remove the lock of a process that was killed when it had removed a column."""
+    if files.size(LOCK) is not None:
+        with suppress(StoreError), hold(files, LOCK, "looking for what is left"):
+            pass  # refused: somebody is removing one now
 
 
 def _drop(files: Files, meta: StoreMeta, name: str) -> None:

@@ -49,7 +49,7 @@ QUALITY_SCHEMA = pa.schema(
         _field(
             "psnr_whole",
             pa.float64(),
-            "What psnr would be without tiles, in dB; null if there are none, or where a whole "
+            "What psnr would be without tiles, in dB; null where there are none, or where a whole "
             "frame does not fit in memory.",
             nullable=True,
         ),

@@ -22,6 +22,7 @@ from reducio_latents.store.commit import (
     list_commits,
 )
 from reducio_latents.store.container import LAYOUTS, Layout
+from reducio_latents.store.drop import sweep_lock
 from reducio_latents.store.index import PATH as INDEX
 from reducio_latents.store.index import same_clips
 from reducio_latents.store.meta import ROOT, StoreMeta, require_same
@@ -183,9 +184,11 @@ class StoreWriter:
         return theirs if sha256 == theirs.file_sha256 else None
 
     def sweep(self) -> None:
-        """Remove what killed writers left half-written; object stores have nothing of the kind."""
+        """Remove what killed processes left: files half-written, of which object stores have none,
+        and a lock."""
         if isinstance(self.files, LocalFiles):
             self.files.sweep()
+        sweep_lock(self.files)
 
     def take_in_columns(self) -> None:
         """Take in the columns that another process has described since; ours stay what they are."""
