@@ -343,6 +343,8 @@ class Round:
         if name.startswith("commits/"):
             _, bucket, column, shard = name.removesuffix(".json").split("/")
             names.append(f"{bucket}/{shard} {column}")
+        if name.startswith("plan/sha256-"):  # no telling a bad sum from a bad file
+            names += [p.relative_to(store).as_posix() for p in files_in(store / "plan")]
         verify = run("verify", store)
         said = verify.end()
         if not verify.code or not any(name in said for name in names):
@@ -373,9 +375,12 @@ class Round:
                 raise WrongError(f"{len(left)} processes outlived a killed {victim}")
             time.sleep(0.05)
 
-    def kill_worker(self, find: Callable[[int], list[int]], *more: str) -> None:
+    def kill_worker(
+        self, find: Callable[[int], list[int]], *more: str, environment: Environment = NONE
+    ) -> None:
         """Kill one process that `find` names of a run, which must then end well."""
-        started, by = self.encode(*more), self.rng.choice([signal.SIGKILL, signal.SIGTERM])
+        by = self.rng.choice([signal.SIGKILL, signal.SIGTERM])
+        started = self.encode(*more, environment=environment)
         started.wait(self.moment())
         while started.is_running:
             with suppress(ProcessLookupError):
@@ -401,8 +406,10 @@ class Round:
             ranks[0].end()
 
     def kill_actor(self) -> None:
-        os.environ["RAY_TMPDIR"] = str(self.folder)
-        self.kill_worker(ray_actors, "--engine", "ray", "--gpus", "2")
+        (self.folder / "sitecustomize.py").write_text(FAULTY_DECODER)  # actors are not forked
+        path = os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")]))
+        environment = {"PYTHONPATH": path, "RAY_TMPDIR": str(self.folder)}
+        self.kill_worker(ray_actors, "--engine", "ray", "--gpus", "2", environment=environment)
 
     def race(self, *starts: Callable[[], Run]) -> None:
         """Start runs at almost the same moment; kill one of them, perhaps."""
@@ -449,7 +456,8 @@ class Round:
             return self.encode(*BY_ONE, corpus=other, store=store)
 
         self.race(*self.rng.sample([ours, theirs], 2))
-        for again in (ours, theirs, ours):
+        ours().end()  # which leaves what a killed run over the other corpus has not done
+        for again in (theirs, ours):
             again().finish()
         self.prove_rows(expected, store)
 
