@@ -7,7 +7,8 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -41,6 +42,21 @@ class FaultyProxy:
             if asked.startswith(method) and path in where and waiting:
                 return waiting.pop(0)
             return None
+
+        self.fault = fault
+
+    def trouble(self, faults: Sequence[Fault]) -> None:
+        """Spoil requests from now on: the n-th of one method and path by the n-th of `faults`, from
+        a place that the path sets, over and over. Each request sees its own faults, whatever others
+        ask meanwhile, so no order of ranks and threads can make one fail more often in a row."""
+        places: dict[tuple[str, str], int] = {}
+        lock = threading.Lock()
+
+        def fault(asked: str, where: str) -> Fault:
+            with lock:
+                place = places.setdefault((asked, where), zlib.crc32(where.encode()))
+                places[asked, where] += 1
+            return faults[place % len(faults)]
 
         self.fault = fault
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -173,8 +172,7 @@ def test_two_ranks_make_the_same_store_on_s3_though_the_server_fails_and_dawdles
     expected: dict[str, bytes],
     s3: FaultyProxy,  # noqa: F811
 ) -> None:
-    troubles = cycle([None, "500", None, 0.2, "503", None, None, "reset", None, 0.1, None, None])
-    s3.fault = lambda method, path: next(troubles)
+    s3.trouble([None, "500", None, 0.2, "503", None, None, "reset", None, 0.1, None, None])
     url = "s3://latents/faults"
     asked = request(corpus, url, shard_rows=2)  # type: ignore[arg-type]
     with ThreadPoolExecutor(2) as ranks:
@@ -182,7 +180,7 @@ def test_two_ranks_make_the_same_store_on_s3_though_the_server_fails_and_dawdles
     assert lead.clips.encoded == 4
     assert lead.exit_code == 3
     assert other.exit_code == 0
-    s3.fault = lambda method, path: None
+    s3.fail([])
     files = open_files(url)
     found = set(files.list(""))
     assert found == set(expected)

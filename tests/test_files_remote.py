@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.files import Files, LocalFiles, open_files, remote
 from reducio_latents.files.hub import HubFiles
-from reducio_latents.files.remote import ObjectFiles, open_remote
+from reducio_latents.files.remote import ObjectFiles, client_settings, open_remote, patience
 from tests.object_storage import BUCKET, SECRET, Fault, FaultyProxy, s3, s3_server, web_server
 
 __all__ = ["s3", "s3_server"]
@@ -279,6 +280,13 @@ def test_retries_end(s3: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match=r"cannot read s3://.*: the server failed.* later.*500"):
         files.read("x")
     assert s3.count("GET", "/x") == 3
+
+
+def test_a_storage_that_asks_to_slow_down_for_20_s_is_outlasted() -> None:
+    retry = client_settings("s3", *patience())["retry_config"]
+    first, longest = (retry["backoff"][f"{name}_backoff"] for name in ("init", "max"))
+    pauses = [min(first * 2**n, longest) for n in range(retry["max_retries"])]
+    assert 20 <= sum(pauses, timedelta()).total_seconds() < retry["retry_timeout"].total_seconds()
 
 
 def test_a_bucket_that_does_not_exist_is_an_error_at_open(s3: FaultyProxy) -> None:

@@ -7,8 +7,9 @@ S3-compatible storage), AWS_SKIP_SIGNATURE=true (public buckets); GOOGLE_APPLICA
 AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY.
 
 Requests that fail by a server's fault (5xx), a lost or silent connection are made again, after
-pauses that grow from 0.2 to 5 s: REDUCIO_REMOTE_RETRIES times (5), each given up after
-REDUCIO_REMOTE_TIMEOUT_S seconds (60) of silence. A reading that breaks off goes on where it was.
+pauses that grow from 0.2 to 5 s: REDUCIO_REMOTE_RETRIES times (10, for a storage that asks to slow
+down does so for seconds), each given up after REDUCIO_REMOTE_TIMEOUT_S seconds (60) of silence, and
+none after six times as long. A reading that breaks off goes on where it was.
 """
 
 from __future__ import annotations
@@ -339,7 +340,7 @@ def _new_store(obstore: Any, url: str, retries: int, timeout_s: float) -> Any:
 
 def patience() -> tuple[int, float]:
     """Return how often a request is made again, and after how many seconds of silence."""
-    retries = _number("REDUCIO_REMOTE_RETRIES", 5)
+    retries = _number("REDUCIO_REMOTE_RETRIES", 10)
     return int(retries), _number("REDUCIO_REMOTE_TIMEOUT_S", 60)
 
 
@@ -359,7 +360,7 @@ def client_settings(scheme: str, retries: int, timeout_s: float) -> dict[str, An
                 "init_backoff": timedelta(seconds=0.2),
                 "max_backoff": timedelta(seconds=5),
             },
-            "retry_timeout": (silence + timedelta(seconds=5)) * (retries + 1),
+            "retry_timeout": (silence + timedelta(seconds=5)) * min(retries + 1, 6),
         },
     }
 
