@@ -14,6 +14,7 @@ from torch import nn
 
 from reducio_latents import load_autoencoder, open_store
 from reducio_latents.autoencoders import Autoencoder
+from reducio_latents.autoencoders.reducio import ReducioAutoencoder
 from reducio_latents.cli import main
 from reducio_latents.core.geometry import Bucket, aspect_buckets
 from reducio_latents.encode.columns import MotionColumn
@@ -50,7 +51,8 @@ def test_what_is_stored_by_a_fast_path_stays_near_float32(
 
     found = error(load_autoencoder(MODEL, dtype=dtype, memory_format=layout, parts="encoder"))
     rounded = load_autoencoder(MODEL)
-    rounded.model = rounding(rounded.model, dtype)  # type: ignore[attr-defined]
+    assert isinstance(rounded, ReducioAutoencoder)
+    rounded.model = rounding(rounded.model, dtype)
     # Rows are stored as float16 either way, whose step is 2**-11 of a value.
     assert 0 < found.relative < SLACK * error(rounded).relative
     assert found.psnr_loss_db is not None

@@ -23,6 +23,7 @@ from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError
 from reducio_latents.vae.config import SPATIAL_STRIDE
 from reducio_latents.vae.model import check_pixels
+from reducio_latents.vae.tiling import Tiling
 
 
 class Baseline:
@@ -32,6 +33,8 @@ class Baseline:
     geometry: LatentGeometry
     needs_content: bool
     weights_sha256 = ""
+    model = None
+    tiling: Tiling | None = None
     final_rule: dict[str, Any] = {"rule": "scale_shift", "scale": 1.0, "shift": 0.0}
     dtype = torch.float32
 
@@ -44,7 +47,7 @@ class Baseline:
 
     @property
     def config(self) -> dict[str, Any]:
-        return {"architecture": self.name, "tiling": None, "precision": self.precision}
+        return {"architecture": self.name, "tiling": self.tiling, "precision": self.precision}
 
     @property
     def precision(self) -> dict[str, Any]:

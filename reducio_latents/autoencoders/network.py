@@ -74,6 +74,7 @@ class NetworkAutoencoder:
         self.geometry, self.check_clip = network.geometry, network.check_clip
         self.final_rule = dict(final_rule)
         self.weights_sha256 = digest_of(model)  # of float32, so that precision does not change it
+        self.tiling: Tiling | None
         self.tiling = None if options.tiling == "auto" else options.tiling
         if self.tiling is not None:
             network.tile(self.tiling)

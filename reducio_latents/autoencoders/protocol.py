@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reducio_latents.core.choices import Compile
 from reducio_latents.core.config import check_choices
@@ -26,6 +26,9 @@ class Autoencoder(Protocol):
     Video is (B, 3, T, H, W) with pixels in [-1, 1]; moments and latents are (B, D, t, h, w) and
     float32.
     """
+
+    tiling: Tiling | None
+    """How large frames are cut; None: they are not."""
 
     @property
     def name(self) -> str:
@@ -56,6 +59,10 @@ class Autoencoder(Protocol):
     @property
     def needs_content(self) -> bool:
         """Whether `decode` takes the clip's centre frame."""
+
+    @property
+    def model(self) -> nn.Module | None:
+        """What has the weights; None if there are none."""
 
     @property
     def device(self) -> torch.device: ...

@@ -56,6 +56,7 @@ class ReducioAutoencoder:
         self.name = name
         self.model = model
         self.weights_sha256 = weights_sha256
+        self.tiling: Tiling | None
         self.tiling = PUBLISHED_TILING if options.tiling == "auto" else options.tiling
         self.device, self.dtype = model.device, model.dtype
         self.precision = precision_of(self.device, self.dtype, options)

@@ -16,8 +16,7 @@ def is_untrained(model: Autoencoder) -> bool:
     """
     if model.config.get("random_weights", False):
         return True
-    network = getattr(model, "model", None)
-    return isinstance(network, nn.Module) and _is_untouched(network)
+    return model.model is not None and _is_untouched(model.model)
 
 
 def _is_untouched(network: nn.Module) -> bool:

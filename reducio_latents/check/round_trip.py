@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.check.pictures import Frames
@@ -89,8 +89,7 @@ def round_trip(model: Autoencoder, frames_BTHWC: Frames, rule: FrameRule) -> Rou
 
 def count_parameters(model: Autoencoder) -> int:
     """Return how many weights the model has; 0 for one that has none."""
-    network = getattr(model, "model", None)
-    return sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else 0
+    return 0 if model.model is None else sum(p.numel() for p in model.model.parameters())
 
 
 def _synchronise(device: torch.device) -> None:

@@ -12,17 +12,9 @@ from reducio_latents.check.evaluate import DatasetScores, Evaluation
 from reducio_latents.check.rendering import render_template
 from reducio_latents.check.sample import about_video
 from reducio_latents.check.writing import make_folder, write_text
+from reducio_latents.core.choices import MetricName
 from reducio_latents.metrics.i3d import CLASSES
-
-TITLES = {
-    "psnr": ("PSNR", "{:.2f}"),
-    "psnr-clip": ("PSNR (clip)", "{:.2f}"),
-    "ssim": ("SSIM", "{:.3f}"),
-    "lpips-alex": ("LPIPS (alex)", "{:.3f}"),
-    "lpips-vgg": ("LPIPS (vgg)", "{:.3f}"),
-    "flicker": ("flicker", "{:.2f}"),
-    "fvd": ("rFVD", "{:.2f}"),
-}
+from reducio_latents.metrics.suite import METRICS
 
 
 def write_tables(evaluation: Evaluation, out: Path) -> list[Path]:
@@ -44,14 +36,14 @@ def markdown(evaluation: Evaluation) -> str:
     As in the paper, PSNR, SSIM, LPIPS and speed are of the first corpus, and rFVD has a column
     for each; the other corpora have a shorter table each, of what else was measured on them.
     """
-    asked = [name for name in TITLES if _asked(evaluation, name)]
+    asked = [name for name in METRICS if _asked(evaluation, name)]
     return render_template(
         "table.md.j2",
         found=evaluation,
         corpora=list(evaluation.datasets),
         asked=asked,
         metrics=[name for name in asked if name != "fvd"],
-        titles={metric: title for metric, (title, _) in TITLES.items()},
+        titles={name: metric.title for name, metric in METRICS.items()},
         score=_score,
         lost={
             name: (len(failed), about_video(*next(iter(failed.items()))))
@@ -73,7 +65,7 @@ def as_csv(evaluation: Evaluation) -> str:
             "channels": method.channels,
             "temporal_stride": method.strides[0],
             "spatial_stride": method.strides[1],
-            **{name: found.scores.get(name, "") for name in TITLES},
+            **{name: found.scores.get(name, "") for name in METRICS},
             "protocol": evaluation.protocol.name,
             "clips_per_s": found.clips_per_s,
             "bytes_per_s": found.bytes_per_s,
@@ -103,5 +95,5 @@ def _asked(evaluation: Evaluation, metric: str) -> bool:
     )
 
 
-def _score(found: DatasetScores, metric: str) -> str:
-    return TITLES[metric][1].format(found.scores[metric]) if metric in found.scores else "n/a"
+def _score(found: DatasetScores, name: MetricName) -> str:
+    return METRICS[name].form.format(found.scores[name]) if name in found.scores else "n/a"

@@ -19,7 +19,7 @@ TextValues = Literal["float16", "bfloat16", "int8"]
 """In the order of their numbers in a row of text vectors."""
 ProtocolName = Literal["standard", "paper"]
 LpipsNet = Literal["alex", "vgg"]
-MetricName = Literal["psnr", "psnr-clip", "ssim", "lpips-alex", "lpips-vgg", "fvd", "flicker"]
+MetricName = Literal["psnr", "psnr-clip", "ssim", "lpips-alex", "lpips-vgg", "flicker", "fvd"]
 
 
 def usable_cores() -> int:

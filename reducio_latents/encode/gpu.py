@@ -21,7 +21,7 @@ from torch import Tensor
 from reducio_latents.autoencoders.protocol import Autoencoder
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError
-from reducio_latents.vae.tiling import Tiling, cut
+from reducio_latents.vae.tiling import cut
 from reducio_latents.video.pixels import fit_clip, to_unit
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def raise_compile_limit(autoencoder: Autoencoder, buckets: Sequence[Bucket]) -> 
 
 def input_sizes(autoencoder: Autoencoder, buckets: Sequence[Bucket]) -> frozenset[tuple[int, ...]]:
     """Return every (T, H, W) that the autoencoder's networks see of clips of these buckets."""
-    tiling: Tiling | None = getattr(autoencoder, "tiling", None)
+    tiling = autoencoder.tiling
     sizes = set()
     for bucket in buckets:
         whole = torch.empty(bucket.height, bucket.width, device="meta")

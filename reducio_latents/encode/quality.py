@@ -125,9 +125,8 @@ def require_floor(mean: float, clips: int, floor: float | None) -> None:
 
 def untiled(autoencoder: Autoencoder, height: int, width: int) -> Autoencoder | None:
     """Return the same autoencoder without tiles; None if frames of this size are one tile."""
-    tiling = getattr(autoencoder, "tiling", None)
-    if tiling is None or max(height, width) <= tiling.tile_px:
+    if autoencoder.tiling is None or max(height, width) <= autoencoder.tiling.tile_px:
         return None
     whole = copy.copy(autoencoder)
-    whole.tiling = None  # type: ignore[attr-defined]
+    whole.tiling = None
     return whole

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,16 +22,33 @@ from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr, to_pictures
 from reducio_latents.metrics.ssim import ssim
 from reducio_latents.metrics.weights import MetricUnavailableError
 
-METRICS: tuple[MetricName, ...] = get_args(MetricName)
-LPIPS_NETS: dict[str, LpipsNet] = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
 Measure = Callable[[Tensor, Tensor, ComparisonRule], Tensor]
 """Of a clip's frames, original and decoded, (T, 3, H, W) in [0, 1]; the mean is the score."""
-OF_PICTURES: dict[str, Measure] = {
-    "psnr": psnr,
-    "psnr-clip": lambda x, y, rule: clip_psnr(x[None], y[None], rule),
-    "ssim": ssim,
-    "flicker": lambda x, y, _: flicker(x, y),
+LPIPS_NETS: dict[str, LpipsNet] = {"lpips-alex": "alex", "lpips-vgg": "vgg"}
+
+
+class Metric(NamedTuple):
+    """How a metric is shown, and what makes it of a clip's frames."""
+
+    title: str
+    form: str
+    """How a score is printed, for str.format."""
+    measure: Measure | None = None
+    """None: `load_suite` makes it, of weights."""
+
+
+METRICS: dict[MetricName, Metric] = {
+    "psnr": Metric("PSNR", "{:.2f}", psnr),
+    "psnr-clip": Metric(
+        "PSNR (clip)", "{:.2f}", lambda x, y, rule: clip_psnr(x[None], y[None], rule)
+    ),
+    "ssim": Metric("SSIM", "{:.3f}", ssim),
+    "lpips-alex": Metric("LPIPS (alex)", "{:.3f}"),
+    "lpips-vgg": Metric("LPIPS (vgg)", "{:.3f}"),
+    "flicker": Metric("flicker", "{:.2f}", lambda x, y, _: flicker(x, y)),
+    "fvd": Metric("rFVD", "{:.2f}"),
 }
+"""In the order of a table's columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,21 +86,24 @@ def load_suite(
 
     Weights given by path must be there: a wrong file raises WeightsError.
     """
-    unknown = sorted(set(names) - set(METRICS))
+    unknown = sorted({*names} - {*METRICS})
     if unknown:
         raise ConfigError(f"there is no metric {unknown[0]!r}; choose of {', '.join(METRICS)}.")
     measures: dict[str, Measure] = {}
-    i3d, missing = None, {}
-    for name in names:
+    missing: dict[str, str] = {}
+    i3d = None
+    for name, metric in METRICS.items():
+        if name not in names:
+            continue
         try:
-            if name in LPIPS_NETS:
+            if metric.measure is not None:
+                measures[name] = metric.measure
+            elif name in LPIPS_NETS:
                 net = LPIPS_NETS[name]
                 network = load_lpips(net, (lpips_weights or {}).get(net)).to(device)
                 measures[name] = partial(_lpips, network)
-            elif name == "fvd":
-                i3d = load_i3d(fvd_weights, device)
             else:
-                measures[name] = OF_PICTURES[name]
+                i3d = load_i3d(fvd_weights, device)
         except MetricUnavailableError as err:
             missing[name] = str(err)
     return Suite(protocol=protocol, measures=measures, i3d=i3d, unavailable=missing)
