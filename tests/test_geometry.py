@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,8 @@ from reducio_latents.core.geometry import (
     aspect_buckets,
     cover_and_centre,
     nearest_bucket,
+    parse_size,
+    require_fits,
     square_bucket,
 )
 from reducio_latents.errors import GeometryError
@@ -48,6 +51,62 @@ def test_aspect_buckets_are_closed_under_turning_and_differ_in_shape(
 def test_a_resolution_that_does_not_divide_is_told_one_that_does(side_px: int, usable: str) -> None:
     with pytest.raises(GeometryError, match=f"Use {usable}"):
         aspect_buckets(16, side_px)
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_aspect_buckets_of_any_size_have_that_size_among_them_and_its_area(
+    rows: int, columns: int
+) -> None:
+    given_size = Bucket(16, 32 * rows, 32 * columns)
+    found = aspect_buckets(16, given_size.height, given_size.width)
+    assert given_size in found
+    assert {(b.width, b.height) for b in found} == {(b.height, b.width) for b in found}
+    with pytest.raises(GeometryError, match="Use 32x64"):
+        aspect_buckets(16, 40, 60)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [(256, (256, 256)), ("256", (256, 256)), ("480x832", (480, 832)), ("832x480", (832, 480))],
+)
+def test_a_resolution_is_a_side_or_height_x_width(text: int | str, size: tuple[int, int]) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", 0, -1, "480x", "480x832x3", "0x832", "480X832", "a", "1e3"])
+def test_what_is_no_resolution_is_told_the_two_forms(text: int | str) -> None:
+    with pytest.raises(GeometryError, match="height x width, as 480x832"):
+        parse_size(text)
+
+
+def _takes(geometry: LatentGeometry, lengths: Collection[int]) -> Callable[[int, int, int], None]:
+    def check_clip(frames: int, height: int, width: int) -> None:
+        geometry.latent_shape(frames, height, width)
+        if frames not in lengths:
+            raise GeometryError(f"no clips of {frames}.")
+
+    return check_clip
+
+
+@pytest.mark.parametrize(
+    ("bucket", "nearest"),
+    [
+        ("16x480x830", "17x480x832"),
+        ("17x470x832", "17x472x832"),
+        ("80x480x832", "81x480x832"),
+        ("500x480x832", "81x480x832"),
+        ("2x3x5", "1x8x8"),
+    ],
+)
+def test_a_bucket_that_a_model_does_not_take_is_told_the_nearest_that_it_does(
+    bucket: str, nearest: str
+) -> None:
+    wan = LatentGeometry(channels=16, temporal_stride=4, spatial_stride=8, causal=True)
+    check_clip = _takes(wan, range(82))
+    asked = Bucket.parse(bucket)
+    with pytest.raises(GeometryError, match=f"wan does not take {bucket}: .*{nearest}"):
+        require_fits([asked], check_clip, 8, "wan")
+    require_fits([Bucket.parse(nearest)], check_clip, 8, "wan")
 
 
 @given(sides, sides, st.lists(buckets, min_size=1, max_size=12, unique=True))
@@ -134,8 +193,9 @@ def test_latents_of_a_causal_vae_have_one_step_for_the_first_frame() -> None:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((15, 256, 256), "frames=12"),
-        ((16, 250, 256), "height=224"),
+        ((15, 256, 256), "frames=16"),
+        ((16, 250, 256), "height=256"),
+        ((16, 230, 256), "height=224"),
         ((16, 256, 30), "width=32"),
     ],
 )

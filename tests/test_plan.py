@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -176,6 +177,29 @@ def test_adding_videos_moves_no_row_and_plans_each_new_clip_once(
         check_rows(plan, {name: records[name] for name in listed}, spec)
         if not take and waiting:
             break
+
+
+def test_clips_are_the_longest_that_there_is_room_for_then_of_the_nearest_shape() -> None:
+    names = ("16x256x256", "48x256x256", "48x256x448", "4x256x256")
+    spec = replace(SPEC, clip=ClipSpec(frames=48), buckets=tuple(map(Bucket.parse, names)))
+    records = {
+        "a": record(7.0),  # 2 clips of 3 s, and it is wide
+        "b": record(7.0, width=300, height=300),
+        "c": record(2.9),  # room for 2 clips of 1 s, none of 3 s
+        "d": record(0.6),
+        "e": record(0.1),
+    }
+    part = plan_part([video(name) for name in records], records, spec)
+    found = Counter((row["video"], row["bucket"]) for row in rows(part))
+    assert found == {
+        ("a", "48x256x448"): 2, ("b", "48x256x256"): 2, ("c", "16x256x256"): 2,
+        ("d", "4x256x256"): 2,
+    }  # fmt: skip
+    assert fates(part)["e"] == ("too_short", 0)
+    (reason,) = part.videos.filter(pc.equal(part.videos["video"], "e"))["reason"].to_pylist()
+    assert "clip of 4 frames" in reason
+    hours = (2 * 48 + 2 * 48 + 2 * 16 + 2 * 4) / 16 / 3600
+    assert math.isclose(summarise(Plan.of(part)).clip_hours, hours)
 
 
 def test_rows_follow_one_another_by_video_and_start() -> None:

@@ -91,7 +91,7 @@ class Evaluation:
     datasets: dict[str, dict[str, str]]
     """Corpus -> videos that gave no clip, and why."""
     protocol: ComparisonRule
-    resolution: int
+    resolution: int | str
     unavailable: dict[str, str]
     biased: bool
     """FVD was made of fewer clips than I3D has features."""

@@ -16,7 +16,7 @@ from reducio_latents.core.choices import (
 )
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import check_choices
-from reducio_latents.core.geometry import Bucket
+from reducio_latents.core.geometry import Bucket, parse_size
 from reducio_latents.errors import ConfigError
 
 VIDEOS_OF_PRESETS: dict[str, int | None] = {"pexels-1k": 1000, "ucf-101": None}
@@ -108,8 +108,8 @@ class SampleSpec:
     """Which clips of a corpus, and how they are fitted."""
 
     clip: ClipSpec = field(default_factory=lambda: ClipSpec(policy="centre"))
-    resolution: int = 256
-    """Side in px of the square that frames are resized to cover and cropped to."""
+    resolution: int | str = 256
+    """What frames are resized to cover and cropped to, in px: a side, or height x width."""
     videos: int | None = None
     """How many videos, drawn by the seed; by default all."""
     workers: int = field(default_factory=usable_cores)
@@ -120,12 +120,11 @@ class SampleSpec:
     def __post_init__(self) -> None:
         if self.videos is not None and self.videos < 1:
             raise ConfigError(f"the number of videos is {self.videos}; ask for at least 1.")
-        if self.resolution < 1:
-            raise ConfigError(f"the resolution is {self.resolution}; give a side in px.")
+        parse_size(self.resolution)
 
     @property
     def bucket(self) -> Bucket:
-        return Bucket(self.clip.frames, self.resolution, self.resolution)
+        return Bucket(self.clip.frames, *parse_size(self.resolution))
 
 
 @dataclass(frozen=True)

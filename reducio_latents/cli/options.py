@@ -38,7 +38,8 @@ METAVARS = {
     "models": "NAME[=WEIGHTS]",
     "policy": "POLICY",
     "pretrained": "FILE|DIR",
-    "resolution": "PX",
+    "buckets": "square|aspect|TxHxW,...",
+    "resolution": "PX|HxW",
     "root": "DIR",
     "selection.buckets": "TxHxW,...",
     "weights": "FILE|DIR",
@@ -208,6 +209,9 @@ def _option(cls: type, path: str, heading: str) -> Callable[[Decorated], Decorat
         base = _default(owner, part, base)
         owner = type(base)
     default, hint = _default(owner, name, base), hints_of(owner)[name]
+    if _is_union(typing.get_origin(hint)):  # what may be a list may also be repeated
+        lists = [arg for arg in typing.get_args(hint) if typing.get_origin(arg) is tuple]
+        hint = lists[0] if lists else hint
     required = default is dataclasses.MISSING
     origin = typing.get_origin(hint)
     kind: dict[str, Any] = {"is_flag": True}

@@ -7,8 +7,10 @@ Shape letters, the same in every module. Upper case counts pixels, lower case co
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Self
@@ -48,6 +50,21 @@ class Bucket:
 
     def __str__(self) -> str:
         return self.name
+
+
+def parse_size(size: int | str) -> tuple[int, int]:
+    """Read a side in px or `HxW`; return (height, width).
+
+    >>> parse_size(256), parse_size("480x832")
+    ((256, 256), (480, 832))
+    """
+    match = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", str(size).strip())
+    height, width = (0, 0) if match is None else (int(match[1]), int(match[2] or match[1]))
+    if min(height, width) < 1:
+        raise GeometryError(
+            f"resolution is {size!r}; write a side in px, as 256, or height x width, as 480x832."
+        )
+    return height, width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +114,19 @@ class LatentGeometry:
         )
 
 
+def nearest_multiple(size: int, step: int) -> int:
+    """Return the multiple of `step`, 1 or more of it, that is nearest to `size`; halves go down.
+
+    >>> nearest_multiple(250, 32), nearest_multiple(5, 32)
+    (256, 32)
+    """
+    return max(1, (2 * size + step - 1) // (2 * step)) * step
+
+
 def _exact(name: str, size: int, stride: int) -> int:
-    """Return size / stride, or name a size that would have divided."""
+    """Return size / stride, or name the nearest size that divides."""
     if size < stride or size % stride:
-        usable = max(stride, size // stride * stride)
+        usable = nearest_multiple(size, stride)
         raise GeometryError(
             f"{name} is {size}, but the VAE needs a multiple of {stride}. "
             f"Crop or resize the clip to {name}={usable}."
@@ -118,50 +144,98 @@ def _exact_causal(frames: int, stride: int) -> int:
     return (frames - 1) // stride
 
 
+def require_fits(
+    buckets: Iterable[Bucket], check_clip: Callable[[int, int, int], None], side: int, model: str
+) -> None:
+    """Raise GeometryError, naming the nearest that would do, unless a model takes each bucket.
+
+    `check_clip(T, H, W)` raises it for what the model does not take; its sides divide by `side`.
+    """
+    misfits = []
+    for bucket in buckets:
+        try:
+            check_clip(bucket.frames, bucket.height, bucket.width)
+        except GeometryError as err:
+            near = _nearest_fit(bucket, check_clip, side)
+            misfits.append(f"{bucket}: {err}" + (f" The nearest that fits is {near}." * bool(near)))
+    if misfits:
+        others = f" (and {len(misfits) - 1} more buckets do not fit)" if len(misfits) > 1 else ""
+        raise GeometryError(f"{model} does not take {misfits[0]}{others}")
+
+
+def _nearest_fit(
+    bucket: Bucket, check_clip: Callable[[int, int, int], None], side: int
+) -> Bucket | None:
+    """Return the bucket nearest in sides, then in frames, that `check_clip` lets pass."""
+    middle = math.isqrt(bucket.height * bucket.width)
+    for step in (side, 2 * side, 4 * side, 8 * side):  # some models cut windows out of cells
+        for size in ((bucket.height, bucket.width), (middle, middle)):  # some take squares alone
+            height, width = (nearest_multiple(px, step) for px in size)
+            for off in range(max(64, bucket.frames)):
+                for frames in (bucket.frames - off, bucket.frames + off):
+                    with suppress(GeometryError):
+                        check_clip(frames, height, width)
+                        return Bucket(frames, height, width)
+    return None
+
+
 def square_bucket(frames: int, side_px: int) -> Bucket:
     return Bucket(frames, side_px, side_px)
 
 
 def aspect_buckets(
-    frames: int, side_px: int, *, multiple: int = 32, max_aspect: float = 2.0
+    frames: int,
+    height: int,
+    width: int | None = None,
+    *,
+    multiple: int = 32,
+    max_aspect: float = 2.0,
 ) -> tuple[Bucket, ...]:
-    """Return the buckets of about side_px**2 pixels, both sides divisible by `multiple`.
+    """Return the buckets of about height * width pixels, both sides divisible by `multiple`.
 
-    For each side the other one is the multiple that comes nearest to the area; sizes more elongated
-    than `max_aspect` are left out. Ordered from tall to wide, the square one always among them, and
-    with each size the same size turned by 90 degrees.
+    Without a width: of about height**2. For each side the other one is the multiple that comes
+    nearest to the area; sizes more elongated than `max_aspect`, and than the one that is given, are
+    left out. Ordered from tall to wide, the given one always among them, and with each size the
+    same size turned by 90 degrees.
 
     >>> [b.name for b in aspect_buckets(16, 256, max_aspect=1.5)]
     ['16x288x224', '16x256x256', '16x224x288']
     """
-    if side_px < multiple or side_px % multiple:
+    width = height if width is None else width
+    usable = tuple(nearest_multiple(side, multiple) for side in (height, width))
+    if usable != (height, width):
+        given, use = (_size_name(*size) for size in ((height, width), usable))
         raise GeometryError(
-            f"resolution is {side_px}, but buckets need a multiple of {multiple}. "
-            f"Use {max(multiple, side_px // multiple * multiple)}."
+            f"resolution is {given}, but buckets need a multiple of {multiple}. Use {use}."
         )
     if max_aspect < 1:
         raise GeometryError(f"max_aspect is {max_aspect}; it is long side / short side, 1 or more.")
-    cells = side_px // multiple
+    area = (height // multiple) * (width // multiple)
+    most = max(Fraction(max_aspect), Fraction(width, height), Fraction(height, width))
     best: dict[Fraction, tuple[int, int]] = {}
-    for long in range(cells, cells * cells + 1):
-        short = max(1, (2 * cells * cells + long) // (2 * long))  # nearest, halves up
-        for height, width in {(long, short), (short, long)}:
-            aspect = Fraction(width, height)
-            if max(aspect, 1 / aspect) > max_aspect:
+    for long in range(math.isqrt(area - 1) + 1, area + 1):
+        short = max(1, (2 * area + long) // (2 * long))  # nearest, halves up
+        for sides in {(long, short), (short, long)}:
+            aspect = Fraction(sides[1], sides[0])
+            if max(aspect, 1 / aspect) > most:
                 continue
             # Of sizes of one shape, such as 2:1 of 128x64 and 64x32, the nearest in area.
             rival = best.get(aspect)
-            if rival is None or _off(height * width, cells) < _off(rival[0] * rival[1], cells):
-                best[aspect] = height, width
+            if rival is None or _off(math.prod(sides), area) < _off(math.prod(rival), area):
+                best[aspect] = sides
     return tuple(
-        Bucket(frames, height * multiple, width * multiple)
-        for _, (height, width) in sorted(best.items())
+        Bucket(frames, rows * multiple, columns * multiple)
+        for _, (rows, columns) in sorted(best.items())
     )
 
 
-def _off(area: int, side: int) -> Fraction:
-    """Return by what factor, 1 or more, an area misses that of a square of this side."""
-    factor = Fraction(area, side * side)
+def _size_name(height: int, width: int) -> str:
+    return str(height) if height == width else f"{height}x{width}"
+
+
+def _off(area: int, wanted: int) -> Fraction:
+    """Return by what factor, 1 or more, an area misses another."""
+    factor = Fraction(area, wanted)
     return max(factor, 1 / factor)
 
 

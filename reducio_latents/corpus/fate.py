@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ from reducio_latents.store.plan.plan import Plan
 from reducio_latents.store.plan.spec import PlanSpec
 
 if TYPE_CHECKING:
-    from reducio_latents.core.clips import ClipSpec
     from reducio_latents.corpus.probe import ProbeRecord
 
 MAX_DURATION_S = 999_999.0
@@ -35,6 +34,34 @@ class Fate:
     duplicate_of: str | None = None
 
 
+class Sizes:
+    """The buckets of a plan, and which of them a video, or a part of one, is cut for."""
+
+    def __init__(self, spec: PlanSpec) -> None:
+        self._clip = spec.clip
+        self._index = {bucket: i for i, bucket in enumerate(spec.buckets)}
+        lengths = sorted({bucket.frames for bucket in spec.buckets}, reverse=True)
+        self._by_length = {n: [b for b in spec.buckets if b.frames == n] for n in lengths}
+        self.bucket = lru_cache(maxsize=4096)(self._bucket)
+
+    def cut(self, duration_s: float, video: str) -> tuple[int, Sequence[float]]:
+        """Return the frames and the starts of clips: the longest ones that there is room for."""
+        for frames in self._by_length:
+            if starts := clip_starts(duration_s, replace(self._clip, frames=frames), video):
+                return frames, starts
+        return 0, ()
+
+    def _bucket(self, frames: int, height: int, width: int) -> int:
+        """Return the index of the bucket for clips of so many frames, of a picture of this size."""
+        return self._index[nearest_bucket(height, width, self._by_length[frames])]
+
+    @property
+    def too_short(self) -> str:
+        """Why nothing is cut from what is shorter than the shortest clip."""
+        shortest, rate_fps = min(self._by_length), self._clip.rate_fps
+        return f"shorter than a clip of {shortest} frames at {rate_fps:g} fps"
+
+
 Decided = Sequence[tuple[CorpusVideo, Fate]]
 
 
@@ -47,12 +74,7 @@ def decide(
     """Return each video's fate; of several with the same bytes the first one, by name, is kept."""
     known = {} if previous is None else previous.known
     originals = {old.sha256: name for name, old in known.items() if old.status == "planned"}
-    index = {bucket: i for i, bucket in enumerate(spec.buckets)}
-
-    @lru_cache(maxsize=4096)
-    def bucket_of(height: int, width: int) -> int:
-        return index[nearest_bucket(height, width, spec.buckets)]
-
+    sizes = Sizes(spec)
     fates: dict[str, Fate] = {}
     for video in videos:
         record = records.get(video.video)
@@ -62,11 +84,11 @@ def decide(
             continue
         if record is None:
             raise CorpusError(f"{video.video} was listed, but not probed. Probe it first.")
-        starts = clip_starts(record.duration_s, spec.clip, video.video)
+        frames, starts = sizes.cut(record.duration_s, video.video)
         if not starts:
-            fates[video.video] = Fate("too_short", _too_short(spec.clip))
+            fates[video.video] = Fate("too_short", sizes.too_short)
             continue
-        bucket, name = bucket_of(record.height, record.width), video.video
+        bucket, name = sizes.bucket(frames, record.height, record.width), video.video
         if spec.duplicates == "refer" and record.sha256:
             name = originals.setdefault(record.sha256, name)
         if name == video.video:
@@ -91,7 +113,3 @@ def _why_unusable(video: CorpusVideo, record: ProbeRecord) -> str | None:
     if not 0 <= record.duration_s <= MAX_DURATION_S:  # also refuses NaN
         return f"its header says that it lasts {record.duration_s} s"
     return None
-
-
-def _too_short(clip: ClipSpec) -> str:
-    return f"shorter than a clip of {clip.frames} frames at {clip.rate_fps:g} fps"

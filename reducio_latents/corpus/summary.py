@@ -51,11 +51,11 @@ def summarise(plan: Plan, bytes_per_clip: Mapping[str, int] | None = None) -> Pl
     if bytes_per_clip is not None:
         sizes |= {name: clips[name] * bytes_per_clip[name] for name in names}
     buckets = tuple(BucketSummary(n, clips[n], shards[n], sizes[n]) for n in names)
-    spec = plan.spec.clip
+    frames = sum(clips[bucket.name] * bucket.frames for bucket in plan.spec.buckets)
     return PlanSummary(
         counts=counts,
         video_hours=(pc.sum(plan.videos["duration_s"]).as_py() or 0.0) / 3600,
-        clip_hours=counts.clips["planned"] * spec.frames / spec.rate_fps / 3600,
+        clip_hours=frames / plan.spec.clip.rate_fps / 3600,
         buckets=buckets,
         bytes=sum(b.bytes or 0 for b in buckets) if bytes_per_clip is not None else None,
         reasons=_count_reasons(plan),

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reducio_latents.core.clips import TIME_TOLERANCE_S
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.dataset.filters import Filters, wanted_clips
 from reducio_latents.dataset.reader import Ints
 from reducio_latents.errors import ConfigError, StoreError
@@ -132,7 +133,8 @@ def _exclude(keep: dict[str, dict[int, NDArray[np.bool_]]], store: Store, filter
             )
         flags &= wanted[part]
         if filters.clips_per_sample > 1:
-            joined = _follows(video[part], start_s[part], store.meta.clip.span_s)
+            span_s = Bucket.parse(key.bucket).frames / store.meta.clip.rate_fps
+            joined = _follows(video[part], start_s[part], span_s)
             flags[:] = sequence_starts(flags, joined, filters.clips_per_sample)
 
 

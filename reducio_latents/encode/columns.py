@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reducio_latents.autoencoders.protocol import Autoencoder
 from reducio_latents.core.gaussian import final_latents
-from reducio_latents.core.geometry import Bucket
+from reducio_latents.core.geometry import Bucket, require_fits
 from reducio_latents.core.images import IMAGE_MEDIA_TYPES
 from reducio_latents.core.values import Posterior
 from reducio_latents.encode.fast_path import is_exact, measure
@@ -118,10 +118,10 @@ class MotionColumn:
         return BatchEncoder(self.autoencoder, pad_to=self.pad_to)
 
     def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
-        geometry = self.autoencoder.geometry
-        shapes = {}
+        model = self.autoencoder
+        geometry, shapes = model.geometry, {}
+        require_fits(buckets, model.check_clip, geometry.spatial_stride, model.name)
         for bucket in buckets:
-            self.autoencoder.check_clip(bucket.frames, bucket.height, bucket.width)
             depth, *grid = geometry.latent_shape(bucket.frames, bucket.height, bucket.width)
             shapes[bucket.name] = (2 * depth, *grid)
         return ColumnMeta(

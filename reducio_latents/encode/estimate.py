@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reducio_latents.core.geometry import Bucket, LatentGeometry
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.options import EncodeOptions
 
 TEMPORAL_STRIDES = {"reducio-ft2-fs32": 2}
@@ -20,13 +20,11 @@ def bytes_per_clip(bucket: Bucket, options: EncodeOptions) -> int:
     """
     stride = TEMPORAL_STRIDES.get(options.model, 4)
     steps = max(1, bucket.frames // stride)
-    geometry = LatentGeometry(channels=16, temporal_stride=1, spatial_stride=32)
-    depth, t, h, w = geometry.latent_shape(steps, bucket.height, bucket.width)
     area = bucket.height * bucket.width
     code_bytes = 1 if options.content_clip.quantization == "int8" else 2
     value_bytes = 1 if options.text.values == "int8" else 2
     sizes = {
-        "motion": 2 * 2 * depth * t * h * w,
+        "motion": 2 * 2 * 16 * steps * (area // 32**2),
         "content_image": round(IMAGE_BYTES_PER_PIXEL[options.image_codec] * area),
         "caption": CAPTION_BYTES,
         "frame_times": 8 * bucket.frames,

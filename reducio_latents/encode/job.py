@@ -140,7 +140,7 @@ def plan_job(
     meta = StoreMeta(
         container=options.container,
         shard_rows=options.shard_rows,
-        clip=options.clip,
+        clip=options.clip_spec,
         buckets=tuple(bucket.name for bucket in buckets),
         resize=options.resize,
         corpus=public_url(str(corpus)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from reducio_latents.conditioning.options import (
@@ -22,8 +22,8 @@ from reducio_latents.core.choices import (
 )
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import check_choices
-from reducio_latents.core.geometry import Bucket, aspect_buckets, square_bucket
-from reducio_latents.errors import ConfigError
+from reducio_latents.core.geometry import Bucket, aspect_buckets, parse_size
+from reducio_latents.errors import ConfigError, GeometryError
 
 BUCKET_MULTIPLE = 32
 """Sides of buckets are divisible by this, the largest spatial stride in use."""
@@ -48,10 +48,14 @@ class EncodeOptions:
     `load_autoencoder` lists them."""
     weights: str | None = None
     """The model's checkpoint: .ckpt, .safetensors, or the folder that import-checkpoint made."""
-    resolution: int = 256
-    """Side of the square bucket in px; of aspect buckets, the side of a square of their area."""
-    buckets: Literal["square", "aspect"] = "square"
-    """`square`: one size. `aspect`: each video goes to the size nearest to its aspect ratio."""
+    resolution: int | str = 256
+    """Size of clips in px: a side, or height x width, as 480x832."""
+    buckets: str | tuple[str, ...] = "square"
+    """`square`: the resolution alone. `aspect`: sizes of its area, each video at the nearest shape.
+    Or names: 16x480x832,1x480x832.
+
+    With several numbers of frames a video is cut into the longest clips that it has room for; those
+    of one frame also take pictures."""
     clip: ClipSpec = field(default_factory=ClipSpec)
     columns: tuple[str, ...] = ("motion", "content_image", "caption", "frame_times")
     """What to store of each clip: motion, content_image, caption, frame_times, content_latent,
@@ -146,10 +150,39 @@ class EncodeOptions:
             raise ConfigError(
                 "ray_address is for the engine ray; leave it out, or name that engine."
             )
+        self._require_sizes()
         if not 0 <= self.max_failed <= 1:
             raise ConfigError(f"max_failed is a share from 0 to 1, got {self.max_failed}.")
         if not self.columns:
             raise ConfigError("columns is empty; name at least one, as motion,content_image.")
+
+    def _require_sizes(self) -> None:
+        parse_size(self.resolution)
+        if not (named := self.named_buckets):
+            return
+        lengths = sorted({bucket.frames for bucket in named})
+        for name, value in (("resolution", self.resolution), ("clip.frames", self.clip.frames)):
+            default = EncodeOptions.resolution if name == "resolution" else ClipSpec.frames
+            if value != default and not (name == "clip.frames" and value in lengths):
+                raise ConfigError(f"{name} is {value}, but buckets name their sizes. Leave it out.")
+
+    @property
+    def named_buckets(self) -> tuple[Bucket, ...]:
+        """The buckets that are named; none for `square` and `aspect`."""
+        given = self.buckets.split(",") if isinstance(self.buckets, str) else self.buckets
+        words = [name.strip() for name in given]
+        if words in (["square"], ["aspect"]):
+            return ()
+        try:
+            return tuple(map(Bucket.parse, words))
+        except GeometryError as err:
+            raise ConfigError(f"buckets: {err} Or write square, or aspect.") from err
+
+    @property
+    def clip_spec(self) -> ClipSpec:
+        """`clip`, with the frames of the longest bucket."""
+        frames = max((b.frames for b in self.named_buckets), default=self.clip.frames)
+        return replace(self.clip, frames=frames)
 
     @property
     def torch_device(self) -> str:
@@ -172,14 +205,18 @@ class EncodeOptions:
         """How many rows of a shard are handed to the encoders at once."""
         if self.batch_size != "auto":
             return self.batch_size
-        pixels = self.clip.frames * self.resolution**2
+        sizes = self.named_buckets or [Bucket(self.clip.frames, *parse_size(self.resolution))]
+        pixels = max(size.frames * size.height * size.width for size in sizes)
         return max(1, min(AUTO_BATCH, AUTO_BATCH * 16 * 256**2 // pixels, self.shard_rows))
 
     def bucket_list(self, multiple: int) -> tuple[Bucket, ...]:
         """Return the buckets of the run, sides divisible by `multiple` px."""
-        if self.buckets == "square":
-            return (square_bucket(self.clip.frames, self.resolution),)
-        return aspect_buckets(self.clip.frames, self.resolution, multiple=multiple)
+        if named := self.named_buckets:
+            return named
+        height, width = parse_size(self.resolution)
+        if self.buckets in ("square", ("square",)):
+            return (Bucket(self.clip.frames, height, width),)
+        return aspect_buckets(self.clip.frames, height, width, multiple=multiple)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +229,8 @@ class BenchOptions:
     """The model's checkpoint."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, ..."""
-    resolution: int = 256
-    """Side of the clips in px."""
+    resolution: int | str = 256
+    """Size of the clips in px: a side, or height x width, as 480x832."""
     batches: tuple[int, ...] = (8, 16, 32)
     """Batch sizes to try."""
     seconds: float = 5.0

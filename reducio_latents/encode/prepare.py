@@ -89,7 +89,7 @@ def make_plan(
     """
     listed = list_by(corpus, options)
     spec = PlanSpec(
-        clip=options.clip,
+        clip=options.clip_spec,
         buckets=tuple(buckets),
         shard_rows=options.shard_rows,
         duplicates=options.duplicates,

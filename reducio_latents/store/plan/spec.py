@@ -18,9 +18,10 @@ class PlanSpec:
     """How videos become clips, and clips become shards."""
 
     clip: ClipSpec
-    """Where clips start and which frames they have."""
+    """Where clips start and which frames they have; T is that of the longest bucket."""
     buckets: tuple[Bucket, ...]
-    """Sizes; each video's clips go to the nearest in aspect ratio."""
+    """Sizes. Clips are as long as the longest that leaves room for one, and of these go to the
+    nearest in aspect ratio."""
     shard_rows: int = 512
     """Clips of one bucket in a shard."""
     duplicates: Duplicates = "refer"
@@ -31,12 +32,13 @@ class PlanSpec:
             names = ", ".join(bucket.name for bucket in self.buckets)
             raise ConfigError(f"buckets are [{names}]; give one or more, each once.")
         for bucket in self.buckets:
-            if bucket.frames != self.clip.frames:
-                raise ConfigError(
-                    f"bucket {bucket} has {bucket.frames} frames, but clip.frames is "
-                    f"{self.clip.frames}. Make them equal."
-                )
             require_bucket(bucket.name)
+        longest = max(self.buckets, key=lambda bucket: bucket.frames)
+        if longest.frames != self.clip.frames:
+            raise ConfigError(
+                f"bucket {longest}, the longest, has {longest.frames} frames, but clip.frames is "
+                f"{self.clip.frames}. Make them equal."
+            )
         if self.shard_rows < 1:
             raise ConfigError(f"shard_rows must be >= 1, got {self.shard_rows}.")
         require_count(self.shard_rows, MAX_SHARD_ROWS, "shard_rows")
