@@ -22,6 +22,7 @@ from reducio_latents.core.geometry import Bucket, aspect_buckets, nearest_bucket
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus import build as build_module
 from reducio_latents.corpus.build import plan_part
+from reducio_latents.corpus.entry import CorpusSpan
 from reducio_latents.corpus.probe import ProbeRecord
 from reducio_latents.corpus.summary import summarise
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
@@ -514,3 +515,110 @@ def test_planning_ten_thousand_videos_takes_seconds_of_cpu() -> None:
     assert part.clips.num_rows == 100_000
     assert time.process_time() - start < 5
     assert Counter(part.videos["status"].to_pylist()) == {"planned": 9000, "duplicate": 1000}
+
+
+def span(start: float, end: float | None, *captions: str, **changes: Any) -> CorpusSpan:
+    return CorpusSpan(start, end, captions, **changes)
+
+
+def with_spans(name: str, *spans: CorpusSpan, **extra: Any) -> CorpusVideo:
+    return replace(video(name, "of the whole video", **extra), spans=spans)
+
+
+def test_clips_lie_inside_spans_and_have_their_captions_and_values() -> None:
+    listing = [
+        with_spans(
+            "a",
+            span(0.5, 2.6, "first", extra={"score": 0.5}),
+            span(4.0, 5.0, "second", extra={"score": 2, "mood": "calm"}),
+            score=9,
+            site="x",
+        ),
+        video("b", "third"),
+    ]
+    part = plan_part(listing, {"a": record(9.0), "b": record(1.0)}, SPEC)
+    names = ("video", "start_s", "span_start_s", "span_end_s", "captions", "score", "mood", "site")
+    assert [tuple(row[name] for name in names) for row in rows(part)] == [
+        ("a", 0.5, 0.5, 2.6, ["first"], 0.5, None, "x"),
+        ("a", 1.5, 0.5, 2.6, ["first"], 0.5, None, "x"),
+        ("a", 4.0, 4.0, 5.0, ["second"], 2.0, "calm", "x"),
+        ("b", 0.0, 0.0, 1.0, ["third"], None, None, None),
+    ]
+
+
+def test_a_span_is_a_part_of_its_video_or_counted_with_its_reason() -> None:
+    spans = [
+        span(3.0, 2.0), span(2.0, 2.0), span(9.5, 12.0), span(1.0, 1.9), span(8.5, 12.0),
+        span(0, 30, in_frames=True), span(15, 45, in_frames=True, from_s=4.0),
+        span(8.75, None), span(0, 1, problem="it is no span"),
+    ]  # fmt: skip
+    part = plan_part(
+        [with_spans("a", *spans), with_spans("b", spans[0])],
+        {"a": record(9.5), "b": record(9.5)},
+        SPEC,
+    )
+    assert [(r["span_start_s"], r["span_end_s"]) for r in rows(part)] == [
+        (0.0, 1.0), (4.5, 5.5), (8.5, 9.5)
+    ]  # fmt: skip
+    assert fates(part) == {"a": ("planned", 3), "b": ("too_short", 0)}
+    assert part.videos["reason"].to_pylist()[1] == (
+        "none of its spans has a clip: a span ends before it begins"
+    )
+    assert Plan.of(part).counts().spans == {
+        "found": 10,
+        "a span ends before it begins": 3,
+        "a span begins after the video's end": 1,
+        "it is no span": 1,
+        "shorter than a clip of 16 frames at 16 fps": 2,
+    }
+
+
+def test_overlapping_spans_each_have_their_clips_under_ids_of_their_own() -> None:
+    spans = span(0.0, 2.0, "short"), span(0.0, 3.0, "long"), span(0.5, 1.5, "inner")
+    part = plan_part([with_spans("a", *spans)], {"a": record(3.0)}, SPEC)
+    table = rows(part)
+    assert [(row["start_s"], *row["captions"]) for row in table] == [
+        (0.0, "short"), (0.0, "long"), (0.5, "inner"), (1.0, "short"), (1.0, "long"), (2.0, "long")
+    ]  # fmt: skip
+    assert len({row["clip_id"] for row in table}) == 6
+    schema = json.loads((ROOT / "schemas/plan.schema.json").read_text())
+    for row in table + part.videos.to_pylist():
+        jsonschema.validate(row, schema)
+
+
+def test_a_copy_refers_only_to_clips_of_the_same_spans() -> None:
+    same = record(5.0, content="1" * 64)
+    listing = [
+        with_spans("a", span(1, 0), span(0, 1, "one"), span(2, 3, "two")),
+        with_spans("b", span(0, 1, "eins"), span(2, 3, "zwei")),
+        with_spans("c", span(1, 2, "other")),
+        video("d"),
+    ]
+    part = plan_part(listing[:3], dict.fromkeys("abc", same), SPEC)
+    assert fates(part) == {"a": ("planned", 2), "b": ("duplicate", 2), "c": ("planned", 1)}
+    of_b = [row for row in rows(part) if row["video"] == "b"]
+    assert [(row["row"], *row["captions"]) for row in of_b] == [(0, "eins"), (1, "zwei")]
+    assert [row["span_start_s"] for row in of_b] == [0, 2]
+    later = plan_part(listing, dict.fromkeys("abcd", same), SPEC, Plan.of(part))
+    assert fates(later) == {"d": ("planned", 5)}
+    check_ids = Plan.of(part).extended(later).clips["clip_id"].to_pylist()
+    assert len(set(check_ids)) == len(check_ids)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9), st.booleans()), max_size=6),
+    st.sampled_from(["all", "centre", "random:3", "stride:0.5", "uniform:2"]),
+)
+def test_no_frame_of_a_clip_lies_outside_its_span(
+    times: list[tuple[float, float, bool]], policy: str
+) -> None:
+    spans = [span(start, end, f"{i}", in_frames=f) for i, (start, end, f) in enumerate(times)]
+    spec = replace(SPEC, clip=ClipSpec(policy=policy))
+    part = plan_part([with_spans("a", *spans)], {"a": record(8.0)}, spec)
+    for row in rows(part):
+        if spans:
+            start, end, in_frames = times[int(row["captions"][0])]
+            low, high = row["span_start_s"], row["span_end_s"]
+            assert low <= row["start_s"] <= row["start_s"] + 15 / 16 < high <= 8.0
+            assert low == pytest.approx(start / (30 if in_frames else 1))
+            assert high == pytest.approx(min(8.0, end / (30 if in_frames else 1)))

@@ -7,7 +7,7 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from reducio_latents.core.notes import field_notes
@@ -94,14 +94,21 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def json_schema_of_table(schema: pa.Schema, *, title: str, description: str, extra: bool) -> Json:
-    """Return the schema of one row, as `to_pylist` gives it.
+def json_schema_of_table(
+    schema: pa.Schema,
+    *,
+    title: str,
+    description: str,
+    extra: bool,
+    optional: Iterable[pa.Field] = (),
+) -> Json:
+    """Return the schema of one row, as `to_pylist` gives it; it may lack those that are `optional`.
 
     A field's metadata may hold `description`, and `schema`: JSON to add to what the type says.
     With `extra`, a row may have more columns, of plain values.
     """
     properties = {}
-    for field in schema:
+    for field in [*schema, *optional]:
         notes = {key.decode(): text.decode() for key, text in (field.metadata or {}).items()}
         value = _of_arrow(field.type)
         if field.nullable:
@@ -116,7 +123,7 @@ def json_schema_of_table(schema: pa.Schema, *, title: str, description: str, ext
         "description": description,
         "type": "object",
         "properties": properties,
-        "required": list(properties),
+        "required": schema.names,
         "additionalProperties": rest,
     }
 

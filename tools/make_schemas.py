@@ -23,7 +23,12 @@ from reducio_latents.encode.options import EncodeOptions  # noqa: E402
 from reducio_latents.store.commit import Commit  # noqa: E402
 from reducio_latents.store.index import IndexEntry  # noqa: E402
 from reducio_latents.store.meta import StoreMeta  # noqa: E402
-from reducio_latents.store.plan import CLIP_SCHEMA, VIDEO_SCHEMA  # noqa: E402
+from reducio_latents.store.plan import (  # noqa: E402
+    CLIP_SCHEMA,
+    SPAN_SCHEMA,
+    VIDEO_SCHEMA,
+    VIDEO_SPAN_SCHEMA,
+)
 from reducio_latents.store.reports import ERRORS_SCHEMA, QUALITY_SCHEMA  # noqa: E402
 from reducio_latents.train.config import TrainConfig  # noqa: E402
 
@@ -34,12 +39,14 @@ def plan_json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a plan's rows: `$defs` clip and video."""
     clip = json_schema_of_table(
         CLIP_SCHEMA,
+        optional=SPAN_SCHEMA,
         title="clip",
         description="A row of plan/part-*.parquet. Columns of the corpus table follow.",
         extra=True,
     )
     video = json_schema_of_table(
         VIDEO_SCHEMA,
+        optional=VIDEO_SPAN_SCHEMA,
         title="video",
         description="A row of plan/videos-*.parquet.",
         extra=False,

@@ -131,6 +131,10 @@ def print_summary(summary: PlanSummary) -> None:
         rest = {name: number for name, number in counts.items() if name != "found"}
         parts = ", ".join(f"{show.count(number)} {name}" for name, number in rest.items())
         show.echo(f"{what:<7} {show.count(counts['found'])} found: {parts}")
+    if spans := summary.counts.spans:
+        show.echo(f"spans   {show.count(spans['found'])} found")
+        for why, number in list(spans.items())[1:]:
+            show.echo(f"  {show.count(number)} without a clip: {why}")
     show.echo(f"hours   {summary.video_hours:.2f} of video, {summary.clip_hours:.2f} of clips")
     for bucket in summary.buckets:
         if bucket.clips:

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from reducio_latents.errors import ConfigError
 
@@ -132,10 +133,21 @@ class ClipSpec:
         return self.frames / self.rate_fps
 
 
-def clip_starts(duration_s: float, spec: ClipSpec, video: str = "") -> list[float]:
-    """Return the start of every clip of a video of `duration_s`, in order, in seconds.
+class Span(NamedTuple):
+    """A part [start_s, end_s) of a video: no clip has a frame outside the one it lies in."""
 
-    `video` names the video for the `random` policy, so that its clips depend on nothing else.
+    start_s: float
+    end_s: float
+
+
+def clip_starts(
+    duration_s: float, spec: ClipSpec, video: str = "", start_s: float = 0.0
+) -> list[float]:
+    """Return the start of every clip of a span of `duration_s` from `start_s`, in order.
+
+    A whole video is the span from 0. All times are in seconds from the video's first frame; the
+    policy works in the span as in a video of its own. `video` names the video for the `random`
+    policy, so that its clips depend on nothing but name and span.
     """
     name, number = parse_policy(spec.policy)
     if name == "all":
@@ -143,5 +155,6 @@ def clip_starts(duration_s: float, spec: ClipSpec, video: str = "") -> list[floa
     elif name == "stride":
         number = max(1, round(number * spec.rate_fps))
     possible = possible_starts(duration_s, spec.frames, spec.rate_fps)
-    steps = POLICIES[name](possible, int(number), f"{spec.seed}\0{video}")
-    return [step / spec.rate_fps for step in steps]
+    seed = f"{spec.seed}\0{video}" + (f"\0{start_s}" if start_s else "")
+    steps = POLICIES[name](possible, int(number), seed)
+    return [start_s + step / spec.rate_fps for step in steps]

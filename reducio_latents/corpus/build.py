@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from reducio_latents.core.config import Scalar
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus.fate import Decided, decide
 from reducio_latents.corpus.place import Column, Placed, Rows, place
@@ -17,7 +19,14 @@ from reducio_latents.errors import CorpusError
 from reducio_latents.store.plan.parts import ROW_GROUP, PlanPart
 from reducio_latents.store.plan.plan import Plan
 from reducio_latents.store.plan.spec import PlanSpec
-from reducio_latents.store.plan.tables import CLIP_SCHEMA, CLIP_STATUS, VIDEO_SCHEMA, extra_columns
+from reducio_latents.store.plan.tables import (
+    CLIP_SCHEMA,
+    CLIP_STATUS,
+    SPAN_SCHEMA,
+    VIDEO_SCHEMA,
+    VIDEO_SPAN_SCHEMA,
+    extra_columns,
+)
 
 if TYPE_CHECKING:
     from reducio_latents.corpus.probe import ProbeRecord
@@ -114,7 +123,11 @@ def _has_changed(sha256: str | None, record: ProbeRecord | None) -> bool:
 
 def _clip_table(planned: Decided, placed: Placed, spec: PlanSpec, ids: Sequence[str]) -> pa.Table:
     names = pa.array([video.video for video, _ in planned], pa.string())
-    captions = pa.array([list(v.captions) for v, _ in planned], pa.list_(pa.string()))
+    captions: list[Sequence[str]] = []
+    carried: list[Mapping[str, Scalar]] = []
+    for video, _ in planned:
+        captions += [span.captions for span in video.spans] or [video.captions]
+        carried += [{**video.extra, **span.extra} for span in video.spans] or [video.extra]
     rows = placed.rows
     status = np.zeros(len(rows.video), np.int64)
     status[placed.own :] = 1
@@ -126,11 +139,15 @@ def _clip_table(planned: Decided, placed: Placed, spec: PlanSpec, ids: Sequence[
         "shard": pa.array(rows.shard.astype(np.int32)),
         "row": pa.array(rows.row.astype(np.int32)),
         "status": _spread(pa.array(CLIP_STATUS), status),
-        "captions": _spread(captions, rows.video),
+        "captions": _spread(pa.array(captions, CLIP_SCHEMA.field("captions").type), rows.entry),
     }
     schema = CLIP_SCHEMA
-    for name, column in extra_columns([video.extra for video, _ in planned]).items():
-        columns[name] = _spread(column, rows.video)
+    if any(video.spans for video, _ in planned):
+        schema = pa.schema([*CLIP_SCHEMA, *SPAN_SCHEMA])
+        for name, times in zip(SPAN_SCHEMA.names, rows.span.T, strict=True):
+            columns[name] = pa.array(times, from_pandas=True)
+    for name, column in extra_columns(carried).items():
+        columns[name] = _spread(column, rows.entry)
         schema = schema.append(pa.field(name, column.type))
     return pa.table(columns, schema=schema)
 
@@ -149,23 +166,50 @@ def clip_prefix(video: str) -> str:
 def _clip_ids(videos: Sequence[str], rows: Rows) -> pa.ChunkedArray:
     """Return `<hash of the video>_<start in ms>` of each clip: safe in file names, no dot.
 
+    Where several clips of a video begin together, the later ones have hashes of their own.
+
     Written digit by digit into one buffer, as a million small strings take longest of all.
     """
-    prefixes = "".join(map(clip_prefix, videos)).encode()
+    prefix, again = _prefixes(rows)
+    names = chain(videos, (f"{videos[video]}\0{time}" for video, time in again))
+    prefixes = "".join(map(clip_prefix, names)).encode()
     by_video = np.frombuffer(prefixes, np.uint8).reshape(-1, ID_DIGITS)
     powers = 10 ** np.arange(TIME_DIGITS - 1, -1, -1)
     chunks = []
     for begin in range(0, len(rows.video), ROW_GROUP):
         part = slice(begin, begin + ROW_GROUP)
-        start_ms = np.floor(rows.start_s[part] * 1000 + 0.5).astype(np.int64)
+        start_ms = _start_ms(rows.start_s[part])
         width = ID_DIGITS + 1 + TIME_DIGITS
         text = np.full((len(start_ms), width), ord("_"), np.uint8)
-        text[:, :ID_DIGITS] = by_video[rows.video[part]]
+        text[:, :ID_DIGITS] = by_video[prefix[part]]
         text[:, ID_DIGITS + 1 :] = start_ms[:, None] // powers % 10 + ord("0")
         offsets = np.arange(len(start_ms) + 1, dtype=np.int32) * width
         buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(text.tobytes())]
         chunks.append(pa.Array.from_buffers(pa.string(), len(start_ms), buffers))
     return pa.chunked_array(chunks, pa.string())
+
+
+def _prefixes(rows: Rows) -> tuple[Column, list[tuple[int, int]]]:
+    """Return for each clip whose prefix it has: its video's, or one of those that follow.
+
+    These are of (video, 1 for the second time) where several clips of a video begin in the same
+    millisecond, as those of overlapping spans may.
+    """
+    moment = rows.video * 10**TIME_DIGITS + _start_ms(rows.start_s)
+    order = np.argsort(moment, kind="stable")
+    fresh = np.flatnonzero(np.diff(moment[order], prepend=-1))
+    time = np.arange(len(order)) - np.repeat(fresh, np.diff(fresh, append=len(order)))
+    repeated = order[time > 0]
+    prefix = rows.video.copy()
+    pairs = np.stack([rows.video[repeated], time[time > 0]], axis=1)
+    again, which = np.unique(pairs, axis=0, return_inverse=True)
+    videos = int(rows.video.max(initial=-1)) + 1
+    prefix[repeated] = videos + which.reshape(-1)
+    return prefix, [(int(video), int(number)) for video, number in again]
+
+
+def _start_ms(start_s: Column) -> Column:
+    return np.floor(start_s * 1000 + 0.5).astype(np.int64)
 
 
 def _require_unique_ids(ids: Sequence[str], previous: Plan | None) -> None:
@@ -183,7 +227,10 @@ def _video_table(
     planned: Decided, records: Mapping[str, ProbeRecord], rows: Rows, spec: PlanSpec
 ) -> pa.Table:
     clips = np.bincount(rows.video, minlength=len(planned))
-    columns: dict[str, list[object]] = {name: [] for name in VIDEO_SCHEMA.names}
+    schema = VIDEO_SCHEMA
+    if any(video.spans for video, _ in planned):
+        schema = pa.schema([*VIDEO_SCHEMA, *VIDEO_SPAN_SCHEMA])
+    columns: dict[str, list[object]] = {name: [] for name in schema.names}
     for (video, fate), count in zip(planned, clips.tolist(), strict=True):
         record = records.get(video.video)
         row = {
@@ -192,10 +239,14 @@ def _video_table(
             "offset": video.source.offset,
             "length": video.source.length,
             "clips": count,
-            "bucket": spec.buckets[fate.bucket].name if fate.bucket >= 0 else None,
+            "bucket": spec.buckets[fate.cuts[0].bucket].name if fate.cuts else None,
             "status": fate.status,
             "reason": fate.reason,
             "duplicate_of": fate.duplicate_of,
+            "spans": len(video.spans) or None,
+            "spans_without_clips": json.dumps(fate.without_clips, sort_keys=True)
+            if fate.without_clips
+            else None,
         }
         if record is not None and record.sha256:
             row |= {"bytes": record.bytes, "sha256": record.sha256}
@@ -203,4 +254,4 @@ def _video_table(
             row |= {name: getattr(record, name) for name in PROBED}
         for name, column in columns.items():
             column.append(row.get(name))
-    return pa.table(columns, schema=VIDEO_SCHEMA)
+    return pa.table(columns, schema=schema)

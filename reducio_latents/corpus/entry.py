@@ -6,10 +6,11 @@ import json
 import math
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from reducio_latents.core.clips import Span
 from reducio_latents.core.config import Scalar
 from reducio_latents.errors import CorpusError
 from reducio_latents.files.source import VideoSource, public_url
@@ -27,6 +28,40 @@ CAPTION_NAMES = ("caption", "captions", "text", "prompt", "description", "txt")
 """Names of a column or JSON key that holds captions, the likeliest first; case does not matter."""
 
 
+REVERSED = "a span ends before it begins"
+BEYOND = "a span begins after the video's end"
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSpan:
+    """A part of a video, and what the corpus says of it and of no other part."""
+
+    start: float = 0.0
+    end: float | None = None
+    """None: the video's end."""
+    captions: tuple[str, ...] = ()
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+    in_frames: bool = False
+    """Whether start and end are counted in frames of the video's own rate, else in seconds."""
+    from_s: float = 0.0
+    """What they are counted from, in seconds: for windows of a clip, its start."""
+    problem: str | None = None
+    """Why it is of no use, if that is known: the same words for all that have the same problem."""
+
+    def within(self, duration_s: float, rate_fps: float) -> Span | str:
+        """Return the part of a video of this length and rate, or why it has none."""
+        if self.problem is not None:
+            return self.problem
+        step = 1 / rate_fps if self.in_frames and rate_fps > 0 else 1.0
+        start_s = self.from_s + self.start * step
+        end_s = duration_s if self.end is None else self.from_s + self.end * step
+        if self.end is not None and end_s <= start_s:
+            return REVERSED
+        if start_s >= duration_s:
+            return BEYOND
+        return Span(start_s, min(end_s, duration_s))
+
+
 @dataclass(frozen=True, slots=True)
 class CorpusVideo:
     """One video as it was listed. Listing opens no video, so it may prove missing or broken."""
@@ -41,6 +76,9 @@ class CorpusVideo:
     problem: str | None = None
     """Why it is known already that it cannot be read. A folder that could not be listed is an entry
     of this kind, named `folder/`: it counts as found and failed instead of vanishing."""
+    spans: Sequence[CorpusSpan] = ()
+    """Its parts, if the corpus lists any; clips lie inside them. Each has captions of its own, and
+    what else it carries goes before the video's. Empty: the whole video is one span."""
 
     @property
     def address(self) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from reducio_latents.core.clips import clip_starts
+from reducio_latents.core.clips import Span, clip_starts
 from reducio_latents.core.geometry import nearest_bucket
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.errors import CorpusError
@@ -22,16 +23,30 @@ MAX_DURATION_S = 999_999.0
 nine digits of milliseconds."""
 
 
+class Cut(NamedTuple):
+    """The clips of one span, or of one piece of it."""
+
+    span: int
+    """Index into the video's spans; 0 in a video without."""
+    within: Span
+    """Where in the video it is."""
+    bucket: int
+    """Index into the spec's buckets."""
+    starts: Sequence[float]
+    """Of the clips, in seconds of the video, in order; one at least."""
+
+
 @dataclass(slots=True)
 class Fate:
     """What becomes of one video."""
 
     status: str
     reason: str | None = None
-    bucket: int = -1
-    """Index into the spec's buckets."""
-    starts: Sequence[float] = ()
+    cuts: Sequence[Cut] = ()
+    """Of a duplicate: as they are of its original."""
     duplicate_of: str | None = None
+    without_clips: Mapping[str, int] = field(default_factory=dict)
+    """Why spans have no clips -> how many, if the corpus lists spans."""
 
 
 class Sizes:
@@ -44,10 +59,12 @@ class Sizes:
         self._by_length = {n: [b for b in spec.buckets if b.frames == n] for n in lengths}
         self.bucket = lru_cache(maxsize=4096)(self._bucket)
 
-    def cut(self, duration_s: float, video: str) -> tuple[int, Sequence[float]]:
+    def cut(self, span: Span, video: str) -> tuple[int, Sequence[float]]:
         """Return the frames and the starts of clips: the longest ones that there is room for."""
+        length = span.end_s - span.start_s
         for frames in self._by_length:
-            if starts := clip_starts(duration_s, replace(self._clip, frames=frames), video):
+            spec = replace(self._clip, frames=frames)
+            if starts := clip_starts(length, spec, video, span.start_s):
                 return frames, starts
         return 0, ()
 
@@ -73,7 +90,12 @@ def decide(
 ) -> dict[str, Fate]:
     """Return each video's fate; of several with the same bytes the first one, by name, is kept."""
     known = {} if previous is None else previous.known
-    originals = {old.sha256: name for name, old in known.items() if old.status == "planned"}
+    # A part that is stored does not say which spans it had: only whole videos refer to it.
+    originals: dict[tuple[str | None, tuple[Span, ...]], str] = {
+        (old.sha256, ()): name
+        for name, old in known.items()
+        if old.status == "planned" and not old.spans
+    }
     sizes = Sizes(spec)
     fates: dict[str, Fate] = {}
     for video in videos:
@@ -84,19 +106,47 @@ def decide(
             continue
         if record is None:
             raise CorpusError(f"{video.video} was listed, but not probed. Probe it first.")
-        frames, starts = sizes.cut(record.duration_s, video.video)
-        if not starts:
-            fates[video.video] = Fate("too_short", sizes.too_short)
-            continue
-        bucket, name = sizes.bucket(frames, record.height, record.width), video.video
+        spans, without_clips = _spans(video, record)
+        name = video.video
         if spec.duplicates == "refer" and record.sha256:
-            name = originals.setdefault(record.sha256, name)
-        if name == video.video:
-            fates[name] = Fate("planned", bucket=bucket, starts=starts)
+            parts = tuple(within for _, within in spans) if video.spans else ()
+            name = originals.setdefault((record.sha256, parts), name)
+        cuts = []
+        for number, within in spans:
+            frames, starts = sizes.cut(within, name)
+            if starts:
+                bucket = sizes.bucket(frames, record.height, record.width)
+                cuts.append(Cut(number, within, bucket, starts))
+            else:
+                without_clips[sizes.too_short] += 1
+        without = without_clips if video.spans else {}
+        if not cuts:
+            reason = _none_of(without) if video.spans else sizes.too_short
+            fates[video.video] = Fate("too_short", reason, without_clips=without)
+        elif name == video.video:
+            fates[name] = Fate("planned", None, cuts, without_clips=without)
         else:
             reason = f"has the same bytes as {name}"
-            fates[video.video] = Fate("duplicate", reason, bucket, duplicate_of=name)
+            fates[video.video] = Fate("duplicate", reason, cuts, name, without)
     return fates
+
+
+def _spans(video: CorpusVideo, record: ProbeRecord) -> tuple[list[tuple[int, Span]], Counter[str]]:
+    """Return the video's spans by number, and why some are none."""
+    if not video.spans:
+        return [(0, Span(0.0, record.duration_s))], Counter()
+    spans, problems = [], Counter[str]()
+    for number, span in enumerate(video.spans):
+        found = span.within(record.duration_s, record.rate_fps)
+        if isinstance(found, str):
+            problems[found] += 1
+        else:
+            spans.append((number, found))
+    return spans, problems
+
+
+def _none_of(reasons: Mapping[str, int]) -> str:
+    return f"none of its spans has a clip: {'; '.join(sorted(reasons))}"
 
 
 def _why_unusable(video: CorpusVideo, record: ProbeRecord) -> str | None:

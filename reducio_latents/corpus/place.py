@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,15 @@ Column = NDArray[Any]
 
 
 class Rows(NamedTuple):
-    """Clips as columns of equal length. Those of one video stand together, by start."""
+    """Clips as columns of equal length. Those of one video and bucket stand together, by start."""
 
     video: Column
     """Index into the planned videos."""
+    entry: Column
+    """Index into all spans of the planned videos, one after another; a video without spans is one.
+    Clips of an earlier part have -1."""
+    span: Column
+    """start_s and end_s of the span that the clip lies in, in seconds of the video: (N, 2)."""
     start_s: Column
     bucket: Column
     """Index into the spec's buckets."""
@@ -45,20 +50,30 @@ class Placed(NamedTuple):
 
 def place(planned: Decided, spec: PlanSpec, previous: Plan | None) -> Placed:
     """Give each clip its shard and row: by bucket, video and start, after the last used shard."""
-    counts = np.array([len(fate.starts) for _, fate in planned], np.int64)
-    starts = chain.from_iterable(fate.starts for _, fate in planned)
-    start_s = np.fromiter(starts, np.float64, count=counts.sum())
-    video = np.repeat(np.arange(len(planned)), counts)
-    bucket = np.array([fate.bucket for _, fate in planned], np.int64)[video]
-    by_bucket = np.argsort(bucket, kind="stable")
-    start_s, video, bucket = start_s[by_bucket], video[by_bucket], bucket[by_bucket]
+    first_entry = first_entries(planned)
+    cuts = [
+        (number, first_entry[number] + cut.span, *cut.within, cut.bucket, len(cut.starts))
+        for number, (_, fate) in enumerate(planned)
+        if fate.duplicate_of is None
+        for cut in fate.cuts
+    ]
+    table = np.array(cuts, np.float64).reshape(-1, 6)  # whole numbers stay exact up to 2**53
+    table = np.repeat(table, table[:, 5].astype(np.int64), axis=0)
+    video, entry, bucket = table[:, [0, 1, 4]].astype(np.int64).T
+    starts = chain.from_iterable(
+        cut.starts for _, fate in planned if fate.duplicate_of is None for cut in fate.cuts
+    )
+    start_s = np.fromiter(starts, np.float64, count=len(table))
+    order = np.lexsort((start_s, video, bucket))
+    start_s, video, bucket, entry = start_s[order], video[order], bucket[order], entry[order]
+    span = table[order, 2:4]
 
     names = [b.name for b in spec.buckets]
     first = [0 if previous is None else previous.next_shard(name) for name in names]
     sizes = np.bincount(bucket, minlength=len(names))
     position = np.arange(len(bucket)) - (np.cumsum(sizes) - sizes)[bucket]
     shard = np.array(first)[bucket] + position // spec.shard_rows
-    rows = Rows(video, start_s, bucket, shard, position % spec.shard_rows)
+    rows = Rows(video, entry, span, start_s, bucket, shard, position % spec.shard_rows)
     ranges = zip(names, map(ShardRange, first, sizes.tolist()), strict=True)
     shards = {name: shards for name, shards in ranges if shards.rows}
     return Placed(rows.plus(_referring(planned, rows, spec, previous)), len(bucket), shards)
@@ -74,11 +89,33 @@ def _referring(planned: Decided, own: Rows, spec: PlanSpec, previous: Plan | Non
     pool = own
     if previous is not None and elsewhere:
         pool = own.plus(_earlier(previous, elsewhere, number, spec))
+    pool = pool.take(np.argsort(pool.video, kind="stable"))
     videos, first, counts = np.unique(pool.video, return_index=True, return_counts=True)
     at = np.searchsorted(videos, [number[original] for _, original in pairs])
     where = [np.arange(first[i], first[i] + counts[i]) for i in at]
     taken = pool.take(np.concatenate([*where, np.zeros(0, np.int64)]))
-    return taken._replace(video=np.repeat([i for i, _ in pairs], counts[at]).astype(np.int64))
+    entry, first_entry = [np.zeros(0, np.int64)], first_entries(planned)
+    for (i, original), rows in zip(pairs, where, strict=True):
+        if not planned[i][0].spans:
+            entry.append(np.full(len(rows), first_entry[i]))
+            continue
+        # The same spans in the same order, but perhaps with others between them that have no clip.
+        its, cuts = number[original], planned[i][1].cuts
+        theirs = planned[its][1].cuts
+        own_entry = {
+            first_entry[its] + their.span: first_entry[i] + cut.span
+            for their, cut in zip(theirs, cuts, strict=True)
+        }
+        entry.append(np.array([own_entry[old] for old in pool.entry[rows].tolist()]))
+    return taken._replace(
+        video=np.repeat([i for i, _ in pairs], counts[at]).astype(np.int64),
+        entry=np.concatenate(entry),
+    )
+
+
+def first_entries(planned: Decided) -> list[int]:
+    """Return where each video's spans begin among those of all; a video without spans is one."""
+    return list(accumulate((max(1, len(video.spans)) for video, _ in planned), initial=0))
 
 
 def _earlier(previous: Plan, videos: list[str], number: dict[str, int], spec: PlanSpec) -> Rows:
@@ -86,6 +123,8 @@ def _earlier(previous: Plan, videos: list[str], number: dict[str, int], spec: Pl
     index = {bucket.name: i for i, bucket in enumerate(spec.buckets)}
     return Rows(
         np.array([number[name] for name in clips["video"].to_pylist()], np.int64),
+        np.full(len(clips), -1),
+        np.full((len(clips), 2), np.nan),
         clips["start_s"].to_numpy(),
         np.array([index[name] for name in clips["bucket"].to_pylist()], np.int64),
         clips["shard"].to_numpy(),

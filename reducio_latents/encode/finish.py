@@ -233,6 +233,8 @@ def make_report(
         "videos without one whole clip": sum(v["status"] == "too_short" for v in status),
         "duplicate videos": sum(v["status"] == "duplicate" for v in status),
     }
+    spans = plan.counts().spans
+    skipped |= {f"spans: {why}": number for why, number in spans.items() if why != "found"}
     return EncodeReport(
         videos=replace(
             videos, encoded=new_videos, skipped=videos.found - new_videos - videos.failed

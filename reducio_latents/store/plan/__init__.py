@@ -11,11 +11,18 @@ from reducio_latents.store.plan.parts import (
 from reducio_latents.store.plan.plan import Plan, PlanCounts, PlannedShard, read_plan
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.sums import ShardSums
-from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
+from reducio_latents.store.plan.tables import (
+    CLIP_SCHEMA,
+    SPAN_SCHEMA,
+    VIDEO_SCHEMA,
+    VIDEO_SPAN_SCHEMA,
+)
 
 __all__ = [
     "CLIP_SCHEMA",
+    "SPAN_SCHEMA",
     "VIDEO_SCHEMA",
+    "VIDEO_SPAN_SCHEMA",
     "Plan",
     "PlanCounts",
     "PlanPart",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reducio_latents.core.config import convert
+from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.files.source import VideoSource, join_url
@@ -34,6 +37,8 @@ class Known(NamedTuple):
     status: str
     reason: str | None
     sha256: str | None
+    spans: int | None = None
+    """How many the corpus listed of it, if any."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class PlanCounts:
     """found, planned, too_short, duplicate, failed."""
     clips: dict[str, int]
     """found, planned, duplicate."""
+    spans: dict[str, int]
+    """found, and how many have no clip for which reason; empty where the corpus lists none."""
 
 
 class Plan:
@@ -118,7 +125,8 @@ class Plan:
 
     @cached_property
     def known(self) -> dict[str, Known]:
-        columns = (self.videos[name].to_pylist() for name in ("video", *Known._fields))
+        names = [n for n in ("video", *Known._fields) if n in self.videos.schema.names]
+        columns = (self.videos[name].to_pylist() for name in names)
         return {name: Known(*rest) for name, *rest in zip(*columns, strict=True)}
 
     def own_clips(self, videos: Sequence[str]) -> pa.Table:
@@ -155,8 +163,17 @@ class Plan:
         return VideoSource(join_url(corpus_root, row["url"]), row["offset"], row["length"])
 
     def counts(self) -> PlanCounts:
+        spans = Counter[str]()
+        if "spans" in self.videos.schema.names:
+            spans["found"] = pc.sum(self.videos["spans"]).as_py() or 0
+            for pair in pc.value_counts(self.videos["spans_without_clips"]).to_pylist():
+                said = parse_json(pair["values"] or "{}")
+                for reason, number in convert(said, dict[str, int], where="spans").items():
+                    spans[reason] += number * pair["counts"]
         return PlanCounts(
-            _count(self.videos["status"], VIDEO_STATUS), _count(self.clips["status"], CLIP_STATUS)
+            _count(self.videos["status"], VIDEO_STATUS),
+            _count(self.clips["status"], CLIP_STATUS),
+            dict(spans),
         )
 
 

@@ -54,6 +54,14 @@ CLIP_SCHEMA = pa.schema(
 )
 """One row a clip. What the corpus table carried follows, `corpus_` before names that are taken."""
 
+SPAN_SCHEMA = pa.schema(
+    [
+        _field("span_start_s", pa.float64(), "Start of the span that it lies in.", nullable=True),
+        _field("span_end_s", pa.float64(), "End of that span.", nullable=True),
+    ]
+)
+"""Of a clip too, in seconds of its video, where the corpus lists spans."""
+
 VIDEO_SCHEMA = pa.schema(
     [
         _field("video", pa.string(), "Name, relative to the corpus."),
@@ -78,6 +86,19 @@ VIDEO_SCHEMA = pa.schema(
 )
 """One row a video that was listed."""
 
+VIDEO_SPAN_SCHEMA = pa.schema(
+    [
+        _field("spans", pa.int32(), "Spans that the corpus lists of it.", nullable=True),
+        _field(
+            "spans_without_clips",
+            pa.string(),
+            "Why some of them have no clip -> how many, as JSON.",
+            nullable=True,
+        ),
+    ]
+)
+"""Of a video too, where the corpus lists spans."""
+
 
 def extra_columns(extras: Sequence[Mapping[str, Scalar]]) -> dict[str, pa.Array]:
     """Return what videos carry as columns, one value a video, null where one has none.
@@ -85,7 +106,7 @@ def extra_columns(extras: Sequence[Mapping[str, Scalar]]) -> dict[str, pa.Array]
     Whole numbers, numbers, truth values and texts keep their type; a column of several is text.
     """
     keys = sorted({key for extra in extras for key in extra})
-    taken = set(CLIP_SCHEMA.names)
+    taken = {*CLIP_SCHEMA.names, *SPAN_SCHEMA.names}
     columns = {}
     for key in keys:
         name = key
