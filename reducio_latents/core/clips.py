@@ -133,7 +133,7 @@ class ClipSpec:
         return self.frames / self.rate_fps
 
 
-class Span(NamedTuple):
+class TimeSpan(NamedTuple):
     """A part [start_s, end_s) of a video: no clip has a frame outside the one it lies in."""
 
     start_s: float

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from reducio_latents.core.clips import Span
+from reducio_latents.core.clips import TimeSpan
 from reducio_latents.core.config import Scalar
 from reducio_latents.errors import CorpusError
 from reducio_latents.files.source import VideoSource, public_url
@@ -48,7 +48,7 @@ class CorpusSpan:
     problem: str | None = None
     """Why it is of no use, if that is known: the same words for all that have the same problem."""
 
-    def within(self, duration_s: float, rate_fps: float) -> Span | str:
+    def within(self, duration_s: float, rate_fps: float) -> TimeSpan | str:
         """Return the part of a video of this length and rate, or why it has none."""
         if self.problem is not None:
             return self.problem
@@ -59,7 +59,7 @@ class CorpusSpan:
             return REVERSED
         if start_s >= duration_s:
             return BEYOND
-        return Span(start_s, min(end_s, duration_s))
+        return TimeSpan(start_s, min(end_s, duration_s))
 
 
 @dataclass(frozen=True, slots=True)

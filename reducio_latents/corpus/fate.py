@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from reducio_latents.core.clips import Span, clip_starts
+from reducio_latents.core.clips import TimeSpan, clip_starts
 from reducio_latents.core.geometry import nearest_bucket
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.errors import CorpusError
@@ -28,7 +28,7 @@ class Cut(NamedTuple):
 
     span: int
     """Index into the video's spans; 0 in a video without."""
-    within: Span
+    within: TimeSpan
     """Where in the video it is."""
     bucket: int
     """Index into the spec's buckets."""
@@ -91,7 +91,7 @@ def decide(
     """Return each video's fate; of several with the same bytes the first one, by name, is kept."""
     known = {} if previous is None else previous.known
     # A part that is stored does not say which spans it had: only whole videos refer to it.
-    originals: dict[tuple[str | None, tuple[Span, ...]], str] = {
+    originals: dict[tuple[str | None, tuple[TimeSpan, ...]], str] = {
         (old.sha256, ()): name
         for name, old in known.items()
         if old.status == "planned" and not old.spans
@@ -131,10 +131,12 @@ def decide(
     return fates
 
 
-def _spans(video: CorpusVideo, record: ProbeRecord) -> tuple[list[tuple[int, Span]], Counter[str]]:
+def _spans(
+    video: CorpusVideo, record: ProbeRecord
+) -> tuple[list[tuple[int, TimeSpan]], Counter[str]]:
     """Return the video's spans by number, and why some are none."""
     if not video.spans:
-        return [(0, Span(0.0, record.duration_s))], Counter()
+        return [(0, TimeSpan(0.0, record.duration_s))], Counter()
     spans, problems = [], Counter[str]()
     for number, span in enumerate(video.spans):
         found = span.within(record.duration_s, record.rate_fps)
