@@ -59,7 +59,7 @@ class Sizes:
         self._by_length = {n: [b for b in spec.buckets if b.frames == n] for n in lengths}
         self.bucket = lru_cache(maxsize=4096)(self._bucket)
 
-    def cut(self, span: Span, video: str) -> tuple[int, Sequence[float]]:
+    def cut(self, span: TimeSpan, video: str) -> tuple[int, Sequence[float]]:
         """Return the frames and the starts of clips: the longest ones that there is room for."""
         length = span.end_s - span.start_s
         for frames in self._by_length:
