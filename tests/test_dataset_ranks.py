@@ -110,6 +110,24 @@ def test_the_world_may_change_from_epoch_to_epoch(
         assert dataset.global_batch_size == 2 * world_size
 
 
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+def test_workers_that_persist_are_refused_once_their_process_has_another_rank(
+    path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = open_dataset(path, batch_size=2)
+    loader = kind(dataset, batch_size=None, num_workers=2, persistent_workers=True)
+    for epoch in range(2):
+        assert [clips(batch) for batch in loader] == whole_epoch(path, epoch, batch_size=2)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"^the .* rank 0 of 1, and now this is rank 1 of 2\."):
+        list(loader)
+    dataset.set_epoch(2)
+    anew = kind(dataset, batch_size=None, num_workers=2, persistent_workers=True)
+    wanted = whole_epoch(path, 2, batch_size=2, rank=1, world_size=2)
+    assert [clips(batch) for batch in anew] == wanted
+
+
 def test_an_iteration_that_is_on_keeps_its_rank(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,21 @@ def test_a_store_that_is_as_it_was_written_is_sound(
     assert report.bytes == size
 
 
+def test_what_is_damaged_is_named_once() -> None:
+    files = MemoryFiles()
+    make_store(files)
+    for path in ("plan/videos-00000.parquet", "index.json", commit_path(KEY, "motion")):
+        whole = files.data[path]
+        for damaged in (whole[:-9] + b"?" + whole[-8:], None):
+            files.data.pop(path)
+            if damaged is not None:
+                files.data[path] = damaged
+            for damage in report_of(files).damage:
+                assert str(damage).count(path) <= 1, damage
+                assert ": it memory" not in str(damage)
+        files.data[path] = whole
+
+
 def test_every_flipped_byte_of_a_zarr_store_is_found() -> None:
     files = MemoryFiles()
     make_store(files, clips=2, shard_rows=2, columns=SMALL, failed={0: [1]})

@@ -128,7 +128,7 @@ def verify(store: str, every_clip: bool) -> None:
     with show.bar("commit") as advance:
         report = verify_store(opened, lambda done: advance("verify", done, None))
     for damage in report.damage:
-        show.echo(f"{damage.where}: {damage.what}")
+        show.echo(str(damage))
         if damage.clips:
             names = show.clips(damage.clips, every=every_clip)
             show.echo(f"  costs {len(damage.clips)} clips: {names}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 import torch
+from torch._utils import ExceptionWrapper
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from reducio_latents.core.gaussian import FinalRule
@@ -93,7 +94,8 @@ class LatentDataset(IterableDataset[LatentBatch]):
     num_workers=n)`, torchdata's `StatefulDataLoader` likewise, or the dataset itself.
 
     The dataset sees the commits that there were when it was made; which rank this process is, it
-    looks up whenever an iteration begins. It is picklable; files are opened by each process for
+    looks up whenever an iteration begins. A DataLoader with `persistent_workers=True` must begin
+    after the process group: the rank of its workers stays, and is refused later. It is picklable; files are opened by each process for
     itself. Raises ConfigError and StoreError, whose messages name the
     file or option and the remedy.
     """
@@ -158,6 +160,8 @@ class LatentDataset(IterableDataset[LatentBatch]):
         self._placed_for: int | None = None
         """Global batch size of the state that was loaded."""
         self._latest: Share | None = None
+        self._worker: int | None = None
+        """Process of the DataLoader's worker that iterated last."""
         self._share()
 
     @classmethod
@@ -208,7 +212,11 @@ class LatentDataset(IterableDataset[LatentBatch]):
                 f"and now they are of {size}: there are {share.part.world_size} ranks. "
                 f"{FRESH.format(epoch=span.epoch + 1)}"
             )
-        return Pass(self, share, span)
+        # A worker that goes on from an earlier iteration has the rank of then.
+        worker = os.getpid() if get_worker_info() else None
+        stays = worker is not None and worker == self._worker
+        self._worker = worker
+        return Pass(self, share, span, self._given if stays else None)
 
     def batch(self, epoch: int, number: int) -> LatentBatch:
         """Return this rank's part of global batch `number` of an epoch: a pure function.
@@ -383,8 +391,16 @@ class Share(NamedTuple):
 class Pass:
     """One iteration over a dataset: gives out batches, and keeps count of where it stands."""
 
-    def __init__(self, dataset: LatentDataset, share: Share, span: Span) -> None:
+    def __init__(
+        self,
+        dataset: LatentDataset,
+        share: Share,
+        span: Span,
+        checked: tuple[int | None, int | None] | None = None,
+    ) -> None:
+        """`checked`: the rank and size given, where whoever takes a batch must be of the rank."""
         self._dataset, self._share, self._span = dataset, share, span
+        self._checked = checked
         self.numbers = range(span.first, share.order.num_batches(span.epoch), span.step)
         """Of the batches to read."""
 
@@ -408,7 +424,8 @@ class Pass:
         batches = self._kept(results, numbers)
         for batch in batches if device is None else move_ahead(batches, device):
             cursor.gave(self._span, numbers.popleft())
-            yield batch
+            checked = self._checked
+            yield batch if checked is None else _Sent(batch, checked, self._share.part)
         if cursor.finish(self._span):
             why = next(iter(self._dataset.skipped), "other workers have logged why")
             raise StoreError(f"nothing of epoch {self._span.epoch} can be read: {why}")
@@ -427,6 +444,43 @@ class Pass:
                 lost = 0
             numbers.append(number)
             yield result
+
+
+class _Sent(LatentBatch):
+    """A batch of a worker that persists; its main process takes it if that has the rank of then."""
+
+    def __init__(self, batch: LatentBatch, *about: Any) -> None:
+        super().__init__(batch)
+        self._about = about
+
+    def __copy__(self) -> _Sent:
+        return _Sent(self, *self._about)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _take, (dict(self), *self._about)
+
+
+class _Refusal(ExceptionWrapper):
+    """A DataLoader raises it, also where a thread that pins memory has taken it."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    def reraise(self) -> None:
+        raise ConfigError(self.why)
+
+
+def _take(
+    batch: LatentBatch, given: tuple[int | None, int | None], part: Part
+) -> LatentBatch | _Refusal:
+    now = find_part(*given)
+    if now == part:
+        return batch
+    return _Refusal(
+        f"the DataLoader's workers began as those of rank {part.rank} of {part.world_size}, and now "
+        f"this is rank {now.rank} of {now.world_size}. Make the DataLoader anew after the process "
+        "group, or leave out persistent_workers."
+    )
 
 
 def _opened(store: StoreLike | Sequence[StoreLike]) -> list[Store]:

@@ -35,6 +35,9 @@ class Damage:
     what: str
     clips: tuple[str, ...] = ()
 
+    def __str__(self) -> str:  # an error's own text may say where
+        return self.what if self.what.startswith(self.where) else f"{self.where}: {self.what}"
+
 
 @dataclass
 class VerifyReport:
@@ -94,7 +97,7 @@ def _verify_description(store: Store) -> Iterator[Damage]:
 def _verify_plan(store: Store) -> Iterator[Damage]:
     try:
         for path, what in verify_parts(store.files):
-            yield Damage(f"{store.files.url}/{path}", f"it {what}")
+            yield Damage(f"{store.files.url}/{path}", what)
     except StoreError as err:
         yield Damage(f"{store.files.url}/plan", str(err))
 
