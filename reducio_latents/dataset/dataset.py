@@ -477,8 +477,8 @@ def _take(
     if now == part:
         return batch
     return _Refusal(
-        f"the DataLoader's workers began as those of rank {part.rank} of {part.world_size}, and now "
-        f"this is rank {now.rank} of {now.world_size}. Make the DataLoader anew after the process "
+        f"the DataLoader's workers began as rank {part.rank} of {part.world_size}, and now this is "
+        f"rank {now.rank} of {now.world_size}. Make the DataLoader anew after the process "
         "group, or leave out persistent_workers."
     )
 
