@@ -95,9 +95,9 @@ class LatentDataset(IterableDataset[LatentBatch]):
 
     The dataset sees the commits that there were when it was made; which rank this process is, it
     looks up whenever an iteration begins. A DataLoader with `persistent_workers=True` must begin
-    after the process group: the rank of its workers stays, and is refused later. It is picklable; files are opened by each process for
-    itself. Raises ConfigError and StoreError, whose messages name the
-    file or option and the remedy.
+    after the process group: its workers keep the rank of then, and are refused later. The dataset
+    is picklable; files are opened by each process for itself. Raises ConfigError and StoreError,
+    whose messages name the file or option and the remedy.
     """
 
     def __init__(
