@@ -300,7 +300,7 @@ def test_shards_are_told_without_reading_a_table(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a table was read")
 
-    monkeypatch.setattr(parts_module, "bounded_table", refuse)
+    monkeypatch.setattr(parts_module.StoredPart, "group", refuse)
     monkeypatch.setattr(LocalFiles, "read", refuse)
     plan = read_plan(LocalFiles(tmp_path))
     assert plan is not None

@@ -313,7 +313,7 @@ def test_identity_is_proven_without_the_plans_tables(
     def refuse(*_: object) -> None:
         raise AssertionError("a table of the plan was read")
 
-    monkeypatch.setattr(parts, "bounded_table", refuse)
+    monkeypatch.setattr(parts.StoredPart, "group", refuse)
     assert read(tmp_path) == list(range(160))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reducio_latents.core.config import Scalar
 from reducio_latents.corpus import CorpusVideo
@@ -60,7 +61,8 @@ def plan_part(
     for one, other in pairwise(listing):
         if one.video == other.video:
             raise CorpusError(f"{one.video} is listed twice. Remove one.")
-    known = {} if previous is None else previous.known
+    names = [video.video for video in listing]
+    known = {} if previous is None else previous.known.named(names)
     replaced = known.keys() & set(replaced)
     fresh = [
         video
@@ -84,7 +86,6 @@ def plan_part(
     ]
     _require_unique_ids(ids, previous)
     placed = place(planned, spec, previous)
-    listed = {video.video for video in listing}
     return PlanPart(
         number=0 if previous is None else previous.parts,
         spec=spec,
@@ -94,7 +95,7 @@ def plan_part(
         changed=tuple(
             name for name in known if _has_changed(known[name].sha256, records.get(name))
         ),
-        gone=tuple(name for name in known if name not in listed),
+        gone=() if previous is None else gone(names, previous),
     )
 
 
@@ -107,7 +108,8 @@ def not_planned(
 ) -> list[CorpusVideo]:
     """Return the videos that the plan does not have, and those in `replaced`; with `retry`, also
     those that failed."""
-    known = {} if plan is None else plan.known
+    listed = list(listed)
+    known = {} if plan is None else plan.known.named(sorted(video.video for video in listed))
     return [
         video
         for video in listed
@@ -115,6 +117,13 @@ def not_planned(
         or (retry and old.status == "failed")
         or video.video in replaced
     ]
+
+
+def gone(listed: Sequence[str], plan: Plan) -> tuple[str, ...]:
+    """Return the videos of the plan that are not listed any more."""
+    names = plan.known.names
+    left = names.filter(pc.invert(pc.is_in(names, pa.array(listed, pa.string()))))
+    return tuple(left.to_pylist())
 
 
 def _has_changed(sha256: str | None, record: ProbeRecord | None) -> bool:
@@ -215,12 +224,21 @@ def _start_ms(start_s: Column) -> Column:
 def _require_unique_ids(ids: Sequence[str], previous: Plan | None) -> None:
     """Refuse two videos whose clips would have the same ids; their names would have to be 1 of
     2**64 pairs."""
-    earlier = () if previous is None else previous.known
-    owners: dict[str, str] = {}
-    for name in chain(earlier, ids):
-        owner = owners.setdefault(clip_prefix(name), name)
+    owners: dict[int, str] = {}
+    for name in ids:
+        owner = owners.setdefault(_key(name), name)
         if owner != name:
             raise CorpusError(f"{owner} and {name} would get the same clip ids. Rename one.")
+    keys = np.fromiter(owners, np.uint64, count=len(owners))
+    for videos, earlier in [] if previous is None else previous.known.keys(_key):
+        for i in np.flatnonzero(np.isin(earlier, keys)).tolist():
+            owner, name = videos["video"][i].as_py(), owners[int(earlier[i])]
+            if owner != name:
+                raise CorpusError(f"{owner} and {name} would get the same clip ids. Rename one.")
+
+
+def _key(video: str) -> int:
+    return int(clip_prefix(video), 16)
 
 
 def _video_table(

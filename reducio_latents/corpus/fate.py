@@ -89,13 +89,12 @@ def decide(
     previous: Plan | None,
 ) -> dict[str, Fate]:
     """Return each video's fate; of several with the same bytes the first one, by name, is kept."""
-    known = {} if previous is None else previous.known
+    hashes = {record.sha256 for v in videos if (record := records.get(v.video)) and record.sha256}
     # A part that is stored does not say which spans it had: only whole videos refer to it.
-    originals: dict[tuple[str | None, tuple[TimeSpan, ...]], str] = {
-        (old.sha256, ()): name
-        for name, old in known.items()
-        if old.status == "planned" and not old.spans
-    }
+    originals: dict[tuple[str, tuple[TimeSpan, ...]], str] = {}
+    if previous is not None:
+        stored = previous.known.planned_with(sorted(hashes))
+        originals = {(sha256, ()): name for sha256, name in stored.items()}
     sizes = Sizes(spec)
     fates: dict[str, Fate] = {}
     for video in videos:

@@ -119,7 +119,7 @@ def first_entries(planned: Decided) -> list[int]:
 
 
 def _earlier(previous: Plan, videos: list[str], number: dict[str, int], spec: PlanSpec) -> Rows:
-    clips = previous.own_clips(videos)
+    clips = previous.own_clips(videos, ["video", "start_s", "bucket", "shard", "row"])
     index = {bucket.name: i for i, bucket in enumerate(spec.buckets)}
     return Rows(
         np.array([number[name] for name in clips["video"].to_pylist()], np.int64),

@@ -54,7 +54,7 @@ def summarise(plan: Plan, bytes_per_clip: Mapping[str, int] | None = None) -> Pl
     frames = sum(clips[bucket.name] * bucket.frames for bucket in plan.spec.buckets)
     return PlanSummary(
         counts=counts,
-        video_hours=(pc.sum(plan.videos["duration_s"]).as_py() or 0.0) / 3600,
+        video_hours=(pc.sum(plan.video_columns("duration_s")["duration_s"]).as_py() or 0.0) / 3600,
         clip_hours=frames / plan.spec.clip.rate_fps / 3600,
         buckets=buckets,
         bytes=sum(b.bytes or 0 for b in buckets) if bytes_per_clip is not None else None,
@@ -63,10 +63,12 @@ def summarise(plan: Plan, bytes_per_clip: Mapping[str, int] | None = None) -> Pl
 
 
 def _count_reasons(plan: Plan) -> dict[str, int]:
-    columns = (plan.videos[name].to_pylist() for name in ("status", "reason"))
-    counter = Counter(
-        "has the same bytes as another video" if status == "duplicate" else reason
-        for status, reason in zip(*columns, strict=True)
-        if reason is not None
-    )
+    table = plan.video_columns("status", "reason")
+    table = table.group_by(["status", "reason"]).aggregate([([], "count_all")])
+    counter: Counter[str] = Counter()
+    for row in table.to_pylist():
+        if row["reason"] is not None:
+            same = row["status"] == "duplicate"
+            reason = "has the same bytes as another video" if same else row["reason"]
+            counter[reason] += row["count_all"]
     return dict(sorted(counter.items(), key=lambda item: (-item[1], item[0])))

@@ -102,7 +102,9 @@ class Source:
                 self._fields.move_to_end(key)
                 return self._fields[key]
             number = self.selection[bucket].shards[shard]
-            values: list[Any] = self.store.plan.shard_clips(bucket, number)[name].to_pylist()
+            values: list[Any] = self.store.plan.shard_clips(bucket, number, [name])[
+                name
+            ].to_pylist()
             self._fields[key] = values
             if len(self._fields) > KEPT_FIELDS:
                 self._fields.popitem(last=False)

@@ -190,15 +190,16 @@ def stored_counts(plan: Plan, outcome: Outcome, left: Iterable[ShardKey] = ()) -
 
     `skipped` is what needed no encoding, and what is in the shards that are `left`.
     """
-    bad_videos = {error.video for error in outcome.errors}
-    status = plan.videos["status"].to_pylist()
-    names = plan.videos["video"].to_pylist()
-    failed = sum(s == "failed" or n in bad_videos for s, n in zip(status, names, strict=True))
-    skipped = sum(s in ("too_short", "duplicate") for s in status)
-    clips = plan.clips.num_rows
-    duplicates = pc.sum(pc.equal(plan.clips["status"], "duplicate")).as_py() or 0
+    table = plan.video_columns("video", "status")
+    status = table["status"]
+    bad_videos = pa.array(sorted({error.video for error in outcome.errors}), pa.string())
+    is_bad = pc.or_(pc.equal(status, "failed"), pc.is_in(table["video"], bad_videos))
+    failed = pc.sum(is_bad).as_py() or 0
+    counts = plan.counts()
+    skipped = counts.videos["too_short"] + counts.videos["duplicate"]
+    clips, duplicates = counts.clips["found"], counts.clips["duplicate"]
     bad = len(outcome.errors)
-    videos_left, clips_left = _left(plan, outcome, left)
+    videos_left, clips_left = _of_shards(plan, outcome, left)
     skipped, duplicates = skipped + len(videos_left), duplicates + clips_left
     return {
         "videos": Tally(len(status), len(status) - failed - skipped, skipped, failed),
@@ -215,23 +216,20 @@ def make_report(
     """
     plan, left = job.planned.plan, list(left)
     stored = stored_counts(plan, outcome, left)
-    videos_left, clips_left = _left(plan, outcome, left)
-    fresh_rows = _rows_of(plan, fresh)
-    bad = {error.clip_id for error in outcome.errors}
-    bad_videos = {error.video for error in outcome.errors}
-    new_clips = sum(clip not in bad for clip in fresh_rows["clip_id"].to_pylist())
-    new_videos = len(set(fresh_rows["video"].to_pylist()) - bad_videos - videos_left)
+    videos_left, clips_left = _of_shards(plan, outcome, left)
+    fresh_videos, new_clips = _of_shards(plan, outcome, fresh)
+    new_videos = len(fresh_videos - videos_left)
     clips, videos = stored["clips"], stored["videos"]
     reasons: list[tuple[str, ...]] = [(e.reason, e.video, e.clip_id) for e in outcome.errors]
-    status = plan.videos.select(["video", "status", "reason"]).to_pylist()
-    reasons += [(v["reason"], v["video"]) for v in status if v["status"] == "failed"]
+    reasons += [(v["reason"], v["video"]) for v in plan.failed_videos().to_pylist()]
+    counts = plan.counts().videos
     skipped = {
         "clips of shards that are left": clips_left,
         "clips stored before": clips.encoded - new_clips,
         "clips of duplicate videos": clips.skipped - clips_left,
         "videos with clips that are left": len(videos_left),
-        "videos without one whole clip": sum(v["status"] == "too_short" for v in status),
-        "duplicate videos": sum(v["status"] == "duplicate" for v in status),
+        "videos without one whole clip": counts["too_short"],
+        "duplicate videos": counts["duplicate"],
     }
     spans = plan.counts().spans
     skipped |= {f"spans: {why}": number for why, number in spans.items() if why != "found"}
@@ -248,15 +246,12 @@ def make_report(
     )
 
 
-def _left(plan: Plan, outcome: Outcome, left: Iterable[ShardKey]) -> tuple[set[str], int]:
-    """Return the videos of shards that are left, and how many clips; but for what has failed."""
-    rows = _rows_of(plan, set(left)).select(["clip_id", "video"]).to_pylist()
+def _of_shards(plan: Plan, outcome: Outcome, keys: Iterable[ShardKey]) -> tuple[set[str], int]:
+    """Return the videos of some shards, and how many clips; but for what has failed."""
     bad = {error.clip_id for error in outcome.errors}
-    bad_videos = {error.video for error in outcome.errors}
-    videos = {row["video"] for row in rows} - bad_videos
-    return videos, sum(row["clip_id"] not in bad for row in rows)
-
-
-def _rows_of(plan: Plan, keys: set[ShardKey]) -> pa.Table:
-    tables = [plan.shard_clips(*key) for key in sorted(keys)]
-    return pa.concat_tables(tables) if tables else plan.clips.slice(0, 0)
+    videos, clips = set[str](), 0
+    for key in sorted(set(keys)):
+        table = plan.shard_clips(*key, ["clip_id", "video"])
+        videos.update(table["video"].unique().to_pylist())
+        clips += sum(clip not in bad for clip in table["clip_id"].to_pylist())
+    return videos - {error.video for error in outcome.errors}, clips

@@ -52,7 +52,7 @@ class Job:
     @cached_property
     def largest_px(self) -> int:
         """Pixels of a frame of the largest video that is to be encoded."""
-        videos = self.planned.plan.videos
+        videos = self.planned.plan.video_columns("status", "width", "height")
         sizes = videos.filter(pc.equal(videos["status"], "planned"))
         return pc.max(pc.multiply(sizes["width"], sizes["height"])).as_py() or 0
 
@@ -76,12 +76,7 @@ class Job:
         A shard of which its corpus has no video is another's, of a run over another corpus, at work
         now or stopped: it is left to that one.
         """
-        clips = self.planned.plan.shard_clips
-        return {
-            key: names
-            for key, names in self.missing().items()
-            if any(self.planned.find(video) for video in clips(*key)["video"].unique().to_pylist())
-        }
+        return {key: names for key, names in self.missing().items() if self.planned.has_some(key)}
 
     def missing(self) -> dict[ShardKey, tuple[str, ...]]:
         """Return the columns that each unfinished shard lacks, in order."""

@@ -52,13 +52,22 @@ class Planned:
 
         So it is after a run over another corpus, whose videos it shares in part, has made it.
         """
-        videos = self.plan.shard_clips(*key)["video"].unique().to_pylist()
+        videos = self._videos(key)
         return not gone.isdisjoint(videos) and all(map(self.find, videos))
+
+    def has_some(self, key: ShardKey) -> bool:
+        """Whether some video of a shard is listed now."""
+        return any(map(self.find, self._videos(key)))
+
+    def _videos(self, key: ShardKey) -> list[str]:
+        found: list[str] = self.plan.shard_clips(*key, ["video"])["video"].unique().to_pylist()
+        return found
 
     def work(self, key: ShardKey) -> ShardWork:
         """Return the clips of one shard."""
-        table = self.plan.shard_clips(key.bucket, key.shard)
-        columns = (table[name].to_pylist() for name in ("row", "clip_id", "video", "start_s"))
+        names = ("row", "clip_id", "video", "start_s")
+        table = self.plan.shard_clips(key.bucket, key.shard, [*names, "captions"])
+        columns = (table[name].to_pylist() for name in names)
         captions = (tuple(found or ()) for found in table["captions"].to_pylist())
         clips = tuple(PlannedClip(*row) for row in zip(*columns, captions, strict=True))
         return ShardWork(key, clips)

@@ -90,8 +90,7 @@ class Reports:
         """Return the reports, name -> bytes; without quality.parquet if no clip was decoded."""
         rows = [
             {"video": row["video"], "clip_id": None, "stage": "probe", "reason": row["reason"]}
-            for row in plan.videos.select(["video", "status", "reason"]).to_pylist()
-            if row["status"] == "failed"
+            for row in plan.failed_videos().to_pylist()
         ]
         rows += [
             {"video": e.video, "clip_id": e.clip_id, "stage": e.column, "reason": e.reason}

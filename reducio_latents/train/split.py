@@ -34,9 +34,10 @@ class ClipTable:
     """Clips by number, and where their videos are."""
 
     def __init__(self, plan: Plan, root: str, videos: Sequence[str]) -> None:
-        self._clips = plan.own_clips(videos).select(["video", "start_s", "bucket"])
-        self._sources = plan.videos.select(["url", "offset", "length"])
-        self._row = {name: i for i, name in enumerate(plan.videos["video"].to_pylist())}
+        self._clips = plan.own_clips(videos, ["video", "start_s", "bucket"])
+        sources = plan.video_columns("video", "url", "offset", "length")
+        self._sources = sources.select(["url", "offset", "length"])
+        self._row = {name: i for i, name in enumerate(sources["video"].to_pylist())}
         self._root = root
         codes = self._clips["bucket"].combine_chunks().dictionary_encode()
         self._code: NDArray[np.int32] = codes.indices.to_numpy()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from reducio_latents.store.commit import Commit, ShardKey, clips_sha256, commit_
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.drop import LOCK
 from reducio_latents.store.meta import ROOT
-from reducio_latents.store.plan import verify_parts
+from reducio_latents.store.plan import VIDEO_SCHEMA, verify_parts
 from reducio_latents.store.plan.parts import PART_KINDS, PENDING, part_path
 from reducio_latents.store.reports import ERRORS, QUALITY, Reports, report_damage
 from reducio_latents.store.store import Store
@@ -65,13 +65,14 @@ def verify(store: Store, progress: Callable[[int], None] = lambda _: None) -> Ve
     report.damage += _verify_plan(store)
     try:
         shards = {ShardKey(s.bucket, s.shard): s.rows for s in store.plan.shards()}
-        clips = {key: tuple(store.plan.shard_clips(*key)["clip_id"].to_pylist()) for key in shards}
-        store.plan.videos  # noqa: B018 - read and proven
+        for _ in store.plan.clip_tables():
+            pass  # read and proven
+        store.plan.video_columns(*VIDEO_SCHEMA.names)
     except StoreError as err:  # there is nothing to hold the commits against
         report.damage.append(Damage("plan", str(err)))
         return report
     report.damage += _verify_arrays(store, shards)
-    proof = _CommitProof(store, clips, report)
+    proof = _CommitProof(store, shards, report)
     # Shard by shard: columns that share a file come one after another.
     for column, key in sorted(list_commits(store.files), key=lambda item: (item[1], item[0])):
         report.damage += proof.of(column, key)
@@ -191,25 +192,24 @@ def _verify_listing(store: Store) -> Iterator[Damage]:
 class _CommitProof:
     """Proves commits and what they speak of. The last file is kept: columns may share it."""
 
-    def __init__(
-        self, store: Store, clips: Mapping[ShardKey, tuple[str, ...]], report: VerifyReport
-    ) -> None:
+    def __init__(self, store: Store, shards: Collection[ShardKey], report: VerifyReport) -> None:
         self._store = store
-        self._clips = clips
+        self._shards = shards
         self._report = report
         self._file = ("", b"", "")
         self.sound: dict[tuple[str, ShardKey], Commit] = {}
-        """The commits that can be read, whatever became of their rows."""
+        """The commits that can be read, whatever became of their rows; without what is told of
+        each row."""
         self.seen: set[tuple[str, ShardKey]] = set()
 
     def of(self, column: str, key: ShardKey) -> Iterator[Damage]:
         name, store = f"{key} {column}", self._store
         self.seen.add((column, key))
-        if key not in self._clips or column not in store.meta.columns:
+        if key not in self._shards or column not in store.meta.columns:
             unknown = f"column {column}" if column not in store.meta.columns else "shard"
             yield Damage(name, f"there is a commit, but the store describes no such {unknown}")
             return
-        clip_ids = self._clips[key]
+        clip_ids = tuple(store.plan.shard_clips(*key, ["clip_id"])["clip_id"].to_pylist())
         try:
             commit = Commit.read(store.files, key, column, agrees_with_itself=False)
         except StoreError as err:
@@ -219,7 +219,7 @@ class _CommitProof:
             what = f"the commit has {commit.rows} rows, the plan {len(clip_ids)}"
             yield Damage(name, what, clip_ids)
             return
-        self.sound[column, key] = commit
+        self.sound[column, key] = replace(commit, row_crc32c=(), ranges=())
         if commit.clips_sha256 != clips_sha256(clip_ids):
             yield Damage(name, "the commit is of other clips than the plan's", clip_ids)
         if commit.fingerprint != store.meta.columns[column].fingerprint:

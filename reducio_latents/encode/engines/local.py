@@ -180,12 +180,14 @@ def _without_lead(job: Job, todo: Todo, ledger: Ledger, report: EncodeReport) ->
 
 def moved_sources(job: Job) -> dict[str, VideoSource | None]:
     """Return the videos of the plan that are not where the plan has them, or gone."""
-    table = job.planned.plan.videos.select(["video", "url", "offset", "length"])
+    table = job.planned.plan.video_columns("video", "url", "offset", "length")
     moved = {}
-    for video, url, offset, length in zip(*(c.to_pylist() for c in table.columns), strict=True):
-        found = job.planned.find(video)
-        if found != VideoSource(join_url(job.root, url), offset, length):
-            moved[video] = found
+    for batch in table.to_batches():
+        columns = (column.to_pylist() for column in batch.columns)
+        for video, url, offset, length in zip(*columns, strict=True):
+            found = job.planned.find(video)
+            if found != VideoSource(join_url(job.root, url), offset, length):
+                moved[video] = found
     return moved
 
 

@@ -1,47 +1,98 @@
-"""Parquet tables that somebody else has written, read within bounds."""
+"""Parquet tables that somebody else has written, read within bounds, a row group at a time."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 MOST_BYTES, ROW_BYTES = 64 << 20, 8 << 10
-"""What a table may unpack to: so many bytes, and so many more a row."""
+"""What a row group may unpack to: so many bytes, and so many more a row."""
 ROWS_A_BYTE = 4
 """Rows that a byte of a file may hold at most; ids that differ take more than that."""
 
 
-def bounded_table(data: bytes) -> pa.Table:
-    """Return the table of a part; raise ValueError if it unpacks to more than its rows may be.
+class BoundedParquet:
+    """A Parquet file, by its bytes or its path; its tables are made when they are asked for.
 
-    Text is read as Parquet's dictionaries first: a text of a megabyte may stand in every row.
+    Raise ValueError for one that unpacks to more than its rows may be. Text is read as Parquet's
+    dictionaries first: a text of a megabyte may stand in every row.
     """
-    whole = pq.ParquetFile(pa.BufferReader(data))
-    texts = [
-        whole.schema.column(i).path
-        for i in range(len(whole.schema))
-        if whole.schema.column(i).physical_type == "BYTE_ARRAY"
-    ]
-    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts)
-    metadata = file.metadata
-    rows, schema = metadata.num_rows, whole.schema_arrow
-    require_few_rows(rows, len(data))
-    left = MOST_BYTES + ROW_BYTES * rows
-    require_bytes(sum(metadata.row_group(g).total_byte_size for g in groups_of(metadata)), left)
-    tables = []
-    for group in groups_of(metadata):
-        table = file.read_row_group(group, use_threads=False)
-        left -= sum(map(text_bytes, table.columns)) + table.nbytes
-        require_bytes(0, left)
-        tables.append(table.cast(schema))
-    found: pa.Table = pa.concat_tables(tables) if tables else schema.empty_table()
-    found.validate(full=True)
-    return found
+
+    def __init__(self, data: bytes | Path) -> None:
+        self._data = data
+        with pq.ParquetFile(self._source()) as file:
+            self.metadata: pq.FileMetaData = file.metadata
+            self.schema: pa.Schema = file.schema_arrow
+            columns = map(file.schema.column, range(len(file.schema)))
+            self._texts = [c.path for c in columns if c.physical_type == "BYTE_ARRAY"]
+        size = data.stat().st_size if isinstance(data, Path) else len(data)
+        require_few_rows(self.metadata.num_rows, size)
+
+    def _source(self) -> str | pa.BufferReader:
+        return str(self._data) if isinstance(self._data, Path) else pa.BufferReader(self._data)
+
+    @cached_property
+    def begins(self) -> NDArray[np.int64]:
+        """The first row of each group, then how many rows there are."""
+        groups = range(self.metadata.num_row_groups)
+        rows = [self.metadata.row_group(g).num_rows for g in groups]
+        return np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+
+    def group(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a row group, or `columns` of it; raise KeyError if it lacks one."""
+        names = list(self.schema.names if columns is None else columns)
+        schema = pa.schema([self.schema.field(name) for name in names], self.schema.metadata)
+        about = self.metadata.row_group(number)
+        left = MOST_BYTES + ROW_BYTES * about.num_rows
+        require_bytes(about.total_byte_size, left)
+        # A file of its own each time: threads may read at once.
+        with pq.ParquetFile(
+            self._source(), metadata=self.metadata, read_dictionary=self._texts
+        ) as file:
+            found = file.read_row_group(number, columns=columns, use_threads=False).select(names)
+        require_bytes(sum(map(text_bytes, found.columns)) + found.nbytes, left)
+        table: pa.Table = found.cast(schema)
+        table.validate(full=True)
+        return table
+
+    def groups(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield all groups; raise ValueError where they come to more than all rows may be."""
+        left = MOST_BYTES + ROW_BYTES * self.metadata.num_rows
+        for number in range(self.metadata.num_row_groups):
+            require_bytes(self.metadata.row_group(number).total_byte_size, left)
+            table = self.group(number, columns)
+            left -= table.nbytes
+            require_bytes(0, left)
+            yield table
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        tables = list(self.groups(columns))
+        return pa.concat_tables(tables) if tables else self.schema.empty_table()
+
+    def groups_with(self, column: str, values: Sequence[str]) -> Iterator[int]:
+        """Yield the groups whose statistics let one of `values`, which are sorted, be in a column
+        of texts."""
+        for number in range(self.metadata.num_row_groups):
+            group = self.metadata.row_group(number)
+            chunks = map(group.column, range(group.num_columns))
+            said = next(c.statistics for c in chunks if c.path_in_schema == column)
+            if said is None or not said.has_min_max:
+                yield number
+            elif (at := bisect_left(values, said.min)) < len(values) and values[at] <= said.max:
+                yield number
 
 
-def groups_of(metadata: pq.FileMetaData) -> range:
-    return range(metadata.num_row_groups)
+def bounded_table(data: bytes) -> pa.Table:
+    """Return a whole table; raise ValueError if it unpacks to more than its rows may be."""
+    return BoundedParquet(data).table()
 
 
 def require_few_rows(rows: int, file_bytes: int) -> None:

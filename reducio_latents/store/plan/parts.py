@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,14 +20,19 @@ from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.store.limits import MAX_SHARDS, must_hold, require_count
-from reducio_latents.store.plan.bounded import bounded_table, require_few_rows
+from reducio_latents.store.plan.bounded import BoundedParquet, require_few_rows
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
 
 PLAN_FOLDER = "plan"
 PENDING = f"{PLAN_FOLDER}/pending"
 """Folder of parts that are being stored: their videos, named by the sums of both tables."""
-PART_KINDS = ("part", "videos", "sha256")
+Kind = Literal["part", "videos"]
+"""A part's tables: of its clips, of its videos."""
+KINDS: tuple[Kind, ...] = ("videos", "part")
+PART_KINDS = (*KINDS, "sha256")
+PLACE = ("bucket", "shard", "row", "status")
+"""Columns that say where a clip stands."""
 PLAN_FORMAT_VERSION = 1
 METADATA_KEY = b"reducio_latents.plan"
 CHECKSUM_KEY = b"reducio_latents.plan.sha256"
@@ -66,29 +71,126 @@ class PlanPart:
     gone: tuple[str, ...] = field(default=(), compare=False)
     """Videos of earlier parts that the corpus does not list any more."""
 
+    @property
+    def clip_count(self) -> int:
+        return int(self.clips.num_rows)
+
+    def group(self, kind: Kind, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a table, or what it has of `columns`: it is one group."""
+        table = self.clips if kind == "part" else self.videos
+        return table if columns is None else table.select(_those_of(table.schema, columns))
+
+    def group_at(self, kind: Kind, row: int) -> tuple[int, int]:
+        return 0, 0
+
+    def groups_with(self, kind: Kind, videos: Sequence[str]) -> Iterator[int]:
+        return iter([0])
+
+    def tables(self, kind: Kind, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        return iter([self.group(kind, 0, columns)])
+
+    def packed(self) -> StoredPart:
+        """Return the part as it is stored, a tenth as large."""
+        data = {"part": _to_parquet(self.clips, self), "videos": _to_parquet(self.videos, self)}
+        about = _About(self.spec, self.shards, self.clips.num_rows)
+        return StoredPart(self.number, about, lambda kind: data[kind], "a plan in the making")
+
+
+class _About(NamedTuple):
+    """What a part says of itself in its footer."""
+
+    spec: PlanSpec
+    shards: Mapping[str, ShardRange]
+    clips: int
+
 
 class StoredPart:
-    """A part in a store. Its footer is read at once, a table when it is first asked for."""
+    """A part as it is stored. Its bytes are read and proven when they are first asked for, and
+    kept; its tables are made of them a row group at a time."""
 
-    def __init__(self, files: Files, number: int) -> None:
+    def __init__(
+        self, number: int, about: _About, load: Callable[[Kind], bytes], where: str
+    ) -> None:
         self.number = number
-        self._files = files
-        self.spec, self.shards = _read_about(files, part_path("part", number))
+        self.spec, self.shards, self.clip_count = about
+        self.load = load
+        self._where = where
+        self._open: dict[Kind, BoundedParquet] = {}
 
-    @cached_property
+    @classmethod
+    def of(cls, files: Files, number: int) -> StoredPart:
+        def load(kind: Kind) -> bytes:
+            return _read_checked(files, part_path(kind, number), number)
+
+        return cls(number, _read_about(files, part_path("part", number)), load, files.url)
+
+    @property
     def videos(self) -> pa.Table:
-        return _read_table(self._files, "videos", self.number, VIDEO_SCHEMA)
+        return self._whole("videos")
 
-    @cached_property
+    @property
     def clips(self) -> pa.Table:
-        table = _read_table(self._files, "part", self.number, CLIP_SCHEMA)
-        if not _stands_as_planned(table, self):
-            where = f"{self._files.url}/{part_path('part', self.number)}"
-            raise StoreError(f"{where} has clips that stand in other rows than it says. {DAMAGED}.")
-        return table
+        return self._whole("part")
+
+    def _whole(self, kind: Kind) -> pa.Table:
+        tables = list(self.tables(kind))
+        return pa.concat_tables(tables) if tables else self._parquet(kind).schema.empty_table()
+
+    def group(self, kind: Kind, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a row group of a table, or what it has of `columns`."""
+        file = self._parquet(kind)
+        columns = None if columns is None else _those_of(file.schema, columns)
+        wanted = columns
+        if columns is not None and kind == "part":
+            wanted = list(dict.fromkeys([*columns, *PLACE]))
+        with self._readable(kind):
+            table = file.group(number, wanted)
+            if kind == "part" and not _stand_as_planned(table, int(file.begins[number]), self):
+                raise ValueError("it has clips that stand in other rows than it says")
+        return table if columns is None else table.select(columns)
+
+    def group_at(self, kind: Kind, row: int) -> tuple[int, int]:
+        """Return the row group that a row is in, and the number of its first row."""
+        begins = self._parquet(kind).begins
+        number = int(np.searchsorted(begins, row, "right")) - 1
+        return number, int(begins[number])
+
+    def groups_with(self, kind: Kind, videos: Sequence[str]) -> Iterator[int]:
+        """Yield the row groups that may hold some of these videos, which are sorted by name."""
+        return self._parquet(kind).groups_with("video", videos)
+
+    def tables(self, kind: Kind, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield a table, or columns of it, a row group at a time."""
+        groups = range(len(self._parquet(kind).begins) - 1)
+        return (self.group(kind, number, columns) for number in groups)
+
+    def packed(self) -> StoredPart:
+        return self
+
+    def _parquet(self, kind: Kind) -> BoundedParquet:
+        if kind not in self._open:
+            with self._readable(kind):
+                found = BoundedParquet(self.load(kind))
+                schema = CLIP_SCHEMA if kind == "part" else VIDEO_SCHEMA
+                if not pa.schema([found.schema.field(n) for n in schema.names]).equals(schema):
+                    raise ValueError("it has columns of other types")
+            self._open[kind] = found
+        return self._open[kind]
+
+    @contextmanager
+    def _readable(self, kind: Kind) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, KeyError, ValueError, MemoryError, pa.ArrowException) as err:
+            where = f"{self._where}/{part_path(kind, self.number)}"
+            raise StoreError(f"{where} is no part of a plan ({err}). {DAMAGED}.") from err
 
 
 AnyPart = PlanPart | StoredPart
+
+
+def _those_of(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
+    return [name for name in columns if name in schema.names]
 
 
 class ShardSpan(NamedTuple):
@@ -117,23 +219,22 @@ def span_of(part: AnyPart, bucket: str, shard: int) -> ShardSpan:
     return ShardSpan(bucket, shard, sum(part.shards[n].rows for n in before) + skipped, count)
 
 
-def _stands_as_planned(clips: pa.Table, part: AnyPart) -> bool:
-    """Whether each clip says that it stands where its place in the table puts it."""
+def _stand_as_planned(clips: pa.Table, begin: int, part: StoredPart) -> bool:
+    """Whether clips that are in the table of a part from row `begin` on say that they are there."""
     size = part.spec.shard_rows
     shard, row = (clips[name].to_numpy() for name in ("shard", "row"))
     buckets, status = clips["bucket"].combine_chunks(), clips["status"].combine_chunks()
-    begin = 0
+    at, good = -begin, True
     for bucket, (first, rows) in part.shards.items():
-        numbers, here = np.arange(rows), slice(begin, begin + rows)
-        good = np.array_equal(shard[here], first + numbers // size)
+        here = slice(max(at, 0), max(min(at + rows, len(clips)), 0))
+        numbers = np.arange(here.start - at, here.stop - at)
+        good = good and np.array_equal(shard[here], first + numbers // size)
         good = good and np.array_equal(row[here], numbers % size)
         for column, value in ((buckets, bucket), (status, "planned")):
-            good = good and pc.all(pc.equal(column.slice(begin, rows), value)).as_py() is not False
-        if not good:
-            return False
-        begin += rows
-    others = status.slice(begin)
-    good = pc.all(pc.equal(others, "duplicate")).as_py() is not False
+            same = pc.equal(column.slice(here.start, len(numbers)), value)
+            good = good and pc.all(same).as_py() is not False
+        at += rows
+    good = good and pc.all(pc.equal(status.slice(max(at, 0)), "duplicate")).as_py() is not False
     return bool(good and (shard >= 0).all() and (row >= 0).all() and (row < size).all())
 
 
@@ -142,7 +243,7 @@ def part_path(kind: str, number: int) -> str:
     return f"{PLAN_FOLDER}/{kind}-{number:05d}.{'txt' if kind == 'sha256' else 'parquet'}"
 
 
-def write_part(files: Files, number: int, part: PlanPart) -> None:
+def write_part(files: Files, number: int, part: AnyPart) -> None:
     """Write a part: of its three files the clips commit it, and are created once.
 
     The videos lie in `PENDING` by then, so that whoever comes by can complete the part if its
@@ -154,7 +255,8 @@ def write_part(files: Files, number: int, part: PlanPart) -> None:
     path = part_path("part", number)
     if number and files.size(part_path("part", number - 1)) is None:
         raise StoreError(f"{files.url} has no part {number - 1} of the plan, only this {number}.")
-    clips, videos = _to_parquet(part.clips, part), _to_parquet(part.videos, part)
+    stored = part.packed()
+    clips, videos = stored.load("part"), stored.load("videos")
     files.write(_pending_path(number, clips, videos), videos)
     files.create(path, clips)
     complete_parts(files)
@@ -232,7 +334,7 @@ def _to_parquet(table: pa.Table, part: PlanPart) -> bytes:
 
 def read_parts(files: Files) -> list[StoredPart]:
     """Return the parts of the plan below `files`; raise StoreError if one is missing or damaged."""
-    parts = [StoredPart(files, number) for number in _numbers(files)]
+    parts = [StoredPart.of(files, number) for number in _numbers(files)]
     ends: dict[str, int] = {}
     for part in parts:
         where = f"{files.url}/{part_path('part', part.number)}"
@@ -263,7 +365,8 @@ def verify_parts(files: Files) -> list[tuple[str, str]]:
     """
     damage = []
     for number in _numbers(files):
-        for name in (part_path("videos", number), part_path("part", number)):
+        for kind in KINDS:
+            name = part_path(kind, number)
             try:
                 _read_checked(files, name, number)
             except StoreError as err:
@@ -291,20 +394,7 @@ def _read_checked(files: Files, path: str, number: int) -> bytes:
     return data
 
 
-def _read_table(files: Files, kind: str, number: int, schema: pa.Schema) -> pa.Table:
-    path = part_path(kind, number)
-    data = _read_checked(files, path, number)
-    try:
-        table = bounded_table(data)
-        same = table.select(schema.names).schema.equals(schema)
-    except (OSError, KeyError, ValueError, MemoryError, pa.ArrowException) as err:
-        raise StoreError(f"{files.url}/{path} is no part of a plan ({err}). {DAMAGED}.") from err
-    if not same:
-        raise StoreError(f"{files.url}/{path} has columns of other types. {DAMAGED}.")
-    return table
-
-
-def _read_about(files: Files, path: str) -> tuple[PlanSpec, Mapping[str, ShardRange]]:
+def _read_about(files: Files, path: str) -> _About:
     """Read what a part says of itself, and none of its rows."""
     where = f"{files.url}/{path}"
     try:
@@ -329,7 +419,8 @@ def _read_about(files: Files, path: str) -> tuple[PlanSpec, Mapping[str, ShardRa
             rows += count
         require_count(rows, footer.num_rows, "the rows of all buckets")
         require_few_rows(rows, files.size(path) or 0)
-        return spec, {bucket: ShardRange(*found) for bucket, found in shards.items()}
+        ranges = {bucket: ShardRange(*found) for bucket, found in shards.items()}
+        return _About(spec, ranges, footer.num_rows)
     except StoreError:
         raise
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as err:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,15 +12,33 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from reducio_latents.core.config import convert
 from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.files.source import VideoSource, join_url
-from reducio_latents.store.plan.parts import AnyPart, ShardRange, ShardSpan, read_parts, span_of
+from reducio_latents.store.plan.parts import (
+    AnyPart,
+    Kind,
+    ShardRange,
+    ShardSpan,
+    read_parts,
+    span_of,
+)
 from reducio_latents.store.plan.spec import PlanSpec
-from reducio_latents.store.plan.tables import CLIP_STATUS, VIDEO_STATUS, concat_parts
+from reducio_latents.store.plan.tables import (
+    CLIP_SCHEMA,
+    VIDEO_SCHEMA,
+    VIDEO_SPAN_SCHEMA,
+    VIDEO_STATUS,
+    concat_parts,
+    with_columns,
+)
+
+KEPT_BYTES = 256 << 20
+"""Of tables of clips that a plan keeps for those who ask for shards nearby."""
 
 
 class PlannedShard(NamedTuple):
@@ -41,6 +59,78 @@ class Known(NamedTuple):
     """How many the corpus listed of it, if any."""
 
 
+class KnownVideos:
+    """What the plan remembers of all its videos, in columns: some 100 bytes each."""
+
+    def __init__(self, tables: Sequence[pa.Table]) -> None:
+        self._tables = tuple(tables)
+        self._keys: dict[int, NDArray[np.uint64]] = {}
+
+    def plus(self, videos: pa.Table) -> KnownVideos:
+        """Return it with the videos of one more part, which may be planned again."""
+        new = with_columns(videos, ["video", *Known._fields])
+        for name in ("status", "reason"):
+            new = new.set_column(new.schema.names.index(name), name, new[name].dictionary_encode())
+        found, kept = KnownVideos([]), list[pa.Table]()
+        for i, table in enumerate(self._tables):
+            if len(here := _among(table, new["video"])):
+                table = table.filter(
+                    pc.invert(pc.is_in(table["video"], here["video"].combine_chunks()))
+                )
+            elif i in self._keys:
+                found._keys[len(kept)] = self._keys[i]
+            kept += [table] if len(table) else []
+        found._tables = (*kept, new)
+        return found
+
+    @property
+    def names(self) -> pa.ChunkedArray:
+        chunks = [chunk for table in self._tables for chunk in table["video"].chunks]
+        return pa.chunked_array(chunks, pa.string())
+
+    def named(self, names: Sequence[str]) -> dict[str, Known]:
+        """Return those of `names`, which are sorted, that there are."""
+        found: dict[str, Known] = {}
+        for table in self._tables:
+            here = _among(table, pa.chunked_array([names], pa.string()))
+            columns = (here[name].to_pylist() for name in ("video", *Known._fields))
+            found |= {name: Known(*rest) for name, *rest in zip(*columns, strict=True)}
+        return found
+
+    def with_status(self, status: str) -> pa.ChunkedArray:
+        """Return the names of the videos of a status."""
+        tables = [table.filter(pc.equal(table["status"], status)) for table in self._tables]
+        return KnownVideos(tables).names
+
+    def planned_with(self, hashes: Sequence[str]) -> dict[str, str]:
+        """Return sha256 -> video, of those of `hashes` that a planned video without spans has."""
+        found: dict[str, str] = {}
+        wanted = pa.array(hashes, pa.string())
+        for table in self._tables:
+            same = pc.and_(pc.is_in(table["sha256"], wanted), pc.equal(table["status"], "planned"))
+            here = table.filter(pc.and_(same, pc.is_null(table["spans"])))
+            found |= dict(zip(*(here[n].to_pylist() for n in ("sha256", "video")), strict=True))
+        return found
+
+    def keys(self, key: Callable[[str], int]) -> Iterator[tuple[pa.Table, NDArray[np.uint64]]]:
+        """Yield the videos in tables, and `key` of the name of each; it is always the same one."""
+        for i, table in enumerate(self._tables):
+            if i not in self._keys:
+                names = table["video"].to_pylist()
+                self._keys[i] = np.fromiter(map(key, names), np.uint64, count=len(names))
+            yield table, self._keys[i]
+
+
+def _among(table: pa.Table, names: pa.ChunkedArray) -> pa.Table:
+    """Return the rows of videos that are among `names`; both are sorted by name."""
+    if not len(table) or not len(names):
+        return table.slice(0, 0)
+    one, other = table["video"], names
+    if one[-1].as_py() < other[0].as_py() or other[-1].as_py() < one[0].as_py():
+        return table.slice(0, 0)
+    return table.filter(pc.is_in(one, other.combine_chunks()))
+
+
 @dataclass(frozen=True)
 class PlanCounts:
     """How many there are by status; `found` is their sum."""
@@ -58,6 +148,7 @@ class Plan:
 
     def __init__(self, parts: Sequence[AnyPart]) -> None:
         self._parts = tuple(parts)
+        self._groups: dict[tuple[Any, ...], tuple[pa.Table, int]] = {}
 
     @classmethod
     def of(cls, part: AnyPart) -> Plan:
@@ -65,7 +156,10 @@ class Plan:
 
     def extended(self, part: AnyPart) -> Plan:
         """Return the plan with one more part."""
-        return Plan([*self._parts, part])
+        plan = Plan([*self._parts, part])
+        if "known" in vars(self):
+            plan.known = self.known.plus(part.videos)
+        return plan
 
     @property
     def spec(self) -> PlanSpec:
@@ -77,18 +171,39 @@ class Plan:
 
     @cached_property
     def clips(self) -> pa.Table:
-        """One row a clip, part after part."""
+        """One row a clip, part after part. All of it: some 250 MB a million clips."""
         return concat_parts([part.clips for part in self._parts])
 
     @cached_property
     def videos(self) -> pa.Table:
         """One row a video: of one that failed and was planned again, what came of it last."""
-        table = concat_parts([part.videos for part in self._parts])
+        return self._last_of_each(concat_parts([part.videos for part in self._parts]))
+
+    def video_columns(self, *names: str) -> pa.Table:
+        """Return some columns of `videos`, for plans whose table is too large to be kept."""
+        columns = list(dict.fromkeys(["video", *names]))
+        tables = [table for part in self._parts for table in part.tables("videos", columns)]
+        table = concat_parts(tables) if tables else VIDEO_SCHEMA.empty_table()
+        return with_columns(self._last_of_each(table), names)
+
+    def _last_of_each(self, videos: pa.Table) -> pa.Table:
         if self.parts == 1:
-            return table
-        codes = table["video"].combine_chunks().dictionary_encode().indices.to_numpy()
-        _, from_the_end = np.unique(codes[::-1], return_index=True)
-        return table.take(np.sort(len(codes) - 1 - from_the_end))
+            return videos
+        codes = videos["video"].combine_chunks().dictionary_encode()
+        if len(codes.dictionary) == len(codes):
+            return videos
+        _, from_the_end = np.unique(codes.indices.to_numpy()[::-1], return_index=True)
+        return videos.take(np.sort(len(codes) - 1 - from_the_end))
+
+    def failed_videos(self) -> pa.Table:
+        """Return the columns video and reason of the videos that failed."""
+        table = self.video_columns("video", "reason", "status")
+        return table.filter(pc.equal(table["status"], "failed")).select(["video", "reason"])
+
+    def clip_tables(self, *names: str) -> Iterator[pa.Table]:
+        """Yield some columns of `clips`, or all, piece by piece."""
+        for part in self._parts:
+            yield from part.tables("part", names or None)
 
     def shards(self) -> list[PlannedShard]:
         """Return every shard, by bucket and number. Reads no table: O(shards)."""
@@ -102,17 +217,44 @@ class Plan:
                 ]
         return found
 
-    def shard_clips(self, bucket: str, shard: int) -> pa.Table:
-        """Return the clips of one shard by row, without copying them."""
+    def shard_clips(
+        self, bucket: str, shard: int, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Return the clips of one shard by row, or columns of them. A piece of some 100 shards is
+        read at once, and kept while there is room."""
         part, span = self._find(bucket, shard)
-        table: pa.Table = part.clips
-        return table.slice(span.begin, span.rows)
+        at, end, found = span.begin, span.begin + span.rows, list[pa.Table]()
+        while at < end:
+            number, first = part.group_at("part", at)
+            table = self._group(part, "part", number, columns)
+            found.append(table.slice(at - first, end - at))
+            at += found[-1].num_rows
+        return found[0] if len(found) == 1 else pa.concat_tables(found)
+
+    def _group(
+        self, part: AnyPart, kind: Kind, number: int, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Return a row group; what was read first is forgotten first."""
+        key = part.number, kind, number, None if columns is None else tuple(columns)
+        if (kept := self._groups.get(key)) is not None:
+            return kept[0]
+        table = part.group(kind, number, columns)
+        # Threads may do this at once, and at worst do it twice.
+        groups = {**self._groups, key: (table, table.nbytes)}
+        size = sum(kept for _, kept in groups.values())
+        for old in list(groups)[:-1]:
+            if size <= KEPT_BYTES:
+                break
+            size -= groups.pop(old)[1]
+        self._groups = groups
+        return table
 
     def _find(self, bucket: str, shard: int) -> tuple[AnyPart, ShardSpan]:
         """Return the part that has a shard, and where."""
-        for part in self._parts:
-            if (span := span_of(part, bucket, shard)).rows:
-                return part, span
+        parts = self._ranges(bucket)
+        at = bisect.bisect_right(parts, shard, key=lambda found: found[1].first) - 1
+        if at >= 0 and (span := span_of(parts[at][0], bucket, shard)).rows:
+            return parts[at][0], span
         raise StoreError(f"the plan has no shard {shard} of bucket {bucket}.")
 
     def next_shard(self, bucket: str) -> int:
@@ -121,27 +263,47 @@ class Plan:
         return max(used, default=0)
 
     def _ranges(self, bucket: str) -> list[tuple[AnyPart, ShardRange]]:
-        return [(part, part.shards[bucket]) for part in self._parts if bucket in part.shards]
+        return self._all_ranges.get(bucket, [])
 
     @cached_property
-    def known(self) -> dict[str, Known]:
-        names = [n for n in ("video", *Known._fields) if n in self.videos.schema.names]
-        columns = (self.videos[name].to_pylist() for name in names)
-        return {name: Known(*rest) for name, *rest in zip(*columns, strict=True)}
+    def _all_ranges(self) -> dict[str, list[tuple[AnyPart, ShardRange]]]:
+        found: dict[str, list[tuple[AnyPart, ShardRange]]] = {}
+        for part in self._parts:
+            for bucket, shards in part.shards.items():
+                found.setdefault(bucket, []).append((part, shards))
+        return found
 
-    def own_clips(self, videos: Sequence[str]) -> pa.Table:
-        """Return the planned clips of these videos; those of one stand together, by start.
+    @cached_property
+    def known(self) -> KnownVideos:
+        known = KnownVideos([])
+        for part in self._parts:
+            for table in part.tables("videos", ["video", *Known._fields]):
+                known = known.plus(table)
+        return known
+
+    def own_clips(self, videos: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the planned clips of these videos, or columns of them; those of one stand
+        together, by start.
 
         Of a video that was planned again those of its last part.
         """
-        wanted, found = pa.array(videos, pa.string()), list[pa.Table]()
+        wanted, found = sorted(videos), list[pa.Table]()
+        read = None if columns is None else list(dict.fromkeys(["video", "status", *columns]))
         for part in reversed(self._parts):
-            of_these = pc.is_in(part.clips["video"], wanted)
-            planned = pc.equal(part.clips["status"], "planned")
-            found.insert(0, part.clips.filter(pc.and_(planned, of_these)))
-            here = pc.is_in(wanted, part.videos["video"].combine_chunks())
-            wanted = wanted.filter(pc.invert(here))
-        return concat_parts(found)
+            names, here = pa.array(wanted, pa.string()), list[pa.Table]()
+            for number in part.groups_with("part", wanted):
+                table = part.group("part", number, read)
+                planned = pc.equal(table["status"], "planned")
+                here.append(table.filter(pc.and_(planned, pc.is_in(table["video"], names))))
+            found = here + found
+            for number in part.groups_with("videos", wanted):
+                table = part.group("videos", number, ["video"])
+                names = names.filter(pc.invert(pc.is_in(names, table["video"].combine_chunks())))
+            wanted = names.to_pylist()
+        if not found:
+            found = [CLIP_SCHEMA.empty_table()]
+        table = concat_parts(found)
+        return table if columns is None else table.select(columns)
 
     def video(self, name: str, shard: tuple[str, int] | None = None) -> dict[str, Any]:
         """Return a video's row; raise StoreError if the plan has none.
@@ -150,11 +312,13 @@ class Plan:
         was replaced is planned again under its name.
         """
         for part in reversed(self._parts) if shard is None else [self._find(*shard)[0]]:
-            names = part.videos["video"]
-            row = bisect.bisect_left(range(len(names)), name, key=lambda i: names[i].as_py())
-            if row < len(names) and names[row].as_py() == name:
-                found: dict[str, Any] = part.videos.slice(row, 1).to_pylist()[0]
-                return found
+            for number in part.groups_with("videos", [name]):
+                table = self._group(part, "videos", number)
+                names = table["video"]
+                row = bisect.bisect_left(range(len(names)), name, key=lambda i: names[i].as_py())
+                if row < len(names) and names[row].as_py() == name:
+                    found: dict[str, Any] = table.slice(row, 1).to_pylist()[0]
+                    return found
         raise StoreError(f"the plan has no video {name!r}.")
 
     def source(self, name: str, corpus_root: str) -> VideoSource:
@@ -163,16 +327,18 @@ class Plan:
         return VideoSource(join_url(corpus_root, row["url"]), row["offset"], row["length"])
 
     def counts(self) -> PlanCounts:
-        spans = Counter[str]()
-        if "spans" in self.videos.schema.names:
-            spans["found"] = pc.sum(self.videos["spans"]).as_py() or 0
-            for pair in pc.value_counts(self.videos["spans_without_clips"]).to_pylist():
+        found = sum(part.clip_count for part in self._parts)
+        planned = sum(shards.rows for part in self._parts for shards in part.shards.values())
+        videos, spans = self.video_columns("status", *VIDEO_SPAN_SCHEMA.names), Counter[str]()
+        if listed := pc.sum(videos["spans"]).as_py():
+            spans["found"] = listed
+            for pair in pc.value_counts(videos["spans_without_clips"]).to_pylist():
                 said = parse_json(pair["values"] or "{}")
                 for reason, number in convert(said, dict[str, int], where="spans").items():
                     spans[reason] += number * pair["counts"]
         return PlanCounts(
-            _count(self.videos["status"], VIDEO_STATUS),
-            _count(self.clips["status"], CLIP_STATUS),
+            _count(videos["status"], VIDEO_STATUS),
+            {"found": found, "planned": planned, "duplicate": found - planned},
             dict(spans),
         )
 

@@ -7,18 +7,11 @@ from operator import attrgetter
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.store.commit import clips_sha256
-from reducio_latents.store.plan.bounded import (
-    MOST_BYTES,
-    ROW_BYTES,
-    groups_of,
-    require_bytes,
-    text_bytes,
-)
+from reducio_latents.store.plan.bounded import BoundedParquet
 from reducio_latents.store.plan.parts import (
     DAMAGED,
     ShardSpan,
@@ -41,6 +34,7 @@ class ShardSums:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._sums: dict[tuple[str, int], str] = {}
+        self._tables: dict[str, BoundedParquet] = {}
         self._parts: list[tuple[StoredPart, list[ShardSpan]]] | None = None
 
     def of(self, bucket: str, shard: int) -> str | None:
@@ -70,16 +64,12 @@ class ShardSums:
 
     def _ids(self, path: str, start: int, rows: int) -> tuple[int, list[str]]:
         """Return the ids of the row groups that hold these rows, and the first one's row."""
-        local = self._files.local_path(path)
-        source = pa.BufferReader(self._files.read(path)) if local is None else str(local)
-        with pq.ParquetFile(source, read_dictionary=["clip_id"]) as file:
-            metadata = file.metadata
-            ends = np.cumsum([metadata.row_group(g).num_rows for g in groups_of(metadata)])
-            begin_group = int(np.searchsorted(ends, start, "right"))
-            end_group = int(np.searchsorted(ends, start + rows, "left")) + 1
-            ids: list[str] = []
-            for group in range(begin_group, end_group):
-                table = file.read_row_group(group, columns=["clip_id"], use_threads=False)
-                require_bytes(text_bytes(table["clip_id"]), MOST_BYTES + ROW_BYTES * len(table))
-                ids += table["clip_id"].to_pylist()
-        return (int(ends[begin_group - 1]) if begin_group else 0), ids
+        if path not in self._tables:
+            local = self._files.local_path(path)
+            self._tables[path] = BoundedParquet(self._files.read(path) if local is None else local)
+        table = self._tables[path]
+        first = int(np.searchsorted(table.begins, start, "right")) - 1
+        last = int(np.searchsorted(table.begins, start + rows, "left"))
+        groups = (table.group(number, ["clip_id"]) for number in range(first, last))
+        ids = [name for group in groups for name in group["clip_id"].to_pylist()]
+        return int(table.begins[first]), ids

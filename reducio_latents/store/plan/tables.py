@@ -127,6 +127,14 @@ def _column(values: list[Scalar | None]) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
+def with_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Return columns of a table; those of `VIDEO_SPAN_SCHEMA` that it lacks are null."""
+    for field in VIDEO_SPAN_SCHEMA:
+        if field.name in names and field.name not in table.schema.names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(list(names))
+
+
 def concat_parts(tables: Sequence[pa.Table]) -> pa.Table:
     """Join parts whose carried columns may differ: a missing one is null, mixed types are text."""
     if len(tables) == 1:
