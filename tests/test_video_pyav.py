@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.videos import (
     constant_rate,
     read_number,
     shown_at,
+    write_frames,
     write_sound,
     write_video,
 )
@@ -283,3 +285,144 @@ def test_a_child_process_reads_what_its_parent_was_reading(tmp_path: Path) -> No
     assert child.exitcode == 0
     assert queue.get() == expected(times, 0.5)
     assert numbers(next(clips)) == expected(times, 0.5)
+
+
+def _set_time(path: Path, frame: int, shift_s: float | None) -> None:
+    """Change the presentation time of one picture of an MPEG-TS; None: take it away."""
+    data = bytearray(path.read_bytes())
+    at = -1
+    for _ in range(frame + 1):
+        at = data.index(b"\x00\x00\x01\xe0", at + 1)
+    if shift_s is None:
+        data[at + 7] &= 0x3F
+    else:
+        field = data[at + 9 : at + 14]
+        old = (field[0] & 0x0E) << 29 | field[1] << 22 | (field[2] & 0xFE) << 14
+        ticks = (old | field[3] << 7 | field[4] >> 1) + round(shift_s * 90000)
+        high, middle, low = ticks >> 30 & 7, ticks >> 15 & 0x7FFF, ticks & 0x7FFF
+        data[at + 9] = field[0] & 0xF1 | high << 1
+        data[at + 10 : at + 14] = (middle << 1 | 1).to_bytes(2, "big") + (low << 1 | 1).to_bytes(
+            2, "big"
+        )
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("frame", [100, 179])
+@pytest.mark.parametrize("shift_s", [None, 2.0, -1.0, 1000.0])
+def test_one_wrong_time_costs_no_more_than_the_clips_around_it(
+    tmp_path: Path, shift_s: float | None, frame: int
+) -> None:
+    times = constant_rate(180, 30)
+    path = write_video(tmp_path / "wrong.ts", times)
+    _set_time(path, frame, shift_s)
+    info = PyAVBackend().probe(VideoSource(str(path)))
+    assert info.duration_s == pytest.approx(6.0, abs=0.05)
+    clips = read(path, starts := [0.0, 1.0, 2.9, 4.0, 4.9])
+    assert [numbers(clip) for clip in clips] == [expected(times, start) for start in starts]
+    if info.frames < 180:
+        assert frame == 179
+        assert "1 frames more: presentation times" in info.note
+
+
+def test_a_time_that_nothing_tells_costs_the_clips_around_it(tmp_path: Path) -> None:
+    gaps = np.random.default_rng(0).uniform(0.02, 0.06, 160)
+    times = [0.0, *np.cumsum(gaps)]
+    path = write_video(tmp_path / "uneven.ts", times)
+    _set_time(path, 80, -1.0)
+    before, at, after = read(path, [0.0, times[80] - 0.5, times[81] + 0.2])
+    assert numbers(before) == expected(times, 0.0)
+    assert "presentation times are missing or go backwards at" in str(at)
+    assert numbers(after) == expected(times, times[81] + 0.2)
+
+
+@pytest.mark.parametrize("rate", [24, 50])
+@pytest.mark.parametrize("name", ["a.264", "a.hevc", "a.m2v", "a.m4v"])
+def test_bare_pictures_are_shown_one_after_another_at_their_rate(
+    tmp_path: Path, name: str, rate: int
+) -> None:
+    codec, options = {
+        "a.264": ("libx264", X264_B_FRAMES),
+        "a.hevc": ("libx265", X265),
+        "a.m2v": ("mpeg2video", {"b": "4M", "bf": "2", "g": "12"}),
+        "a.m4v": ("mpeg4", {"b": "4M", "bf": "2", "g": "15"}),
+    }[name]
+    times = constant_rate(120, rate)
+    recipe = Recipe(codec=codec, options=options, time_base=Fraction(1, rate))
+    path = write_video(tmp_path / name, times, recipe)
+    info = PyAVBackend().probe(VideoSource(str(path)))
+    assert (info.frames, info.note) == (120, "")
+    assert info.duration_s == pytest.approx(120 / rate)
+    for start in (0.0, 1.3):
+        [clip] = read(path, [start])
+        assert numbers(clip) == expected(times, start)
+
+
+def test_pictures_without_any_rate_are_25_a_second_and_said_to_be(tmp_path: Path) -> None:
+    times = constant_rate(120, 25)
+    recipe = Recipe(codec="mjpeg", pix_fmt="yuvj420p", options={}, time_base=Fraction(1, 25))
+    path = write_video(tmp_path / "a.mjpeg", times, recipe)
+    info = PyAVBackend().probe(VideoSource(str(path)))
+    assert (info.frames, info.rate_fps) == (120, 25.0)
+    assert info.duration_s == pytest.approx(4.8)
+    assert "taken as 25 a second" in info.note
+    [clip] = read(path, [3.7])
+    assert numbers(clip) == expected(times, 3.7)
+
+
+def test_what_is_lost_is_said(tmp_path: Path) -> None:
+    recipe = Recipe(options=X264_B_FRAMES, muxer={"movflags": "faststart"})
+    path = write_video(tmp_path / "cut.mp4", constant_rate(240, 30), recipe)
+    assert not PyAVBackend().probe(VideoSource(str(path))).note
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    note = PyAVBackend().probe(VideoSource(str(path))).note
+    assert re.fullmatch(r"it promises 8\.000 s, but its frames end at [1-5]\.\d{3} s", note)
+    bunched = [*constant_rate(30, 30), *(1 + i / 90000 for i in range(60))]
+    path = write_video(tmp_path / "bunched.mp4", bunched)
+    note = PyAVBackend().probe(VideoSource(str(path))).note
+    assert note == "59 of its 90 frames are shown for less than 1 ms, and lost"
+
+
+CENC = {
+    "encryption_scheme": "cenc-aes-ctr",
+    "encryption_key": "00112233445566778899aabbccddeeff",
+    "encryption_kid": "00112233445566778899aabbccddeeff",
+}
+
+
+def test_encrypted_pictures_are_refused_as_such(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "a.mp4", constant_rate(30, 30), Recipe(muxer=CENC))
+    parts = Recipe(muxer=CENC | {"movflags": "frag_keyframe+empty_moov"})
+    fragments = write_video(tmp_path / "b.mp4", constant_rate(30, 30), parts)
+    hevc = Recipe(codec="libx265", options=X265, muxer=CENC)
+    write_video(tmp_path / "c.mp4", constant_rate(30, 30), hevc)
+    for name, tag, data in (
+        ("d.mp4", b"avc1", whole.read_bytes()),  # told by `sinf` alone
+        ("e.mp4", b"drmi", whole.read_bytes()),
+        ("f.mp4", b"encv", fragments.read_bytes()[:2000]),
+    ):
+        (tmp_path / name).write_bytes(data.replace(b"encv", tag))
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(VideoError, match="it is encrypted; decrypt it first"):
+            PyAVBackend().probe(VideoSource(str(path)))
+        [error] = read(path, [0.0])
+        assert str(error) == f"{path}: clip at 0.000 s: it is encrypted; decrypt it first."
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_transparent_webm_is_laid_on_black(tmp_path: Path, codec: str) -> None:
+    times = constant_rate(120, 30)
+    frames = []
+    for i in range(len(times)):
+        picture = np.full((80, 96, 4), 255, np.uint8)
+        picture[..., :3] = barcode(i)
+        picture[40:, :, 3] = 0
+        frames.append(av.VideoFrame.from_ndarray(picture, "rgba").reformat(format="yuva420p"))
+    options = {"deadline": "good", "cpu-used": "4", "b": "1M", "auto-alt-ref": "0", "g": "25"}
+    recipe = Recipe(codec=codec, pix_fmt="yuva420p", options=options, time_base=MS, alpha=True)
+    path = write_frames(tmp_path / "a.webm", frames, times, recipe)
+    for start in (0.0, 2.7):  # sought
+        [clip] = read(path, [start])
+        assert numbers(clip) == expected([round(time, 3) for time in times], start)
+        assert isinstance(clip, ClipFrames)
+        assert clip.frames[3][:38].mean() > 40
+        assert clip.frames[3][44:].max() < 8

@@ -6,9 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reducio_latents.video.orientation import Orientation
-from reducio_latents.video.timeline import PacketClock, is_hidden, rounding_s
+from reducio_latents.video.timeline import (
+    DecodedFrame,
+    FrameOrder,
+    PacketClock,
+    Timed,
+    frame_ticks,
+    is_hidden,
+    rounding_s,
+)
 
 
 @dataclass
@@ -58,12 +68,12 @@ def test_what_is_never_shown_is_left_out() -> None:
     ]
     made = clock(packets)
     assert (made.first, made.last, made.end(None, 7)) == (0, 30, 60)
-    assert made.untimed == 0
+    assert made.doubtful == 0
 
 
 def test_packets_without_a_time_are_counted() -> None:
-    assert clock([Packet(0, 30), Packet(None, 30)]).untimed == 1
-    assert clock([Packet(None, 1, dts=4), Packet(None, 1, dts=5)], by_dts=True).untimed == 0
+    assert clock([Packet(0, 30), Packet(None, 30)]).doubtful == 1
+    assert clock([Packet(None, 1, dts=4), Packet(None, 1, dts=5)], by_dts=True).doubtful == 0
 
 
 def test_times_are_rounded_to_half_a_tick_but_never_to_half_a_frame() -> None:
@@ -110,3 +120,53 @@ def test_the_eight_orientations_are_a_flip_and_a_turn() -> None:
     for degrees in (0, 90, 180, 270):
         assert Orientation.from_degrees(degrees).rotation == degrees
         assert not Orientation.from_degrees(degrees).mirrored
+
+
+def timed(ticks: list[int | None], usual: int = 10) -> list[int | str]:
+    """Return the times that frames get, each in place of its own; `-` where it is left out."""
+    order, found = FrameOrder(usual), dict[int, int | str]()
+    out = [one for i, tick in enumerate(ticks) for one in order.add(DecodedFrame(i, tick, False))]
+    for one in [*out, *order.end()]:
+        if isinstance(one, Timed):
+            found[one.frame] = one.tick
+    return [found.get(i, "-") for i in range(len(ticks))]
+
+
+@given(
+    place=st.integers(2, 17),
+    wrong=st.one_of(st.none(), st.integers(-5000, 5000)),
+    tick=st.integers(4, 90000),
+)
+def test_one_wrong_time_among_even_ones_is_put_right(
+    place: int, wrong: int | None, tick: int
+) -> None:
+    good: list[int | None] = [i * tick for i in range(20)]
+    if wrong is None or not (place - 1) * tick < wrong < (place + 1) * tick:
+        assert timed([*good[:place], wrong, *good[place + 1 :]], tick) == good
+
+
+def test_times_that_a_reordering_decoder_mixed_up_are_put_right() -> None:
+    mixed = [0, 10, 20, 30, None, 50, 60, 110, 70, 90, 100, 80, 120]
+    assert timed(mixed) == list(range(0, 130, 10))
+    assert timed([900, 10, 20, 30]) == [0, 10, 20, 30]
+
+
+def test_a_frame_whose_time_nothing_tells_is_left_out_and_no_other() -> None:
+    uneven: list[int | None] = [0, 7, 31, 40, 77, 55, 95, 105, 115, 125]  # which of 77 and 55?
+    found = timed(uneven)
+    assert found == [0, 7, 31, 40, "-", "-", 95, 105, 115, 125]
+    assert timed([0, 7, 31, 40, 77, 90, 95]) == [0, 7, 31, 40, 77, 90, 95]
+    assert timed([0, 10, 20, 30, *range(-80, 30, 10)]) == [0, 10, 20, 30] + ["-"] * 11
+    assert timed([None] * 30) == list(range(0, 300, 10))
+
+
+def test_a_frame_at_the_usual_distance_waits_for_no_other() -> None:
+    order = FrameOrder(10)
+    assert not order.add(DecodedFrame("a", 5, True))
+    assert len(order.add(DecodedFrame("b", 15, False))) == 2
+    assert order.add(DecodedFrame("c", 25, False)) == [Timed("c", 25, False)]
+    assert not order.is_broken
+
+
+def test_a_bare_frame_lasts_as_long_as_others_unless_it_repeats_a_field() -> None:
+    assert [frame_ticks(told, 40) for told in (0, 1, 40, 48, 60, 80)] == [40, 40, 40, 40, 60, 40]

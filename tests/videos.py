@@ -74,6 +74,8 @@ class Recipe:
     """Presentation time of the first frame."""
     tags: tuple[int, int, int, int] | None = None
     """range, matrix, primaries, transfer (H.273)."""
+    alpha: bool = False
+    """Whether to say that a WebM is transparent."""
 
 
 X264_B_FRAMES = {"preset": "veryfast", "crf": "18", "bf": "3", "g": "30", "b_strategy": "0"}
@@ -101,6 +103,8 @@ def write_frames(
         stream.width, stream.height = made.size
         stream.pix_fmt = made.pix_fmt
         stream.time_base = stream.codec_context.time_base = made.time_base
+        if made.alpha:
+            stream.metadata["alpha_mode"] = "1"
         if made.sample_aspect is not None:
             stream.codec_context.sample_aspect_ratio = made.sample_aspect
         if made.matrix is not None:

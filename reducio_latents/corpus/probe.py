@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from reducio_latents.core.text import printable
 from reducio_latents.corpus.entry import CorpusVideo
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource
@@ -13,6 +15,7 @@ from reducio_latents.video.identity import size_and_sha256, stamp_of
 from reducio_latents.video.processes import Channel, ProcessPool
 from reducio_latents.video.protocol import VideoBackend
 
+log = logging.getLogger(__name__)
 OnProbe = Callable[[int, int], None]
 """Told (videos probed, videos to be)."""
 
@@ -49,6 +52,8 @@ class ProbeRecord:
     """Of the video's bytes, in hexadecimal; "" if they cannot be read to the end."""
     error: str | None = None
     """Why no clip can be had of it; None for a healthy video."""
+    note: str = field(default="", compare=False)
+    """What a user should know of it; told in the run that probed, and not kept."""
     stamp: str = field(default="", compare=False)
     """See `stamp_of`, before the bytes were hashed. Known in the run that probed, and not kept."""
 
@@ -82,6 +87,7 @@ def probe_video(
         frames=info.frames,
         bytes=size,
         sha256=digest,
+        note=info.note,
         stamp=stamp,
     )
 
@@ -108,6 +114,8 @@ def probe_videos(
         found = pool.run((video.source, probing.backend) for video in good)
         for video, (_, record, lost) in zip(good, found, strict=True):
             records[video.video] = record if lost is None else failed_record(lost)
+            if lost is None and record.note:
+                log.warning("%s: %s.", printable(video.video), record.note)
             on_probe(len(records), len(videos))
     return records
 

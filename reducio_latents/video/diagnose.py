@@ -7,7 +7,9 @@ import string
 from typing import BinaryIO
 
 _HEAD_BYTES = 1 << 16
-_ENCRYPTED_BOXES = (b"encv", b"pssh", b"tenc")
+_DESCRIPTION_BYTES = 1 << 20
+_ENCRYPTED_BOXES = (b"encv", b"pssh", b"tenc", b"drmi")
+ENCRYPTED = "it is encrypted; decrypt it first"
 _TEXT = frozenset(string.printable.encode())
 
 
@@ -21,29 +23,39 @@ def why_unreadable(file: BinaryIO) -> str:
         return "the file starts with nothing but zero bytes; it was not written completely"
     if head[:16].lstrip()[:1] == b"<" or all(byte in _TEXT for byte in head[:1024]):
         return "it is a text or web page, not a video"
-    if any(box in head for box in _ENCRYPTED_BOXES) and b"ftyp" in head[:64]:
-        return "it is encrypted; decrypt it first"
-    if head[4:8] == b"ftyp" and not _has_box(file, b"moov"):
+    if is_encrypted(file):
+        return ENCRYPTED
+    if head[4:8] == b"ftyp" and not _find_box(file, b"moov"):
         return "it is an MP4 without its index (moov box): it was cut short or never finished"
     if head[:4] == b"\x1a\x45\xdf\xa3":
         return "it is a damaged Matroska or WebM file"
-    return "it is not a video in a format that is known here, or it is damaged"
+    return "it is not a video in a format that is known here, or it is damaged or encrypted"
 
 
-def _has_box(file: BinaryIO, wanted: bytes) -> bool:
-    """Walk the top level boxes of an MP4."""
+def is_encrypted(file: BinaryIO) -> bool:
+    """Return whether an MP4 says that its pictures are encrypted."""
+    file.seek(0)
+    if b"ftyp" not in file.read(64):
+        return False
+    file.seek(_find_box(file, b"moov") or 0)
+    description = file.read(_DESCRIPTION_BYTES)
+    return any(box in description for box in _ENCRYPTED_BOXES)
+
+
+def _find_box(file: BinaryIO, wanted: bytes) -> int | None:
+    """Walk the top level boxes of an MP4; return where the wanted one begins."""
     at, end = 0, file.seek(0, os.SEEK_END)
     while at < end:
         file.seek(at)
         header = file.read(16)
         if len(header) < 8:
-            return False
+            return None
         if header[4:8] == wanted:
-            return True
+            return at
         size = int.from_bytes(header[:4], "big")
         if size == 1:
             size = int.from_bytes(header[8:16], "big")
         if size < 8:
-            return False
+            return None
         at += size
-    return False
+    return None

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import av
 from av.sidedata.sidedata import SideDataContainer, Type
 
+from reducio_latents.core.clips import TIME_TOLERANCE_S
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource, open_source
-from reducio_latents.video.diagnose import why_unreadable
+from reducio_latents.video.diagnose import ENCRYPTED, is_encrypted, why_unreadable
 from reducio_latents.video.orientation import Orientation
 from reducio_latents.video.timeline import PacketClock, rounding_s
 
 READ_ERRORS = (av.FFmpegError, OSError, EOFError, ValueError, MemoryError)
 """What reading and decoding damaged or unreachable data raises."""
 UNDECODABLE = "none of its pictures can be decoded; it is damaged or encrypted"
+_UNTIMED_FORMATS = ("h264", "hevc", "vvc", "obu", "av1", "m4v", "mpegvideo", "h263", "mjpeg", "vc1")
+"""Bare pictures, one after another, at a rate that they tell or that is taken to be 25 a second:
+the times that FFmpeg makes up for them differ from that at the start, and after a seek."""
+_LONGEST_WAIT_S = {"mpegts": 0.7, "mpeg": 0.7}
+"""From a frame's time to the next, by ISO 13818-1. Other containers tell how long frames last."""
+_WORTH_SAYING_S, _WORTH_SAYING = 0.5, 0.05
+"""Seconds, and the share of frames, from which on a loss is told before a clip is read."""
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""FFmpeg's own decoders leave out the transparency that WebM keeps beside a picture."""
 
 # Self-contained files only: a playlist could make FFmpeg open other files or addresses.
 FORMATS = (
@@ -38,7 +50,7 @@ class Scan(NamedTuple):
 
     first: Any
     is_complete: bool
-    """Whether every packet has a time; if not, only decoding tells what follows."""
+    """Whether every packet has a time that can be; if not, only decoding tells what follows."""
     frames: int
     duration_s: float
     times_s: list[float]
@@ -47,6 +59,8 @@ class Scan(NamedTuple):
     """Which of them are key frames."""
     discarded: int
     """Packets that an edit list keeps from being shown."""
+    note: str = ""
+    """See `VideoInfo.note`."""
 
 
 class VideoFile:
@@ -101,7 +115,11 @@ class VideoFile:
             only = "a still cover picture" if found else "audio" if "audio" in others else "data"
             raise self.error(f"it has no video stream, only {only}")
         if found.codec_context is None:
-            raise self.error("this FFmpeg has no decoder for its video stream")
+            with open_source(self._source) as file:
+                encrypted = ENCRYPTED if is_encrypted(file) else ""
+            raise self.error(encrypted or "this FFmpeg has no decoder for its video stream")
+        if "enc_key_id" in found.metadata:  # Matroska
+            raise self.error(ENCRYPTED)
         for other in self._container.streams:
             if other is not found:
                 other.discard = av.stream.Discard.all
@@ -109,18 +127,33 @@ class VideoFile:
         self.format = self._container.format.name.split(",")[0]
         # AVI stores no presentation times; a packet's place in the file is its time.
         self.by_dts = self.format == "avi"
-        context = found.codec_context
+        context = self._context = self._decoder()
+        self.has_alpha, self._key = context is not found.codec_context, None
         if self._threads > 1 and not self.by_dts:
             context.thread_type = "AUTO"
             context.thread_count = self._threads
         else:
             context.thread_count = 1
         self.codec = str(context.codec.canonical_name)
+        self.is_untimed = self.format in _UNTIMED_FORMATS
         # MPEG-4 may say in a packet that nothing changed, and its decoder then gives no frame.
-        self.one_frame_a_packet = not self.by_dts and self.codec != "mpeg4"
+        self.one_frame_a_packet = not (self.by_dts or self.is_untimed or self.codec == "mpeg4")
         self.tick_s = float(found.time_base)
-        rate = found.average_rate or found.guessed_rate
+        average = None if self.is_untimed else found.average_rate
+        rate = average or found.guessed_rate
         self.usual_ticks = max(1, round(1 / (float(rate) * self.tick_s))) if rate else 1
+        self.longest_wait = _LONGEST_WAIT_S.get(self.format, math.inf) / self.tick_s
+        guessed = self.is_untimed and not context.framerate
+        self.note = f"its frames have no times: they are taken as {rate} a second" * guessed
+
+    def _decoder(self) -> Any:
+        """Return what decodes the stream."""
+        context = self.stream.codec_context
+        alpha = {name.lower(): value for name, value in self.stream.metadata.items()}
+        name = _ALPHA_DECODERS.get(context.codec.canonical_name)
+        if name is None or alpha.get("alpha_mode") != "1":
+            return context
+        return av.CodecContext.create(name, "r")
 
     def new_clock(self) -> PacketClock:
         return PacketClock(self.codec, by_dts=self.by_dts, field_ticks=0.75 * self.usual_ticks)
@@ -173,9 +206,15 @@ class VideoFile:
         return start + duration if start is not None and duration else None
 
     def packets(self) -> Iterator[Any]:
-        """Yield the packets of the stream from here on, and an empty one at the end."""
+        """Yield the packets of the stream from here on, and an empty one at the end.
+
+        Raises VideoError at the first one that is encrypted.
+        """
         try:
-            yield from self._container.demux(self.stream)
+            for packet in self._container.demux(self.stream):
+                if packet.has_sidedata("encryption_info"):  # Common Encryption, ISO 23001-7
+                    raise self.error(ENCRYPTED)
+                yield packet
         except IndexError:
             # At the end of the file PyAV trips over streams that appeared only in its course.
             return
@@ -183,6 +222,18 @@ class VideoFile:
     def seek(self, tick: int) -> None:
         """Go to a key frame that is stored at or before the time `tick`, if all goes well."""
         self._container.seek(tick, stream=self.stream)
+        if self.has_alpha:
+            self._context.flush_buffers()
+
+    def decode(self, packet: Any) -> list[Any]:
+        """Return the frames that come out when a packet goes in; at the end, None goes in."""
+        if packet is not None and packet.is_keyframe:
+            self._key = packet.pts
+        return list(self._context.decode(packet))
+
+    def is_key(self, frame: Any) -> bool:
+        """Whether a frame that has just come out needs no other one; libvpx does not say it."""
+        return bool(frame.key_frame) or (self.has_alpha and frame.pts == self._key)
 
     def scan(self, alive: Callable[[], None] = lambda: None) -> Scan:
         """Read every packet, telling `alive`, and decode the first frame only.
@@ -203,28 +254,46 @@ class VideoFile:
                 if first is None:
                     leading = len(ticks)
                     try:
-                        frames = packet.decode()
+                        frames = self.decode(packet)
                     except READ_ERRORS:  # what follows refers to it, up to the next key frame
                         damaged = True
                         continue
-                    first = next((f for f in frames if f.key_frame or not damaged), None)
+                    first = next((f for f in frames if self.is_key(f) or not damaged), None)
+        except VideoError:
+            raise
         except READ_ERRORS as err:
             if first is None:
                 raise self.error(self._why(err)) from err
         if first is None:
             raise self.error(UNDECODABLE)
         start = clock.first if self.by_dts else first.pts
-        if clock.untimed or clock.last is None or start is None or start > clock.last:
+        doubtful = self.is_untimed or clock.doubtful or clock.last_wait > self.longest_wait
+        if doubtful or clock.last is None or start is None or start > clock.last:
             return Scan(first, False, 0, 0.0, [], [], discarded)
         fields = clock.short // 2 if first.interlaced_frame else 0
         before = sum(tick < start for tick in ticks[:leading])
         end = clock.end(self.header_end, self.usual_ticks)
+        times_s, end_s = [(t - start) * self.tick_s for t in ticks], (end - start) * self.tick_s
         return Scan(
             first,
             is_complete=True,
             frames=len(ticks) - fields - before,
-            duration_s=(end - start) * self.tick_s,
-            times_s=[(tick - start) * self.tick_s for tick in ticks],
+            duration_s=end_s,
+            times_s=times_s,
             keys=keys,
             discarded=discarded,
+            note="" if discarded else self._note(times_s, end_s),
         )
+
+    def _note(self, times_s: Sequence[float], end_s: float) -> str:
+        """Say what of the footage is lost: what the header promises beyond the packets, and frames
+        that appear and are gone."""
+        promised = self.stream.duration
+        promised_s = promised * self.tick_s if promised else (self._container.duration or 0) / 1e6
+        has_sound = any(stream.type == "audio" for stream in self._container.streams)
+        if (promised or not has_sound) and promised_s - end_s >= _WORTH_SAYING_S:
+            return f"it promises {promised_s:.3f} s, but its frames end at {end_s:.3f} s"
+        gone = sum(later - at < TIME_TOLERANCE_S for at, later in pairwise(sorted(times_s)))
+        if gone < _WORTH_SAYING * len(times_s):
+            return ""
+        return f"{gone} of its {len(times_s)} frames are shown for less than 1 ms, and lost"

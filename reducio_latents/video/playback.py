@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
+from reducio_latents.errors import VideoError
 from reducio_latents.video.file import READ_ERRORS, VideoFile
+from reducio_latents.video.timeline import DecodedFrame, Disorder, FrameOrder, Timed, frame_ticks
 
 _TIMED_FORMATS = {"mov", "matroska", "avi", "mpegts", "flv", "asf"}
 """Containers whose packets carry their own times, so that these survive a seek. MPEG program
@@ -20,6 +22,7 @@ _SEEK_MARGINS_S = (0.25, 2.0, 16.0)
 """How long before the wanted moment to look for a key frame, try after try."""
 _WORTH_SEEKING_S = 1.0
 _WORTH_SEEKING_BLINDLY_S = 4.0
+_DISORDER = "presentation times are missing or go backwards"
 
 
 class Shown(NamedTuple):
@@ -36,11 +39,6 @@ class Shown(NamedTuple):
     """Why this cannot be relied on: the frame is damaged, or others are missing after it."""
 
 
-class _Decoded(NamedTuple):
-    frame: Any
-    tick: int
-
-
 class _Damage(NamedTuple):
     reason: str
     tick: int | None
@@ -52,9 +50,15 @@ class Playback:
     def __init__(self, file: VideoFile) -> None:
         self._file = file
         self._seekable = file.format in _TIMED_FORMATS
+        self.left_out = 0
+        """Frames that were decoded and not shown, as nothing tells when."""
         self._origin: int | None = None
         self._clock = file.new_clock()
+        self._order = FrameOrder(file.usual_ticks, file.longest_wait)
         self._expected: list[int] = []
+        """When the frames are shown whose packets went into the decoder."""
+        self._untimed_ticks = file.usual_ticks
+        """How long the last frame of a stream without times is shown."""
 
     def play(self) -> Iterator[Shown]:
         """Decode from the start."""
@@ -97,34 +101,35 @@ class Playback:
         """Yield the frames from here on. After a seek the first is a key frame: what a decoder
         gives before one was made without the pictures it refers to.
         """
-        held: _Decoded | None = None
+        held: Timed | None = None
         trouble: str | None = None  # while the held frame is shown
         damage: str | None = None  # from the next frame on
         heals_after = 0
-        for item in self._decoded():
+        for item in self._ordered():
+            if isinstance(item, Disorder):
+                self.left_out += item.frames
+                if held is not None:
+                    trouble = trouble or self._at(_DISORDER, held.tick)
+                continue
             if isinstance(item, _Damage):
                 key_first = True  # if nothing was shown yet, nothing will be missed
                 if held is not None:
                     trouble = damage = trouble or item.reason
                     heals_after = max(heals_after, item.tick or held.tick)
                 continue
-            frame, tick = item
+            frame, tick, is_key = item
             if held is None:
-                if key_first and (frame.is_corrupt or not frame.key_frame):
+                if key_first and (frame.is_corrupt or not is_key):
                     continue
                 heals_after = tick
                 self._origin = tick if self._origin is None else self._origin
                 self._missing(tick, tick, frame)
-            elif tick < held.tick:
-                trouble = trouble or self._at("presentation times go backwards", held.tick)
-                damage = trouble
-                continue
             else:
                 missing = self._missing(held.tick, tick, frame)
                 if missing:
                     trouble = damage = trouble or missing
                 yield self._interval(held, tick, trouble)
-                if frame.key_frame and tick > heals_after:
+                if is_key and tick > heals_after:
                     damage = None
             if frame.is_corrupt:
                 damage, heals_after = self._at("the picture is damaged", tick), tick
@@ -135,21 +140,33 @@ class Playback:
             yield self._interval(held, end, trouble, is_last=True)
 
     def _interval(
-        self, held: _Decoded, until: int, trouble: str | None, *, is_last: bool = False
+        self, held: Timed, until: int, trouble: str | None, *, is_last: bool = False
     ) -> Shown:
         until_s = self._seconds(until)
         before_s = until_s if is_last else until_s - self._file.rounding_s
         return Shown(held.frame, self._seconds(held.tick), until_s, before_s, trouble)
 
-    def _decoded(self) -> Iterator[_Decoded | _Damage]:
-        """Yield frames with their times as they come out of the decoder, and what went wrong."""
+    def _ordered(self) -> Iterator[Timed | _Damage | Disorder]:
+        """Yield what `_decoded` does, with times that can be relied on."""
+        self._order = FrameOrder(self._file.usual_ticks, self._file.longest_wait)
+        for item in self._decoded():
+            if isinstance(item, _Damage):
+                yield from self._order.end()
+                yield item
+            else:
+                yield from self._order.add(item)
+        yield from self._order.end()
+
+    def _decoded(self) -> Iterator[DecodedFrame | _Damage]:
+        """Yield frames as they come out of the decoder, with the times they have; and damage."""
         self._expected.clear()
         self._clock = self._file.new_clock()
-        last: int | None = None
-        packets = self._file.packets()
+        packets, last = self._file.packets(), None
         while True:
             try:
                 packet = next(packets, None)
+            except VideoError:
+                raise
             except READ_ERRORS as err:
                 yield _Damage(f"the file cannot be read any further ({_short(err)})", None)
                 packet = None
@@ -159,13 +176,16 @@ class Playback:
             elif packet is not None and packet.is_corrupt and not packet.is_discard:
                 yield self._damage("the file is damaged or cut short", packet)
             try:
-                frames = self._file.stream.decode(packet)
+                frames = self._file.decode(packet)
             except READ_ERRORS as err:
                 yield self._damage(f"the decoder gives up ({_short(err)})", packet)
                 frames = []
             for frame in frames:
-                last = self._tick(frame, last)
-                yield _Decoded(frame, last)
+                last = tick = self._tick(frame, last)
+                if tick in self._expected:  # else others have told that it is missing
+                    self._expected.remove(tick)
+                    heapq.heapify(self._expected)
+                yield DecodedFrame(frame, tick, self._file.is_key(frame))
             if packet is None or not packet.size:  # the decoder is drained
                 return
 
@@ -175,13 +195,17 @@ class Playback:
             tick = packet.dts if self._file.by_dts else packet.pts
         return _Damage(self._at(reason, tick), tick)
 
-    def _tick(self, frame: Any, last: int | None) -> int:
-        tick: int | None = frame.dts if self._file.by_dts else frame.pts
-        if tick is None and not self._file.by_dts:
-            tick = frame.dts
-        if tick is not None:
-            return tick
-        return 0 if last is None else last + (frame.duration or self._file.usual_ticks)
+    def _tick(self, frame: Any, last: int | None) -> int | None:
+        """Return the time that a frame came with, or that follows from the one before it."""
+        file = self._file
+        if file.is_untimed:
+            after = self._untimed_ticks
+            self._untimed_ticks = frame_ticks(frame.duration or 0, file.usual_ticks)
+            return 0 if last is None else last + after
+        tick: int | None = frame.dts if file.by_dts else frame.pts
+        if tick is None and file.by_dts and last is not None:
+            tick = last + file.usual_ticks  # the decoder held it back to the end
+        return tick
 
     def _missing(self, start: int, stop: int, frame: Any) -> str | None:
         """Say so if a packet between two frames brought none. Of a pair of fields one does not."""
@@ -194,8 +218,10 @@ class Playback:
 
     def _end(self, last: int) -> int:
         """Return when the frame at `last`, after which the file ends, ceases to be shown."""
-        if self._clock.last is None:
-            return last + self._file.usual_ticks
+        if self._file.is_untimed:
+            return last + self._untimed_ticks
+        if self._clock.last is None or self._order.is_broken:
+            return last + self._order.gap
         end = self._clock.end(self._file.header_end, self._file.usual_ticks)
         return last + end - self._clock.last if self._file.by_dts else max(end, last + 1)
 

@@ -39,6 +39,8 @@ class VideoInfo:
     """From the first shown frame to the end of the last."""
     frames: int
     """Shown frames; what edit lists and decoders hide is not counted."""
+    note: str = ""
+    """What a user should know: footage that the file promises and does not have, ..."""
 
 
 class ClipFrames(NamedTuple):

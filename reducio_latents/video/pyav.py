@@ -31,21 +31,26 @@ class PyAVBackend:
         with VideoFile(source, threads=self._threads) as video:
             scan = video.scan(alive)
             info = info_of(video, scan)
-        if not scan.is_complete:
-            frames, duration_s = self._decode_through(source, alive)
-            rate_fps = frames / duration_s
-            info = replace(info, frames=frames, duration_s=duration_s, rate_fps=rate_fps)
-        return info
+        return info if scan.is_complete else self._decode_through(source, info, alive)
 
-    def _decode_through(self, source: VideoSource, alive: Callable[[], None]) -> tuple[int, float]:
-        frames, end_s = 0, 0.0
+    def _decode_through(
+        self, source: VideoSource, info: VideoInfo, alive: Callable[[], None]
+    ) -> VideoInfo:
+        """Return what the frames say where the packets do not."""
+        frames, end_s, lost_s, why = 0, 0.0, 0.0, ""
         with VideoFile(source, threads=self._threads) as video:
-            for shown in Playback(video).play():
+            playback = Playback(video)
+            for shown in playback.play():
                 frames, end_s = frames + 1, shown.until_s
+                if shown.trouble is not None:
+                    lost_s, why = lost_s + shown.until_s - shown.at_s, why or shown.trouble
                 alive()
             if not frames:
                 raise video.error(UNDECODABLE)
-        return frames, end_s
+            note = video.note
+        if why:
+            note = f"{lost_s:.3f} s of it are lost, and {playback.left_out} frames more: {why}"
+        return replace(info, frames=frames, duration_s=end_s, rate_fps=frames / end_s, note=note)
 
     def read_clips(
         self,
@@ -86,6 +91,7 @@ def info_of(video: VideoFile, scan: Scan) -> VideoInfo:
         rate_fps=scan.frames / scan.duration_s if scan.is_complete else 0.0,
         duration_s=scan.duration_s,
         frames=scan.frames,
+        note=scan.note,
     )
 
 
