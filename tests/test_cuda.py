@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from reducio_latents.dataset import LatentLoader
 from reducio_latents.encode.fast_path import fast_path_error, made_up_clips
 from reducio_latents.encode.gpu import BatchEncoder, DeviceFit
 from reducio_latents.upkeep.verify import verify
+from reducio_latents.vae import norm
+from reducio_latents.vae.norm import NormSiLU, takes_triton
 from reducio_latents.video.pixels import fit_clip
 from tests.corpora import write_corpus, write_video
 from tests.latent_stores import write_store
@@ -172,3 +175,29 @@ def test_training_on_a_gpu_resumes_bit_for_bit(precision: str, tmp_path: Path) -
     assert_same(state_of(begun.parent, 4), state_of(tmp_path / "whole", 4))
     losses = [float(row["total"]) for row in rows(tmp_path / "whole" / "train.csv")]
     assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_norms_by_hand_have_torchs_numbers_and_gradients_and_the_same_bits_again(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    layer = NormSiLU(128).to(GPU)
+    torch.nn.init.normal_(layer.weight)
+    x = torch.randn(2, 128, 16, 40, 40, device=GPU, dtype=dtype) + 3
+    x = x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    assert takes_triton(x)
+    found = [layer(x) for _ in range(2)]
+    assert torch.equal(*found)
+    assert found[0].is_contiguous(memory_format=torch.channels_last_3d)
+    wanted = [x, layer.weight, layer.bias]
+    slopes = torch.autograd.grad(found[0].float().square().sum(), wanted)
+    exact_x = x.detach().double().requires_grad_()
+    exact_layer = deepcopy(layer).double()
+    exact = exact_layer(exact_x.contiguous())
+    parameters = [exact_x, exact_layer.weight, exact_layer.bias]
+    exact_slopes = torch.autograd.grad(exact.square().sum(), parameters)
+    assert not norm._problems
+    for ours, theirs in zip([found[0], *slopes], [exact, *exact_slopes], strict=True):
+        error = float((ours.double() - theirs).norm() / theirs.norm())
+        assert error < 1e-5 + 4 * (dtype != torch.float32) * torch.finfo(dtype).eps
