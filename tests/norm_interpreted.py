@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from reducio_latents.vae import norm
 from reducio_latents.vae.blocks import ResidualBlock
-from reducio_latents.vae.triton_norm import group_norm
+from reducio_latents.vae.triton_norm import triton_group_norm
 
 CASES = [  # (B, C, ...), groups, mean, dtype, silu
     ((2, 32, 2, 5, 7), 4, 0.0, torch.float32, True),
@@ -51,7 +51,7 @@ def test_values_and_gradients_are_float64s_to_rounding(
         return F.silu(y) if silu else y
 
     def by_hand(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        found: Tensor = group_norm(x, groups, w, b, 1e-6, silu=silu)
+        found: Tensor = triton_group_norm(x, groups, w, b, 1e-6, silu=silu)
         return found
 
     x = exact_x.to(dtype).contiguous(memory_format=last)
@@ -70,7 +70,7 @@ def test_any_layout_gives_the_same_bits_and_so_does_a_second_time() -> None:
     x, weight, bias = torch.randn(1, 8, 3, 14, 15), torch.randn(8), torch.randn(8)
     every_second = torch.randn(1, 8, 3, 14, 30)[..., ::2].copy_(x)
     layouts = [x, x, x.contiguous(memory_format=torch.channels_last_3d), every_second]
-    found = [group_norm(t, 2, weight, bias, 1e-6, silu=True) for t in layouts]
+    found = [triton_group_norm(t, 2, weight, bias, 1e-6, silu=True) for t in layouts]
     assert all(torch.equal(other, found[0]) for other in found)
 
 

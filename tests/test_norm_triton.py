@@ -41,7 +41,7 @@ def test_a_kernel_that_cannot_be_built_is_said_once_and_torch_computes(
 
     monkeypatch.setattr(norm, "_problems", [])
     monkeypatch.setattr(norm, "takes_triton", lambda x: not norm._problems)
-    monkeypatch.setattr(importlib.import_module(NAME), "group_norm", broken)
+    monkeypatch.setattr(importlib.import_module(NAME), "triton_group_norm", broken)
     layer, x = norm.NormSiLU(8), torch.randn(1, 8, 2, 3, 3)
     expected = F.silu(F.group_norm(x, layer.num_groups, layer.weight, layer.bias, layer.eps))
     with caplog.at_level(logging.WARNING):

@@ -37,7 +37,7 @@ def group_norm(
         try:
             from reducio_latents.vae import triton_norm
 
-            return triton_norm.group_norm(x, groups, weight, bias, eps, silu=silu)
+            return triton_norm.triton_group_norm(x, groups, weight, bias, eps, silu=silu)
         except torch.OutOfMemoryError:
             raise
         except Exception as err:  # Triton raises anything: no C compiler, an unknown GPU, ...

@@ -191,7 +191,7 @@ class _GroupNorm(torch.autograd.Function):
         return dx.movedim(-1, 1), None, d_weight, d_bias, None, None
 
 
-def group_norm(
+def triton_group_norm(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, silu: bool
 ) -> Tensor:
     """Return group_norm of x (B, C, ...), then SiLU if wanted, in x's dtype, channels last.
