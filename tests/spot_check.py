@@ -17,7 +17,7 @@ from reducio_latents.core.images import encode_image
 from reducio_latents.corpus import list_corpus
 from reducio_latents.corpus.build import plan_part
 from reducio_latents.corpus.probe import probe_video
-from reducio_latents.encode.columns import ClipBatch, ContentImageColumn, MotionColumn
+from reducio_latents.encode.columns import ClipBatch, ContentImageColumn, MotionColumn, RowFailed
 from reducio_latents.files import LocalFiles
 from reducio_latents.store.commit import ClipQuality, Failure, ShardKey
 from reducio_latents.store.index import build_index, write_index
@@ -162,5 +162,6 @@ def _column(
     made = list(encoder.launch(batch)()) if batch.rows else []
     rows: list[Row] = [None] * count
     for row, value in zip(batch.rows, made, strict=True):
+        assert not isinstance(value, RowFailed)
         rows[row] = value
     return ColumnRows(rows=rows, failed=failed, statistics=encoder.statistics(rows))

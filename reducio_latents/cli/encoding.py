@@ -7,7 +7,7 @@ import click
 from reducio_latents.cli.options import Value, command, dry_run, takes
 from reducio_latents.encode.options import EncodeOptions
 
-OTHER_MODELS = """content_latent.model content_latent.dtype
+OTHER_MODELS = """scorer content_latent.model content_latent.dtype
     content_clip.model content_clip.dtype content_clip.resize content_clip.quantization
     text.model text.dtype text.cleaning text.max_tokens text.values"""
 
@@ -103,8 +103,8 @@ def add_column(
     """Add COLUMNS to STORE, or make some anew.
 
     Columns: content_latent, content_clip, content_clip_pooled, text, caption, content_image,
-    motion, frame_times. They are made of the stored content images and captions if these are exact,
-    else of the videos. To resume, run the same command again.
+    motion, frame_times, scores. They are made of the stored content images and captions if these
+    are exact, else of the videos. To resume, run the same command again.
 
     \b
     reducio-latents add-column pexels.latents content_clip text --text-model models/t5-v1_1-xxl

@@ -41,6 +41,7 @@ METAVARS = {
     "buckets": "square|aspect|TxHxW,...",
     "resolution": "PX|HxW",
     "root": "DIR",
+    "scorer": "MODULE:FUNCTION",
     "selection.buckets": "TxHxW,...",
     "weights": "FILE|DIR",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -49,6 +49,12 @@ class ClipBatch:
     """The content images as image files, in the codec of the run."""
 
 
+class RowFailed(NamedTuple):
+    """Stands for the row of a clip that one column cannot give."""
+
+    reason: str
+
+
 class ColumnEncoder(Protocol):
     """Makes one column. Implementations hold weights, not files."""
 
@@ -66,7 +72,7 @@ class ColumnEncoder(Protocol):
     def measure(self, bucket: Bucket) -> dict[str, float]:
         """Return what a fast way to encode costs, as `ColumnMeta.measured` keeps it."""
 
-    def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row]]:
+    def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row | RowFailed]]:
         """Begin to encode a batch; what is returned waits for its rows, one for each clip.
 
         So a GPU has the next batch before it is asked for this one.
@@ -88,7 +94,7 @@ class PlainColumn:
     def measure(self, bucket: Bucket) -> dict[str, float]:
         return {}
 
-    def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row]]:
+    def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row | RowFailed]]:
         rows = self.encode(batch)
         return lambda: rows
 

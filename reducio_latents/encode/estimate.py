@@ -28,6 +28,7 @@ def bytes_per_clip(bucket: Bucket, options: EncodeOptions) -> int:
         "content_image": round(IMAGE_BYTES_PER_PIXEL[options.image_codec] * area),
         "caption": CAPTION_BYTES,
         "frame_times": 8 * bucket.frames,
+        "scores": 4 * 8,
         "content_latent": 2 * 2 * 4 * (area // 64),
         "content_clip": code_bytes * 256 * 1280,
         "content_clip_pooled": 2 * 1024,

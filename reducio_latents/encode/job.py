@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,9 +24,11 @@ from reducio_latents.files.source import VideoSource, public_url
 from reducio_latents.store import index
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.index import same_clips
-from reducio_latents.store.meta import ColumnMeta, StoreMeta, require_same
+from reducio_latents.store.meta import ROOT, ColumnMeta, StoreMeta, require_same
 from reducio_latents.store.plan import Plan, read_plan
 from reducio_latents.store.writer import StoreWriter, read_meta_if_any
+
+log = logging.getLogger(__name__)
 
 Moved = Mapping[str, VideoSource | None]
 """Videos that are not where the plan has them, and where they are; None if they are gone."""
@@ -86,6 +89,19 @@ class Job:
             for key in self.shards()
         }
         return {key: names for key, names in lacking.items() if names}
+
+
+def as_begun(options: EncodeOptions, store: str | Path) -> EncodeOptions:
+    """Return the options without what is new among the default columns since a store was begun.
+
+    Else the command that went on with it before would read every video again.
+    """
+    files = open_files(store)
+    usual = options.columns == EncodeOptions.columns and options.scorer is None
+    if not usual or files.size(ROOT) is None or "scores" in StoreMeta.read(files).columns:
+        return options
+    log.warning("the store was begun without scores; to have them: add-column %s scores", files.url)
+    return replace(options, columns=tuple(name for name in options.columns if name != "scores"))
 
 
 def prepare(

@@ -57,9 +57,9 @@ class EncodeOptions:
     With several numbers of frames a video is cut into the longest clips that it has room for; those
     of one frame also take pictures."""
     clip: ClipSpec = field(default_factory=ClipSpec)
-    columns: tuple[str, ...] = ("motion", "content_image", "caption", "frame_times")
-    """What to store of each clip: motion, content_image, caption, frame_times, content_latent,
-    content_clip, content_clip_pooled, text."""
+    columns: tuple[str, ...] = ("motion", "content_image", "caption", "frame_times", "scores")
+    """What to store of each clip: motion, content_image, caption, frame_times, scores,
+    content_latent, content_clip, content_clip_pooled, text."""
     container: Container = "zarr"
     """Files of the store: Zarr v3, or WebDataset tars."""
     image_codec: ImageCodec = "webp"
@@ -76,6 +76,9 @@ class EncodeOptions:
     content_clip: ContentClipOptions = field(default_factory=ContentClipOptions)
     """Also of the column content_clip_pooled."""
     text: TextOptions = field(default_factory=TextOptions)
+    scorer: str | None = None
+    """An own function for the column scores, `module:function`: uint8 frames (T, H, W, 3) -> a dict
+    of numbers."""
     zstd: tuple[str, ...] = ()
     """Columns whose rows are compressed. It pays for raw content images and 8-bit codes.
 
@@ -151,6 +154,8 @@ class EncodeOptions:
                 "ray_address is for the engine ray; leave it out, or name that engine."
             )
         self._require_sizes()
+        if self.scorer is not None and "scores" not in self.columns:
+            raise ConfigError("scorer is for the column scores; name it among the columns.")
         if not 0 <= self.max_failed <= 1:
             raise ConfigError(f"max_failed is a share from 0 to 1, got {self.max_failed}.")
         if not self.columns:

@@ -19,7 +19,7 @@ from torch import Tensor
 from reducio_latents.autoencoders.protocol import Autoencoder
 from reducio_latents.autoencoders.psnr import decoded_psnr
 from reducio_latents.core.values import Posterior
-from reducio_latents.encode.columns import ClipBatch, ColumnEncoder, MotionColumn
+from reducio_latents.encode.columns import ClipBatch, ColumnEncoder, MotionColumn, RowFailed
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.errors import QualityError
 from reducio_latents.store.commit import ClipQuality
@@ -64,7 +64,7 @@ class QualityCheck:
         every, rows, floor = options.check_every, options.shard_rows, options.min_psnr
         return cls(motion.autoencoder, every, rows, floor, on_checked)
 
-    def measure(self, batch: ClipBatch, rows: Sequence[Row]) -> list[ClipQuality]:
+    def measure(self, batch: ClipBatch, rows: Sequence[Row | RowFailed]) -> list[ClipQuality]:
         """Return the quality of those clips of a batch that are checked, given their stored rows.
 
         Raise QualityError when the mean of this run is below the floor.

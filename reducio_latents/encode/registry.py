@@ -108,6 +108,13 @@ def _caption(build: Build) -> ColumnEncoder:
     return CaptionColumn()
 
 
+def _scores(build: Build) -> ColumnEncoder:
+    from reducio_latents.encode.scores import Scorer, ScoresColumn
+
+    own = build.options.scorer
+    return ScoresColumn(build.options.resize, None if own is None else Scorer.load(own))
+
+
 def _frame_times(build: Build) -> ColumnEncoder:
     return FrameTimesColumn(build.options.video_backend)
 
@@ -121,6 +128,7 @@ COLUMN_BUILDERS: dict[str, Callable[[Build], ColumnEncoder]] = {
     "text": _text,
     "caption": _caption,
     "frame_times": _frame_times,
+    "scores": _scores,
 }
 
 

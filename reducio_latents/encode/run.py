@@ -11,7 +11,7 @@ from reducio_latents.corpus.summary import PlanSummary, summarise
 from reducio_latents.encode.engines.local import RunRequest, local_engine
 from reducio_latents.encode.engines.one import run_job
 from reducio_latents.encode.estimate import bytes_per_clip
-from reducio_latents.encode.job import prepare
+from reducio_latents.encode.job import as_begun, prepare
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.encode.prepare import make_plan
 from reducio_latents.encode.progress import Progress, Silent
@@ -44,7 +44,7 @@ def encode_corpus(
     StoreError for a store that was made differently or cannot be written, QualityError for clips
     below the floor.
     """
-    chosen = made_from(EncodeOptions, options, settings, "encode_corpus")
+    chosen = as_begun(made_from(EncodeOptions, options, settings, "encode_corpus"), store)
     progress, stop = progress or Silent(), stop or Stop()
     engine = ray_engine() if chosen.engine == "ray" else local_engine(chosen)
     try:

@@ -17,7 +17,7 @@ import numpy as np
 
 from reducio_latents.encode.attempts import Attempts
 from reducio_latents.encode.batches import Feed, read_batches, read_carefully
-from reducio_latents.encode.columns import CAPTIONS, ClipBatch, ColumnEncoder
+from reducio_latents.encode.columns import CAPTIONS, ClipBatch, ColumnEncoder, RowFailed
 from reducio_latents.encode.job import Job
 from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.quality import QualityCheck
@@ -25,6 +25,7 @@ from reducio_latents.encode.source import ReadyBatch, ShardWork, clip_batch
 from reducio_latents.encode.stop import StoppedError
 from reducio_latents.errors import LatentsError
 from reducio_latents.store.commit import ClipQuality, Failure, ShardKey
+from reducio_latents.store.row_kinds import BytesRows, row_kind
 from reducio_latents.store.writer import ColumnRows, Row
 
 LAUNCHES_AHEAD = 1
@@ -155,9 +156,11 @@ class _Shard:
         count = len(work.clips)
         return cls(work, {n: [None] * count for n in names}, {n: {} for n in names})
 
-    def take(self, column: str, number: int, row: Row) -> None:
-        if isinstance(row, np.ndarray) and not np.isfinite(row).all():
-            reason = f"{column}: the encoder gave NaN or a value beyond {row.dtype}."
+    def take(self, column: str, number: int, row: Row | RowFailed, kind: BytesRows) -> None:
+        if isinstance(row, np.ndarray) and not kind.is_finite(row):
+            row = RowFailed(f"the encoder gave NaN or a value beyond {row.dtype}.")
+        if isinstance(row, RowFailed):
+            reason = f"{column}: {row.reason}"
             self.failed[column][number] = self.work.clips[number].failure(reason)
         else:
             self.rows[column][number] = row
@@ -169,7 +172,7 @@ class _Launched:
 
     shard: _Shard
     ready: ReadyBatch
-    rows: Sequence[tuple[ColumnEncoder, ClipBatch, Callable[[], Sequence[Row]]]]
+    rows: Sequence[tuple[ColumnEncoder, ClipBatch, Callable[[], Sequence[Row | RowFailed]]]]
 
 
 class _ShardEncoder:
@@ -178,6 +181,8 @@ class _ShardEncoder:
     def __init__(self, job: Job, names: Sequence[str], progress: Progress, ahead: int) -> None:
         self._job, self._progress, self._ahead = job, progress, ahead
         self.columns = [encoder for encoder in job.encoders if encoder.name in names]
+        columns = job.writer.meta.columns
+        self._kinds = {e.name: row_kind(columns[e.name]) for e in self.columns}
         self._check = QualityCheck.of(job.options, self.columns, progress.checked)
 
     def encode(self, batches: Iterable[ReadyBatch | None]) -> Iterator[_Shard | None]:
@@ -257,7 +262,7 @@ class _ShardEncoder:
             with shard.stages.time(f"encode {encoder.name}"):
                 rows = wait_for_rows()
             for number, row in zip(batch.rows, rows, strict=True):
-                shard.take(encoder.name, number, row)
+                shard.take(encoder.name, number, row, self._kinds[encoder.name])
             busy_s = encoder.take_busy_s()
             if busy_s is not None:
                 self._spend(shard, BUSY, busy_s)

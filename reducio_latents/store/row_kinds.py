@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,10 +19,10 @@ from numcodecs import zstd
 from numpy.typing import NDArray
 
 from reducio_latents.core.geometry import Bucket
-from reducio_latents.errors import StoreError
+from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Buffer
 from reducio_latents.store import quantize, text_rows
-from reducio_latents.store.limits import MAX_ROW_BYTES
+from reducio_latents.store.limits import MAX_ROW_BYTES, must_hold
 from reducio_latents.store.meta import ColumnMeta
 
 Array = NDArray[np.generic]
@@ -31,6 +32,9 @@ VLEN_HEADER = struct.Struct("<II")
 ZSTD_LEVEL = 3
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 NPY_ALIGNMENT = 64
+SCORES_CONTENT = "scores"
+"""`ColumnMeta.content` of rows of `ScoresRows`."""
+MAX_SCORES, MAX_NAME = 1000, 100
 CAPTION_SEPARATOR = "\0"
 """Between the captions of one clip, in a row of text."""
 
@@ -137,6 +141,10 @@ class BytesRows:
 
     def _unpacked_bytes(self, bucket: str) -> int | None:
         return None
+
+    def is_finite(self, row: Array) -> bool:
+        """Whether the values of an array are such as the column may hold."""
+        return bool(np.isfinite(row).all())
 
     def decode(self, stored: Buffer, bucket: str) -> Array | bytes:
         """Return the array or the bytes of a stored row; raise StoreError for another shape."""
@@ -283,11 +291,44 @@ class Int8TokenRows(ArrayRows):
         return quantize.dequantize(np.asarray(row, np.int8))
 
 
+class ScoresRows(ArrayRows):
+    """Numbers with names; NaN where a clip lacks one."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the values of a row; raise StoreError if the description has none that fit."""
+        names = self.column.config.get("names")
+        try:
+            must_hold(isinstance(names, list), "there are none.")
+            found = require_score_names(names or ())
+            sizes = set(self.column.row_shapes.values())
+            must_hold(sizes <= {(len(found),)}, "they are not as many as the values of a row.")
+            return found
+        except ConfigError as err:
+            raise StoreError(f"the names of scores: {err}") from err
+
+    def is_finite(self, row: Array) -> bool:
+        return not np.isinf(row).any()
+
+    def value(self, row: Array | bytes, bucket: str) -> dict[str, float]:
+        return dict(zip(self.names, np.asarray(row).tolist(), strict=True))
+
+
+def require_score_names(names: Sequence[Any]) -> tuple[str, ...]:
+    """Raise ConfigError unless these are names that scores may have."""
+    for name in names:
+        good = isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.isprintable()
+        must_hold(good, f"{str(name)[:MAX_NAME]!r} is no name of a score.")
+    must_hold(len(set(names)) == len(names) <= MAX_SCORES, f"give up to {MAX_SCORES}, each once.")
+    return tuple(names)
+
+
 ROW_KINDS: dict[tuple[str, str], type[BytesRows]] = {
     ("array", ""): ArrayRows,
     ("array", "moments"): MomentsRows,
     ("array", "final latents"): FinalLatentsRows,
     ("array", quantize.INT8_MEDIA_TYPE): Int8TokenRows,
+    ("array", SCORES_CONTENT): ScoresRows,
     ("bytes", ""): BytesRows,
     ("bytes", "image"): ImageRows,
     ("bytes", "text"): TextRows,

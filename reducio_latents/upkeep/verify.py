@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from reducio_latents.errors import StoreError
 from reducio_latents.files.protocol import LISTING
 from reducio_latents.store import index
@@ -289,4 +287,4 @@ def _is_sound(store: Store, commit: Commit, payload: bytes) -> bool:
         value = store.decode_row(payload, commit.bucket, commit.column)
     except (ValueError, StoreError):
         return False
-    return isinstance(value, bytes) or bool(np.isfinite(value).all())
+    return isinstance(value, bytes) or store.kind(commit.column).is_finite(value)
