@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         spent[0] += time.thread_time() - start
         return rows
 
-    ScoresColumn._score = timed  # type: ignore[method-assign]
+    ScoresColumn._score = timed  # type: ignore[assignment, method-assign]
     with tempfile.TemporaryDirectory() as folder:
         start = cpu_s()
         report = encode_corpus(
