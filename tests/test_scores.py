@@ -15,7 +15,7 @@ from reducio_latents.encode import EncodeOptions, add_column
 from reducio_latents.encode.scores import Scorer
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.upkeep.verify import verify
-from reducio_latents.video.scores import SCORES, score_frames
+from reducio_latents.video.scores import FRAME_SCORES, score_frames
 from tests.corpora import write_video
 
 SMALL: dict[str, Any] = {"model": "reducio-random:8", "resolution": 32, "workers": 1}
@@ -42,7 +42,7 @@ def panned(step: int, count: int = 16) -> Frames:
 def test_a_still_clip_has_no_motion_and_is_frozen() -> None:
     found = score_frames(np.stack([texture()] * 16))
     assert (found["motion"], found["motion_max"], found["cut"], found["frozen"]) == (0, 0, 0, 1)
-    assert set(found) == set(SCORES)
+    assert set(found) == set(FRAME_SCORES)
 
 
 def test_motion_is_the_mean_difference_of_frames_and_cut_what_stands_out() -> None:
@@ -155,7 +155,7 @@ def test_a_store_that_was_begun_without_scores_goes_on_without_them_until_they_a
     assert len(table) == 6
     for entry in table:
         scores = entry["scores"]
-        assert list(scores) == list(SCORES)
+        assert list(scores) == list(FRAME_SCORES)
         # The content image is the centre frame of the same pixels.
         still = score_frames(entry["content_image"].permute(1, 2, 0)[None].numpy())
         assert scores["sharpness"] == pytest.approx(still["sharpness"])

@@ -22,9 +22,9 @@ from reducio_latents.errors import ConfigError
 from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.row_kinds import SCORES_CONTENT, require_score_names
 from reducio_latents.store.writer import Row
-from reducio_latents.video.scores import FORMULAS, SCORES, score_frames
+from reducio_latents.video.scores import FORMULAS, FRAME_SCORES, score_frames
 
-Frames = NDArray[np.uint8]
+ClipFrames = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scorer:
 
     name: str
     """`module:function`."""
-    function: Callable[[Frames], Mapping[str, Any]]
+    function: Callable[[ClipFrames], Mapping[str, Any]]
     source_sha256: str
     """Of the file that it is defined in."""
 
@@ -62,7 +62,7 @@ class Scorer:
             raise ConfigError(f"scorer {name} has no source file to take a fingerprint of.")
         return cls(name, found, hashlib.sha256(Path(source).read_bytes()).hexdigest())
 
-    def score(self, frames: Frames) -> dict[str, float]:
+    def score(self, frames: ClipFrames) -> dict[str, float]:
         """Return a clip's scores, NaN for one that it lacks; raise ValueError for no numbers."""
         view = frames.view()
         view.flags.writeable = False  # other columns are made of the same pixels
@@ -80,7 +80,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class ScoresColumn(PlainColumn):
-    """`scores`: `video.scores.SCORES` and those of an own scorer, float32 (K,).
+    """`scores`: `video.scores.FRAME_SCORES` and those of an own scorer, float32 (K,).
 
     A thread makes them beside what the encoder's device computes.
     """
@@ -98,17 +98,17 @@ class ScoresColumn(PlainColumn):
     def names(self) -> tuple[str, ...]:
         """Of the scores, in their order; an own scorer is asked once, with a clip made up."""
         if self.scorer is None:
-            return tuple(SCORES)
+            return tuple(FRAME_SCORES)
         try:
             own = list(self.scorer.score(made_up_clips(1, Bucket(16, 64, 64))[0].numpy()))
         except ValueError as err:
             raise ConfigError(f"scorer {err} for a clip that was made up to try it.") from err
-        if taken := [name for name in own if name in SCORES]:
+        if taken := [name for name in own if name in FRAME_SCORES]:
             raise ConfigError(
                 f"scorer {self.scorer.name} gives {taken[0]!r}, which is there already; call it "
                 "otherwise."
             )
-        names = (*SCORES, *own)
+        names = (*FRAME_SCORES, *own)
         require_score_names(names)
         return names
 
@@ -130,10 +130,10 @@ class ScoresColumn(PlainColumn):
         assert batch.frames_BTHWC is not None
         return self._thread.submit(self._score, batch.frames_BTHWC.numpy()).result
 
-    def _score(self, frames_BTHWC: Frames) -> list[Row | RowFailed]:
+    def _score(self, frames_BTHWC: ClipFrames) -> list[Row | RowFailed]:
         return [self._row(clip) for clip in frames_BTHWC]
 
-    def _row(self, frames: Frames) -> Row | RowFailed:
+    def _row(self, frames: ClipFrames) -> Row | RowFailed:
         scores = score_frames(frames)
         try:
             own = {} if self.scorer is None else self.scorer.score(frames)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from reducio_latents.core.clips import centre_frame
 
-SCORES = {
+FRAME_SCORES = {
     "motion": "mean over the steps of the mean |difference| of G; 0 for a still clip",
     "motion_max": "the largest step's mean |difference| of G",
     "cut": "how far the largest step stands out: its mean |difference| less that of the larger "
@@ -37,7 +37,7 @@ Luma = NDArray[np.int16]
 
 
 def score_frames(frames_THWC: NDArray[np.uint8]) -> dict[str, float]:
-    """Return the SCORES of one clip, uint8 RGB (T, H, W, 3)."""
+    """Return the FRAME_SCORES of one clip, uint8 RGB (T, H, W, 3)."""
     count, height, width, _ = frames_THWC.shape
     grid = max(1, min(height, width) // GRID_PX - 1 | 1)
     sampled = _luma(frames_THWC[:, ::grid, ::grid])
