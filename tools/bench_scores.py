@@ -18,11 +18,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, installed or not
 
 from reducio_latents.encode import EncodeOptions, encode_corpus
 from reducio_latents.encode.columns import RowFailed
-from reducio_latents.encode.scores import ClipFrames, ScoresColumn
+from reducio_latents.encode.scores import ScoresColumn
 from reducio_latents.store.writer import Row
 
 
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = tuple(chosen.columns.split(","))
     spent, make = [0.0], ScoresColumn._score
 
-    def timed(column: ScoresColumn, frames: ClipFrames) -> list[Row | RowFailed]:
+    def timed(column: ScoresColumn, frames: NDArray[np.uint8]) -> list[Row | RowFailed]:
         start = time.thread_time()
         rows = make(column, frames)
         spent[0] += time.thread_time() - start

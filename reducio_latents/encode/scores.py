@@ -24,7 +24,7 @@ from reducio_latents.store.row_kinds import SCORES_CONTENT, require_score_names
 from reducio_latents.store.writer import Row
 from reducio_latents.video.scores import FORMULAS, FRAME_SCORES, score_frames
 
-ClipFrames = NDArray[np.uint8]
+_Frames = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Scorer:
 
     name: str
     """`module:function`."""
-    function: Callable[[ClipFrames], Mapping[str, Any]]
+    function: Callable[[_Frames], Mapping[str, Any]]
     source_sha256: str
     """Of the file that it is defined in."""
 
@@ -62,7 +62,7 @@ class Scorer:
             raise ConfigError(f"scorer {name} has no source file to take a fingerprint of.")
         return cls(name, found, hashlib.sha256(Path(source).read_bytes()).hexdigest())
 
-    def score(self, frames: ClipFrames) -> dict[str, float]:
+    def score(self, frames: _Frames) -> dict[str, float]:
         """Return a clip's scores, NaN for one that it lacks; raise ValueError for no numbers."""
         view = frames.view()
         view.flags.writeable = False  # other columns are made of the same pixels
@@ -130,10 +130,10 @@ class ScoresColumn(PlainColumn):
         assert batch.frames_BTHWC is not None
         return self._thread.submit(self._score, batch.frames_BTHWC.numpy()).result
 
-    def _score(self, frames_BTHWC: ClipFrames) -> list[Row | RowFailed]:
+    def _score(self, frames_BTHWC: _Frames) -> list[Row | RowFailed]:
         return [self._row(clip) for clip in frames_BTHWC]
 
-    def _row(self, frames: ClipFrames) -> Row | RowFailed:
+    def _row(self, frames: _Frames) -> Row | RowFailed:
         scores = score_frames(frames)
         try:
             own = {} if self.scorer is None else self.scorer.score(frames)
