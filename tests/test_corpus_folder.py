@@ -106,12 +106,58 @@ def test_a_text_beside_a_video_is_its_caption(tmp_path: Path) -> None:
     assert captions == [("a cat\tand a \N{CAT FACE}",), (), ()]
 
 
-def test_captions_in_another_encoding_are_an_error_that_names_the_first(tmp_path: Path) -> None:
-    fill(tmp_path, "a.mp4", "b.mp4")
+def test_captions_in_another_encoding_cost_themselves_and_are_named_at_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path, "a.mp4", "b.mp4", "c.mp4", "c.txt")
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
     (tmp_path / "b.txt").write_bytes("thé".encode("latin-1"))
-    with pytest.raises(CorpusError, match=r"a\.txt is not UTF-8: byte 0xe9 at 3.* 1 more"):
+    assert [video.captions for video in list_corpus(tmp_path)] == [(), (), ("c.txt",)]
+    (line,) = caplog.messages
+    assert "2 texts beside videos are left out, not UTF-8:" in line
+    assert "a.txt (byte 0xe9 at 3)" in line
+    assert "b.txt (byte 0xe9 at 2)" in line
+
+
+def test_json_beside_a_video_is_read_and_all_that_is_wrong_is_named_at_once(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path, "0.mp4", "a.mp4", "b.mp4", "b.txt", "c.mp4")
+    (tmp_path / "a.json").write_text('{"caption": "a cat", "fps": 24, "tags": ["x"]}')
+    (tmp_path / "b.json").write_text('{"title": "b", "caption": "N/A"}')
+    _, a, b, _ = list_corpus(tmp_path)
+    assert (a.captions, a.extra) == (("a cat",), {"fps": 24, "tags": '["x"]'})
+    assert (b.captions, b.extra) == (("b.txt",), {"title": "b", "caption": "N/A"})
+    (a,) = list_corpus(tmp_path / "a.mp4", caption_column="tags")
+    assert a.captions == ("x",)
+    (tmp_path / "0.json").write_text("{")
+    (tmp_path / "c.json").write_bytes(b'{"caption": "caf\xe9"}')
+    with pytest.raises(CorpusError, match=r"0\.json is not JSON.* 1 more .*c\.json is not UTF-8"):
         list_corpus(tmp_path)
+
+
+def test_the_folder_of_a_video_is_its_class(tmp_path: Path) -> None:
+    fill(tmp_path, "UCF/Archery/v_1.avi", "UCF/Archery/v_1.txt", "UCF/Handstand/v_2.avi", "v_3.avi")
+    found = [(v.captions, dict(v.extra)) for v in list_corpus(tmp_path, label="folder")]
+    assert found == [
+        (("UCF/Archery/v_1.txt",), {"label": "Archery"}),
+        (("Handstand",), {"label": "Handstand"}),
+        ((), {}),
+    ]
+    # Its lists have names in other case than its files, and maybe the number of the class.
+    names = tmp_path / "trainlist01.txt"
+    names.write_text("HandStand/v_2.avi 36\nArchery/v_1.avi\nArchery/v_9.avi 3\n")
+    listed = [
+        (v.video, v.captions, dict(v.extra))
+        for v in list_corpus(names, root=tmp_path / "UCF", label="folder")
+    ]
+    assert listed == [
+        ("Archery/v_1.avi", ("Archery",), {"label": "Archery"}),
+        ("Archery/v_9.avi", ("Archery",), {"label": "Archery", "column_2": 3}),
+        ("Handstand/v_2.avi", ("Handstand",), {"label": "Handstand", "column_2": 36}),
+    ]
+    with pytest.raises(ConfigError, match=r"label is 'name'; choose one of none, folder"):
+        list_corpus(tmp_path, label="name")
 
 
 def test_a_folder_that_cannot_be_listed_is_counted_not_dropped(

@@ -183,6 +183,14 @@ def test_equal_rows_count_once_and_different_ones_are_an_error(tmp_path: Path) -
         ("t.csv", "path\na.mp4\n".encode("utf-16"), r"not UTF-8: byte 0xff at 0"),
         ("t.csv", b"path,n\n,1\n", r"line 2: path is '', not a path"),
         ("t.jsonl", b"", r"has no rows"),
+        ("t.jsonl", b'{"path": "a.mp4", "n": 1, "n": 2}\n', r"two values named 'n'"),
+        ("t.json", b"", r"t.json is not JSON"),
+        ("t.json", b"[]", r"has no rows"),
+        ("t.json", b'[{"path": "a.mp4"}, {"path": ]', r"t.json is not JSON"),
+        ("t.json", b'[{"path": "a.mp4"}', r"t.json is not JSON"),
+        ("t.json", b"[3]", r"row 1 is not a JSON object"),
+        ("t.json", b'{"a": 1}', r"no column of paths"),
+        ("t.txt", b"caf\xe9 1", r"not UTF-8"),
         ("t.jsonl", b'{"path": "a.mp4"}\n\n{"path": \n', r"line 3 is not JSON"),
         ("t.jsonl", b'["a.mp4"]\n', r"line 1 is not a JSON object"),
         ("t.jsonl", b'{"path": "a.mp4"}\n{"paht": "b.mp4"}\n', r"line 2: path is None"),
@@ -217,3 +225,80 @@ def test_a_column_that_is_not_there_is_refused_with_the_nearest_one(tmp_path: Pa
 def test_an_unnamed_column_is_carried_under_its_number(tmp_path: Path) -> None:
     (video,) = list_corpus(write(tmp_path / "t.csv", ",path\n0,a.mp4\n"))
     assert video.extra == {"column_1": 0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"media_path": "a.mp4", "cap": "x", "n": 1},\n {"media_path": "b.mp4", "cap": "y"}]\n',
+        '{"version": 1, "data": [{"content_loc": "a.mp4", "caption": "x", "n": 1}, '
+        '{"content_loc": "b.mp4", "caption": "y"}]}',
+        '[{"videos": ["a.mp4"], "text": "x", "n": 1}, {"videos": ["b.mp4"], "text": ["y", ""]}]',
+        '[{"video": {"path": "a.mp4", "bytes": null}, "caption": "x", "n": 1}\n,'
+        '{"video": {"path": "b.mp4", "bytes": null}, "caption": "y"}]',
+    ],
+)
+def test_json_is_read_in_the_forms_that_it_is_published_in(tmp_path: Path, text: str) -> None:
+    found = list_corpus(write(tmp_path / "t.json", text, "utf-8-sig"))
+    assert [(v.video, v.captions, dict(v.extra)) for v in found] == [
+        ("a.mp4", ("x",), {"n": 1}), ("b.mp4", ("y",), {})
+    ]  # fmt: skip
+
+
+def test_a_json_array_is_read_item_by_item(tmp_path: Path) -> None:
+    rows = [{"path": f"{i}.mp4", "caption": "é" * (i % 7 * 1000), "n": i} for i in range(2000)]
+    table = write(tmp_path / "t.json", json.dumps(rows, ensure_ascii=False, indent=1))
+    assert table.stat().st_size > 4 << 20  # several pieces
+    found = {v.video: (v.captions, v.extra["n"]) for v in list_corpus(table)}
+    texts = [(row["caption"],) if row["caption"] else () for row in rows]
+    assert found == {f"{i}.mp4": (text, i) for i, text in enumerate(texts)}
+
+
+def test_several_tables_are_one_corpus(tmp_path: Path) -> None:
+    for shard in range(3):
+        rows = [{"path": f"{shard}.mp4", "score": shard / 2}]
+        (tmp_path / f"data/{shard}").mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"data/{shard}/train.parquet")
+    for corpus in (tmp_path, tmp_path / "data/*/*.parquet"):
+        found = [(v.video, v.source.url, v.extra["score"]) for v in list_corpus(corpus)]
+        assert found == [
+            (f"{i}.mp4", f"{tmp_path}/data/{i}/{i}.mp4", i / 2) for i in range(3)
+        ]  # fmt: skip
+
+
+def test_what_tables_write_for_no_caption_is_none(tmp_path: Path) -> None:
+    for i, text in enumerate(["nan", "N/A", "NaN", "null", "None", "<NA>", " ", ""]):
+        (video,) = list_corpus(write(tmp_path / f"{i}.csv", f'path,caption\na.mp4,"{text}"\n'))
+        assert video.captions == (), text
+    (video,) = list_corpus(write(tmp_path / "l.csv", "path,caption\na.mp4,\"['x', 'y']\"\n"))
+    assert video.captions == ("x", "y")
+
+
+def test_rows_without_a_file_are_counted_and_the_rest_is_listed(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", "path,n\na.mp4,1\n,2\nb.mp4,3\n,4\n")
+    found = list_corpus(table)
+    assert [(v.video, v.extra.get("n"), v.problem) for v in found] == [
+        ("a.mp4", 1, None),
+        ("b.mp4", 3, None),
+        ("t.csv, line 3", None, "path is '', not a path"),
+        ("t.csv, line 5", None, "path is '', not a path"),
+    ]
+
+
+def test_captions_without_end_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"path": "a.mp4", "caption": ["word"] * 300_000}, {"path": "b.mp4", "caption": "x"}]
+    table = write(tmp_path / "t.jsonl", "\n".join(map(json.dumps, rows)))
+    assert [video.captions for video in list_corpus(table)] == [(), ("x",)]
+    assert "1 captions of more than 1 MiB are left out" in caplog.text
+
+
+def test_values_of_many_rows_are_what_they_were(tmp_path: Path) -> None:
+    lines = [f"{i}.mp4,{i},{'' if i % 3 else i / 4},x{i}" for i in range(40_000)]
+    table = write(tmp_path / "t.csv", "\n".join(["path,n,score,late", *lines, "z.mp4,7,text,"]))
+    found = {video.video: dict(video.extra) for video in list_corpus(table)[::997]}
+    for name, extra in found.items():
+        number = int(name.removesuffix(".mp4"))
+        score = {} if number % 3 else {"score": str(number / 4)}
+        assert extra == {"n": number, **score, "late": f"x{number}"}

@@ -209,7 +209,6 @@ def test_links_in_a_tar_are_told_not_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        (("x.txt", b"caf\xe9"), r"a\.tar/x\.txt is not UTF-8"),
         (("x.json", b"{"), r"a\.tar/x\.json is not JSON"),
         (("x.json", b"[1]"), r"a\.tar/x\.json is not a JSON object"),
         (("x.json", b'{"caption": 5}'), r"caption must be text"),
@@ -222,6 +221,19 @@ def test_a_bad_member_is_an_error_that_names_it(
     tar(tmp_path / "a.tar", [("x.mp4", b"x"), member])
     with pytest.raises(CorpusError, match=message):
         list_corpus(tmp_path)
+
+
+def test_members_with_dots_in_their_names_keep_what_stands_beside_them(tmp_path: Path) -> None:
+    members = [
+        ("a/my.clip.v1.mp4", b"1"), ("a/my.clip.v1.txt", b"one"),
+        ("a/my.clip.v2.mp4", b"2"), ("a/my.clip.v2.json", b'{"text": "two", "n": 2}'),
+        ("a/my.clip.v3.mp4", b"3"), ("a/my.clip.v3.caption.txt", b"three"),
+        ("b.c/x.mp4", b"4"), ("b.c/x.caption", b"four"), ("y.mp4", b"5"), ("y.txt", b"caf\xe9"),
+    ]  # fmt: skip
+    found = list_corpus(tar(tmp_path / "a.tar", members))
+    captions = [video.captions for video in found]
+    assert captions == [("one",), ("two",), ("three",), ("four",), ()]
+    assert found[1].extra == {"n": 2}
 
 
 def test_an_option_for_tables_is_refused_for_tars(tmp_path: Path) -> None:

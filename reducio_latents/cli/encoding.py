@@ -21,7 +21,8 @@ OTHER_MODELS = """scorer content_latent.model content_latent.dtype
         "Options": """model weights columns resolution clip.policy dtype batch_size compile device
             gpus workers retry_failed""",
         "Corpus and clips": """buckets clip.frames clip.rate_fps clip.seed duplicates
-            path_column caption_column root video_backend""",
+            path_column caption_column start_column end_column root label
+            video_backend""",
         "Store": "container image_codec resize tiling shard_rows zstd",
         "Other columns": OTHER_MODELS,
         "Failures and checks": "max_failed clip_timeout_s check_every min_psnr",
@@ -58,7 +59,7 @@ def encode_corpus(corpus: str, store: str, options: EncodeOptions, dry_run: bool
     EncodeOptions,
     {
         "Options": """resolution buckets clip.frames clip.rate_fps clip.policy clip.seed duplicates
-            shard_rows path_column caption_column root workers""",
+            shard_rows path_column caption_column start_column end_column root label workers""",
     },
 )
 @dry_run

@@ -14,6 +14,8 @@ ImageCodec = Literal["webp", "png", "jpeg", "raw"]
 ResizeMode = Literal["bicubic", "bilinear"]
 Duplicates = Literal["refer", "encode"]
 """Of files with equal bytes `refer` encodes one, `encode` each."""
+Label = Literal["none", "folder"]
+"""`folder`: the folder that a video is in is its class."""
 VideoBackendName = Literal["pyav", "decord"]
 TextValues = Literal["float16", "bfloat16", "int8"]
 """In the order of their numbers in a row of text vectors."""

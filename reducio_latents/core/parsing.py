@@ -8,22 +8,39 @@ from typing import Any
 MAX_DEPTH = 32
 
 
-def parse_json(data: bytes | str, limit: int = MAX_DEPTH) -> Any:
+def parse_json(data: bytes | str, limit: int = MAX_DEPTH, *, unique: bool = False) -> Any:
     """Return what JSON says; raise ValueError for other text, or if it nests deeper than `limit`.
+
+    With `unique` also if an object has a name twice, of which Python's parser keeps the last.
 
     Python's own parser ends brackets without end by a RecursionError, and what it lets through may
     be too deep for those who walk it.
     """
     try:
-        found = json.loads(data)
+        found = json.loads(data, object_pairs_hook=once if unique else None)
     except RecursionError:
         raise ValueError(f"it nests deeper than {limit} levels") from None
+    return bounded(found, limit)
+
+
+def bounded(found: Any, limit: int = MAX_DEPTH) -> Any:
+    """Return what was parsed; raise ValueError if it nests deeper than `limit`."""
     level = [found]
     for _ in range(limit):
         level = [item for one in level for item in _items(one) if isinstance(item, list | dict)]
         if not level:
             return found
     raise ValueError(f"it nests deeper than {limit} levels")
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; raise ValueError if it has a name twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has two values named {twice!r}")
+    return found
 
 
 def _items(value: Any) -> Any:

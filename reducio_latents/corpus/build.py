@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reducio_latents.core.config import Scalar
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus.fate import Decided, decide
 from reducio_latents.corpus.place import Column, Placed, Rows, place
+from reducio_latents.corpus.rows import said_of_spans
 from reducio_latents.errors import CorpusError
 from reducio_latents.store.plan.parts import ROW_GROUP, PlanPart
 from reducio_latents.store.plan.plan import Plan
@@ -26,7 +26,7 @@ from reducio_latents.store.plan.tables import (
     SPAN_SCHEMA,
     VIDEO_SCHEMA,
     VIDEO_SPAN_SCHEMA,
-    extra_columns,
+    carried_names,
 )
 
 if TYPE_CHECKING:
@@ -132,11 +132,7 @@ def _has_changed(sha256: str | None, record: ProbeRecord | None) -> bool:
 
 def _clip_table(planned: Decided, placed: Placed, spec: PlanSpec, ids: Sequence[str]) -> pa.Table:
     names = pa.array([video.video for video, _ in planned], pa.string())
-    captions: list[Sequence[str]] = []
-    carried: list[Mapping[str, Scalar]] = []
-    for video, _ in planned:
-        captions += [span.captions for span in video.spans] or [video.captions]
-        carried += [{**video.extra, **span.extra} for span in video.spans] or [video.extra]
+    said = said_of_spans([video for video, _ in planned])
     rows = placed.rows
     status = np.zeros(len(rows.video), np.int64)
     status[placed.own :] = 1
@@ -148,23 +144,26 @@ def _clip_table(planned: Decided, placed: Placed, spec: PlanSpec, ids: Sequence[
         "shard": pa.array(rows.shard.astype(np.int32)),
         "row": pa.array(rows.row.astype(np.int32)),
         "status": _spread(pa.array(CLIP_STATUS), status),
-        "captions": _spread(pa.array(captions, CLIP_SCHEMA.field("captions").type), rows.entry),
+        "captions": _spread(said.captions, said.rows[rows.entry]),
     }
     schema = CLIP_SCHEMA
     if any(video.spans for video, _ in planned):
         schema = pa.schema([*CLIP_SCHEMA, *SPAN_SCHEMA])
         for name, times in zip(SPAN_SCHEMA.names, rows.span.T, strict=True):
             columns[name] = pa.array(times, from_pandas=True)
-    for name, column in extra_columns(carried).items():
-        columns[name] = _spread(column, rows.entry)
+    for key, name in carried_names(said.columns).items():
+        column = said.columns[key]
+        columns[name] = _spread(column, said.rows[rows.entry])
         schema = schema.append(pa.field(name, column.type))
     return pa.table(columns, schema=schema)
 
 
-def _spread(values: pa.Array, index: Column) -> pa.ChunkedArray:
+def _spread(values: pa.Array | pa.ChunkedArray, index: Column) -> pa.ChunkedArray:
     """Return values[index] in chunks: one array of texts cannot hold 2 GiB."""
     chunks = [values.take(index[i : i + ROW_GROUP]) for i in range(0, len(index), ROW_GROUP)]
-    return pa.chunked_array(chunks, values.type)
+    return pa.chunked_array(
+        [piece for c in chunks for piece in getattr(c, "chunks", [c])], values.type
+    )
 
 
 def clip_prefix(video: str) -> str:

@@ -27,10 +27,24 @@ VIDEO_EXTENSIONS = frozenset({
 # fmt: on
 """What makes a file in a folder or a tar a video. A table may name anything."""
 
-CAPTION_NAMES = ("caption", "captions", "text", "prompt", "description", "txt")
+CAPTION_NAMES = ("caption", "captions", "cap", "text", "prompt", "description", "txt")
 """Names of a column or JSON key that holds captions, the likeliest first; case does not matter."""
+NO_CAPTION = {"", "nan", "n/a", "#n/a", "<na>", "null", "none"}
+"""What tables write where there is no caption; case does not matter."""
+MAX_CAPTION = 1 << 20
+"""Characters. A larger text is no caption, whatever it is; nor are as many in one cell."""
 
 
+# fmt: off
+PATH_NAMES = (
+    "path", "video", "videopath", "videofile", "file", "filepath", "filename", "location",
+    "mediapath", "contentloc", "sourcevideo", "videos", "media", "cliplocation", "clippath",
+)
+URL_NAMES = ("url", "videourl", "uri", "contenturl", "videouri")
+ID_NAMES = ("videoid", "youtubeid", "ytid", "videouid", "vid", "videoname", "clipid")
+# fmt: on
+"""Names of a column that holds paths, addresses or the names of files without their endings, the
+likeliest first; case, spaces and marks do not matter."""
 REVERSED = "a span ends before it begins"
 BEYOND = "a span begins after the video's end"
 
@@ -119,11 +133,14 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def as_captions(value: Any, *, where: str) -> tuple[str, ...]:
-    """Return a text or a list of texts as captions; nothing and empty texts are no captions."""
+def as_captions(value: Any, *, where: str, lost: list[str]) -> tuple[str, ...]:
+    """Return a text or a list of texts as captions; nothing and empty texts are no captions.
+
+    Where they are too large, `where` is added to what is `lost`.
+    """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ()
-    texts = value if isinstance(value, list) else [value]
+    texts = value if isinstance(value, list | tuple) else [value]
     for text in texts:
         if not isinstance(text, str | None):
             raise CorpusError(
@@ -132,7 +149,10 @@ def as_captions(value: Any, *, where: str) -> tuple[str, ...]:
             )
         if text and not is_utf8(text):
             raise CorpusError(f"{where}: the caption holds half a surrogate pair. Correct it.")
-    return tuple(text for text in texts if text)
+    if sum(map(len, filter(None, texts))) > MAX_CAPTION:
+        lost.append(where)
+        return ()
+    return tuple(text for text in texts if text and text.strip().lower() not in NO_CAPTION)
 
 
 def as_scalar(value: Any, *, where: str) -> Scalar | None:
@@ -157,6 +177,18 @@ def as_extra(raw: Mapping[str, Any], *, where: str) -> dict[str, Scalar]:
 
 
 def match_name(names: tuple[str, ...], among: list[str]) -> str | None:
-    """Return the member of `among` that is, but for case, the first possible one of `names`."""
-    lowered = {name.strip().lower(): name for name in reversed(among)}
-    return next((lowered[name] for name in names if name in lowered), None)
+    """Return the member of `among` that is, but for case, spaces and marks, the first possible one
+    of `names`."""
+    squash = {squashed(name): name for name in reversed(among)}
+    return next((squash[name] for name in names if name in squash), None)
+
+
+def squashed(name: str) -> str:
+    """Return a name as it is compared: `Start_timestamp`, `start timestamp`: `starttimestamp`."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def file_columns(names: list[str]) -> list[str]:
+    """Return the columns that may say which file a row is of, the likeliest first."""
+    found = (match_name(kind, names) for kind in (PATH_NAMES, URL_NAMES, ID_NAMES))
+    return [name for name in found if name is not None]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from reducio_latents.core.clips import TimeSpan, clip_starts
 from reducio_latents.core.geometry import nearest_bucket
 from reducio_latents.corpus import CorpusVideo
+from reducio_latents.corpus.entry import CorpusSpan
+from reducio_latents.corpus.rows import bare_spans
 from reducio_latents.errors import CorpusError
 from reducio_latents.store.plan.plan import Plan
 from reducio_latents.store.plan.spec import PlanSpec
@@ -18,6 +20,8 @@ from reducio_latents.store.plan.spec import PlanSpec
 if TYPE_CHECKING:
     from reducio_latents.corpus.probe import ProbeRecord
 
+CUT_TOLERANCE_S = 0.5
+"""Cutting at key frames or whole frames makes a clip that much longer or shorter."""
 MAX_DURATION_S = 999_999.0
 """Eleven days. A file that claims to last longer has a damaged header; and a clip's id has room for
 nine digits of milliseconds."""
@@ -137,13 +141,30 @@ def _spans(
     if not video.spans:
         return [(0, TimeSpan(0.0, record.duration_s))], Counter()
     spans, problems = [], Counter[str]()
-    for number, span in enumerate(video.spans):
+    whole = TimeSpan(0.0, record.duration_s)
+    for number, span in enumerate(bare_spans(video.spans)):
         found = span.within(record.duration_s, record.rate_fps)
+        if len(video.spans) == 1 and _is_cut_already(span, record):
+            found = whole
         if isinstance(found, str):
             problems[found] += 1
         else:
             spans.append((number, found))
     return spans, problems
+
+
+def _is_cut_already(span: CorpusSpan, record: ProbeRecord) -> bool:
+    """Whether a file is the very clip that its one span tells of, in times of another video.
+
+    So it is with corpora that are handed on as clips. Such a span lies past the file's end, and is
+    as long as the file.
+    """
+    if span.problem is not None or span.end is None:
+        return False
+    rate = record.rate_fps if span.in_frames and record.rate_fps > 0 else 1.0
+    start_s, end_s = (span.from_s + time / rate for time in (span.start, span.end))
+    same = abs(end_s - start_s - record.duration_s) <= CUT_TOLERANCE_S
+    return same and end_s > record.duration_s + CUT_TOLERANCE_S
 
 
 def _none_of(reasons: Mapping[str, int]) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
+from reducio_latents.core.choices import Label
 from reducio_latents.core.text import printable
 from reducio_latents.corpus.entry import (
     VIDEO_EXTENSIONS,
@@ -25,9 +28,10 @@ from reducio_latents.corpus.patterns import (
     is_pattern,
     split_pattern,
 )
-from reducio_latents.corpus.table import TABLE_EXTENSIONS, is_table_name, list_table
+from reducio_latents.corpus.readers import TABLE_READERS, is_table_name
+from reducio_latents.corpus.table import TableColumns, list_tables
 from reducio_latents.corpus.tars import is_tar_name, list_tar
-from reducio_latents.corpus.texts import read_texts, text_name, warn_of_lost_captions
+from reducio_latents.corpus.texts import SIDE_FILES, Described, SideFiles, read_beside, side_name
 from reducio_latents.corpus.trees import Found, Tree, open_tree
 from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.files.inside import NotAFileError
@@ -37,37 +41,61 @@ TAR_READERS = 8
 """Tars whose headers are read at once; what they wait for is the disk or the network."""
 
 
+NOTHING = Described()
+
+
 def list_corpus(
     corpus: str | Path,
     *,
     path_column: str | None = None,
     caption_column: str | None = None,
+    start_column: str | None = None,
+    end_column: str | None = None,
     root: str | Path | None = None,
+    label: str = "none",
 ) -> list[CorpusVideo]:
     """Return every video of a corpus, sorted by name, without opening any.
 
     `corpus` is a folder (searched through; hidden names skipped), a glob or brace pattern, a CSV,
-    TSV, JSONL or Parquet table, or WebDataset tars of videos; local, or a URL that fsspec opens.
-    `path_column` and `caption_column` name a table's columns where their names do not tell
-    (`caption_column` also a key of the JSON members of tars). A table's relative paths are relative
-    to its own folder, or to `root`. `x.txt` beside `x.mp4` is its caption.
+    TSV, JSON, JSONL or Parquet table, a list of names (.txt), or WebDataset tars of videos; local,
+    or a URL that fsspec opens. A folder or pattern without videos and tars is its tables, as one.
+    `path_column`, `caption_column`, `start_column` and `end_column` name a table's columns where
+    their names do not tell (`caption_column` also a key of JSON beside videos); `start_column`
+    alone may hold starts and ends, and is `none` where a table's times are not meant. A table's
+    relative paths are relative to its own folder, or to `root`. `x.txt` beside `x.mp4` is its
+    caption, `x.json` what else is known of it. With `label` `folder` the name of the folder that a
+    video is in is a field of it, `label`, and its caption if it has no other.
 
     A video that a table names but that is missing stays in the list: it fails when it is probed,
     with a reason. Raise CorpusError if the corpus as a whole cannot be listed or has no video.
     """
+    if label not in get_args(Label):
+        raise ConfigError(f"label is {label!r}; choose one of {', '.join(get_args(Label))}.")
     with _explained(corpus):
         location = _locate(corpus)
         tree = open_tree(location.root)
-        if location.table is not None:
-            base = location.root if root is None else _absolute(str(root))
-            videos = list_table(tree, location.table, base, path_column, caption_column)
-        elif path_column is not None or root is not None:
-            option = "root" if path_column is None else "path_column"
-            shown = printable(public_url(str(corpus)))
-            raise ConfigError(f"{option} is for tables, and {shown} is not a table. Leave it out.")
+        found = _Sorted() if location.table is not None else _search(tree, location.patterns)
+        tables = [location.table] if location.table is not None else found.tables
+        columns = TableColumns(
+            path=path_column, caption=caption_column, start=start_column, end=end_column
+        )
+        videos: Iterable[CorpusVideo]
+        if tables:
+            base = None if root is None else _absolute(str(root))
+            videos = list_tables(tree, tables, base, columns)
         else:
-            videos = _list_files(tree, location.patterns, caption_column)
-    return _checked(videos, printable(public_url(str(corpus))))
+            given = {"path_column": path_column, "root": root} | {
+                "start_column": start_column, "end_column": end_column
+            }  # fmt: skip
+            for option in (name for name, value in given.items() if value is not None):
+                shown = printable(public_url(str(corpus)))
+                raise ConfigError(
+                    f"{option} is for tables, and {shown} is not a table. Leave it out."
+                )
+            videos = _list_files(tree, found, caption_column)
+        if label == "folder":
+            videos = map(_labelled, videos)
+        return _checked(videos, printable(public_url(str(corpus))))
 
 
 def corpus_root(corpus: str | Path, root: str | Path | None = None) -> str:
@@ -122,7 +150,7 @@ def _locate(corpus: str | Path) -> _Location:
             return _Location(parent, patterns=(name,))
         raise CorpusError(
             f"{printable(public_url(str(corpus)))} is neither a folder, a table "
-            f"({', '.join(TABLE_EXTENSIONS)}), a tar nor a video, by its name. Give one of these, "
+            f"({', '.join(TABLE_READERS)}), a tar nor a video, by its name. Give one of these, "
             "or a pattern."
         )
     if is_pattern(text):
@@ -132,61 +160,93 @@ def _locate(corpus: str | Path) -> _Location:
     raise CorpusError(f"{shown}: there is no such file or folder. Check the path.")
 
 
-def _list_files(tree: Tree, patterns: Iterable[str], caption_key: str | None) -> list[CorpusVideo]:
-    found, texts = _search(tree, patterns)
-    tars = [item.path for item in found if item.problem is None and is_tar_name(item.path)]
-    if caption_key is not None and not tars:
+@dataclass
+class _Sorted:
+    """What a search comes across."""
+
+    found: dict[str, Found] = field(default_factory=dict)
+    """Videos, tars, and folders that cannot be listed."""
+    texts: dict[str, str | None] = field(default_factory=dict)
+    """What may stand beside videos: name -> why it cannot be read, if that is known."""
+    tables: list[str] = field(default_factory=list)
+
+    def keep(self, walk: Iterable[Found], regexes: Sequence[re.Pattern[str]] = ()) -> None:
+        for item in walk:
+            path = item.path
+            meant = not regexes or any(regex.fullmatch(path) for regex in regexes)
+            if path.endswith(SIDE_FILES):
+                self.texts[path] = item.problem
+            if path.endswith("/"):  # a folder that cannot be listed: it may hold videos
+                self.found[path] = item
+            elif (is_video_name(path) or is_tar_name(path)) and meant:
+                self.found[path] = item
+            elif is_table_name(path) and meant and not path.endswith(".txt") and not item.problem:
+                self.tables.append(path)
+
+
+def _list_files(tree: Tree, found: _Sorted, caption_key: str | None) -> list[CorpusVideo]:
+    tars = [i.path for i in found.found.values() if i.problem is None and is_tar_name(i.path)]
+    side = SideFiles(caption_key)
+    in_tars = set(tars)
+    items = [item for item in found.found.values() if item.path not in in_tars]
+    videos = [_file_entry(tree, item) for item in items]
+    beside = read_beside(tree, [video.video for video in videos], found.texts, side)
+    for number, said in enumerate(beside):
+        if said != NOTHING:
+            videos[number] = replace(
+                videos[number], captions=said.captions, extra=said.extra, spans=said.spans
+            )
+    if caption_key is not None and not tars and not any(n.endswith(".json") for n in found.texts):
         raise ConfigError(
             "caption_column is for tables and tars; beside videos, captions are .txt files. "
             "Leave it out."
         )
-    in_tars = set(tars)
-    videos = [_file_entry(tree, item) for item in found if item.path not in in_tars]
-    return [*_with_captions(tree, videos, texts), *_list_tars(tree, tars, caption_key)]
+    videos += _list_tars(tree, tars, side)
+    side.finish()
+    return videos
 
 
-def _search(tree: Tree, patterns: Iterable[str]) -> tuple[Iterable[Found], dict[str, str | None]]:
-    """Return what the patterns match, each once, and all texts that were passed: name -> why it
-    cannot be read, if that is known."""
-    globs = []
-    found: dict[str, Found] = {}
-    texts: dict[str, str | None] = {}
+def _labelled(video: CorpusVideo) -> CorpusVideo:
+    """Add the name of the folder that a video is in as a field, and as the caption without one."""
+    folder = posixpath.basename(posixpath.dirname(video.video.rstrip("/")))
+    if not folder or video.problem is not None:
+        return video
+    captions = video.captions or (folder,)
+    spans = [
+        replace(s, captions=s.captions or (folder,), extra={**s.extra, "label": folder})
+        for s in video.spans
+    ]
+    return replace(
+        video, captions=captions, extra={**video.extra, "label": folder}, spans=tuple(spans)
+    )
+
+
+def _search(tree: Tree, patterns: Iterable[str]) -> _Sorted:
+    """Return what the patterns match, each once, and all that may stand beside it; and the tables
+    that they match if there is nothing else."""
+    globs, found = [], _Sorted()
     for pattern in patterns:
         if is_pattern(pattern):
             globs.append(pattern)
         elif is_tar_name(pattern):
-            found[pattern] = Found(pattern)
+            found.found[pattern] = Found(pattern)
         elif pattern == "" or tree.kind(pattern) == "folder":
-            _keep(tree.walk(pattern, None), found, texts)
+            found.keep(tree.walk(pattern, None))
+        elif is_table_name(pattern):
+            found.tables.append(pattern)
         else:  # named one by one: taken whatever its extension is
-            found[pattern] = Found(pattern)
-            with suppress(NotAFileError):
-                if tree.kind(text_name(pattern)) == "file":
-                    texts[text_name(pattern)] = None
+            found.found[pattern] = Found(pattern)
+            for ending in SIDE_FILES:
+                name = side_name(pattern, ending)
+                with suppress(NotAFileError):
+                    if tree.kind(name) == "file":
+                        found.texts[name] = None
     if globs:
         depths = [glob_depth(pattern) for pattern in globs]
         deepest = None if None in depths else max(depth for depth in depths if depth)
-        _keep(tree.walk("", deepest), found, texts, [compile_glob(pattern) for pattern in globs])
-    return found.values(), texts
-
-
-def _keep(
-    walk: Iterable[Found],
-    found: dict[str, Found],
-    texts: dict[str, str | None],
-    regexes: Sequence[re.Pattern[str]] = (),
-) -> None:
-    """Sort what a walk comes across into videos and tars, problems and texts."""
-    for item in walk:
-        path = item.path
-        if path.endswith(".txt"):
-            texts[path] = item.problem
-        elif path.endswith("/"):  # a folder that cannot be listed: it may hold videos
-            found[path] = item
-        elif (is_video_name(path) or is_tar_name(path)) and (
-            not regexes or any(regex.fullmatch(path) for regex in regexes)
-        ):
-            found[path] = item
+        found.keep(tree.walk("", deepest), [compile_glob(pattern) for pattern in globs])
+    found.tables = sorted(found.tables) if not found.found else []
+    return found
 
 
 def _file_entry(tree: Tree, item: Found) -> CorpusVideo:
@@ -194,22 +254,9 @@ def _file_entry(tree: Tree, item: Found) -> CorpusVideo:
     return CorpusVideo(storable(item.path), source, problem=item.problem)
 
 
-def _with_captions(
-    tree: Tree, videos: list[CorpusVideo], texts: dict[str, str | None]
-) -> Iterable[CorpusVideo]:
-    beside = {video.video: text_name(video.video) for video in videos}
-    wanted = sorted(texts.keys() & set(beside.values()))
-    lost = [name for name in wanted if texts[name] is not None]
-    warn_of_lost_captions(tree.root, lost, str(texts[lost[0]]) if lost else "")
-    captions = read_texts(tree, [name for name in wanted if texts[name] is None])
-    for video in videos:
-        caption = captions.get(beside[video.video])
-        yield replace(video, captions=(caption,)) if caption else video
-
-
-def _list_tars(tree: Tree, names: list[str], caption_key: str | None) -> Iterable[CorpusVideo]:
+def _list_tars(tree: Tree, names: list[str], side: SideFiles) -> Iterable[CorpusVideo]:
     with ThreadPoolExecutor(TAR_READERS) as pool:
-        for videos in pool.map(lambda name: list_tar(tree, name, caption_key), names):
+        for videos in pool.map(lambda name: list_tar(tree, name, side), names):
             yield from videos
 
 

@@ -1,215 +1,291 @@
-"""Videos named by a table: CSV, TSV, JSON lines or Parquet."""
+"""Videos named by tables, and the spans that their rows list."""
 
 from __future__ import annotations
 
-import csv
 import logging
-import math
+import posixpath
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from io import TextIOWrapper
-from typing import Any, BinaryIO
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from reducio_latents.core.parsing import parse_json
 from reducio_latents.core.text import printable
 from reducio_latents.corpus.entry import (
     CAPTION_NAMES,
+    ID_NAMES,
+    URL_NAMES,
     CorpusVideo,
     as_captions,
     as_extra,
     extension,
+    file_columns,
     is_utf8,
+    is_video_name,
     match_name,
+    storable,
 )
-from reducio_latents.corpus.texts import not_utf8
-from reducio_latents.corpus.trees import Tree
+from reducio_latents.corpus.readers import TABLE_READERS, UNTYPED, TableRow
+from reducio_latents.corpus.rows import CarriedRow, Gatherer, SpanGatherer
+from reducio_latents.corpus.spans import Times, as_list, find_times, read_spans
+from reducio_latents.corpus.trees import Tree, open_tree
 from reducio_latents.errors import ConfigError, CorpusError
-from reducio_latents.files.source import VideoSource, join_url, public_url
+from reducio_latents.files.source import VideoSource, is_url, join_url, public_url
 
 log = logging.getLogger(__name__)
 
-TABLE_EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-# fmt: off
-PATH_NAMES = (
-    "path", "video", "video_path", "videopath", "video_file", "file", "file_path", "filepath",
-    "file_name", "filename", "location", "url", "video_url", "uri",
-)
-# fmt: on
-"""Names of a column that holds the paths, the likeliest first; case does not matter."""
+SAMPLE = 256
+"""Rows from which is told what the columns are."""
+_PAGE = re.compile(r"(?:youtu\.be/|[?&]v=|/shorts/|/embed/)([A-Za-z0-9_-]{11})(?![A-Za-z0-9_-])")
+NOT_THERE = "no video file of this name lies in the folder of the table, or below --root"
+AMBIGUOUS = "several video files have this name"
 
 
-def is_table_name(name: str) -> bool:
-    return extension(name) in TABLE_EXTENSIONS
+@dataclass(frozen=True, kw_only=True)
+class TableColumns:
+    """How to read a table where its names do not tell."""
+
+    path: str | None = None
+    caption: str | None = None
+    start: str | None = None
+    end: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A table's columns, and for each row where it stands, for messages: `line 3`."""
+def list_tables(
+    tree: Tree, names: Sequence[str], root: str | None, columns: TableColumns
+) -> Iterator[CorpusVideo]:
+    """Yield the videos that tables name, relative paths being relative to `root` or their table.
 
-    columns: dict[str, list[Any]]
-    places: list[str]
-    untyped: bool = False
-    """Whether all cells are text, numbers too."""
-
-
-def list_table(
-    tree: Tree, name: str, base: str, path_column: str | None, caption_column: str | None
-) -> list[CorpusVideo]:
-    """Return the videos that the table names, relative paths being relative to `base`.
-
-    Raise CorpusError if it cannot be read, has no rows or no column of paths, or if two rows name
-    one video and differ; rows that are equal count once.
+    Rows are read one after another. Several rows may name a video if they list spans of it; else
+    those that are equal count once. Raise CorpusError for a table that cannot be read, has no rows
+    or no column of paths, or whose rows of one video differ and list no spans.
     """
-    where = printable(public_url(join_url(tree.root, name)))
-    with tree.open(name) as file:
-        table = _READERS[extension(name)](file, where)
-    if not table.places:
-        raise CorpusError(f"{where} has no rows. Name one video a row.")
-    columns = list(table.columns)
-    path_column = _find(columns, path_column, PATH_NAMES, where, "path")
-    if path_column is None:
-        raise CorpusError(
-            f"{where} has no column of paths by name; it has {', '.join(columns)}. "
-            "Name it (--path-column)."
+    videos: dict[str, _Video] = {}
+    untyped = all(extension(name) in UNTYPED for name in names)
+    values, spans = Gatherer(untyped=untyped), SpanGatherer(untyped=untyped)
+    lost: list[str] = []
+    for name in names:
+        where = printable(public_url(join_url(tree.root, name)))
+        folder = join_url(tree.root, posixpath.dirname(name)).rstrip("/")
+        finder = _Finder(folder if root is None else root)
+        rows = TABLE_READERS[extension(name)](tree.open(name), where)
+        first = list(islice(rows, SAMPLE))
+        if not first:
+            raise CorpusError(f"{where} has no rows. Name one video a row.")
+        table = _Table(where, name, first, columns, finder)
+        for at, row in chain(first, rows):
+            table.take(at, row, videos, values, spans, lost)
+    if lost:
+        log.warning("%d captions of more than 1 MiB are left out, %s first.", len(lost), lost[0])
+    carried = values.finish()
+    of_videos, repeated = spans.finish(len(videos))
+    if repeated:
+        log.warning(
+            "%d rows repeat a span of another row: they count once, with the captions of all.",
+            repeated,
         )
-    caption_column = _find(columns, caption_column, CAPTION_NAMES, where, "caption")
-    first: dict[str, tuple[str, CorpusVideo]] = {}
-    for place, row in _rows(table, keep_text=(path_column, caption_column)):
-        at, path = f"{where}, {place}", row.pop(path_column)
+    for (path, video), listed in zip(videos.items(), of_videos, strict=True):
+        yield CorpusVideo(
+            path,
+            video.source,
+            video.captions,
+            {} if video.row is None else CarriedRow(carried, video.row),
+            video.problem,
+            listed if len(listed) else (),
+        )
+
+
+@dataclass(slots=True)
+class _Video:
+    source: VideoSource
+    place: str
+    captions: tuple[str, ...] = ()
+    row: int | None = None
+    """Of what it carries; None if its spans do."""
+    same: int = 0
+    """Hash of what the row says."""
+    problem: str | None = None
+    number: int = field(kw_only=True)
+
+
+class _Table:
+    """One table: which of its columns are what."""
+
+    def __init__(
+        self,
+        where: str,
+        name: str,
+        first: Sequence[TableRow],
+        given: TableColumns,
+        finder: _Finder,
+    ) -> None:
+        self.where, self.name, self.finder = where, name, finder
+        rows = [row for _, row in first]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        self.path = _require(columns, given.path, where, "path")
+        self.kind: Literal["path", "name", "identity"] = "path"
+        if self.path is None:
+            self.path = self._choose(file_columns(columns), rows)
+            if self.path == match_name(ID_NAMES, columns):
+                self.kind = "identity"
+        if self.path is None:
+            raise CorpusError(
+                f"{where} has no column of paths by name; it has {', '.join(columns)}. "
+                "Name it (--path-column)."
+            )
+        self.url = match_name(URL_NAMES, columns)
+        self.caption = _require(columns, given.caption, where, "caption")
+        self.caption = self.caption or match_name(
+            CAPTION_NAMES, [name for name in columns if name != self.path]
+        )
+        for what in ("start", "end"):
+            if getattr(given, what) != "none":
+                _require(columns, getattr(given, what), where, what)
+        rest = [name for name in columns if name not in (self.path, self.caption)]
+        self.times: Times | None = find_times(rest, rows, where, given.start, given.end)
+        self.untyped = extension(name) in UNTYPED
+        if extension(name) == ".txt":
+            self.kind = "name"
+
+    @staticmethod
+    def _choose(names: list[str], rows: Sequence[Mapping[str, Any]]) -> str | None:
+        """Prefer an address to an identity only if it is that of a file, not of a page."""
+        for name in names:
+            cell = next((row[name] for row in rows if row.get(name)), None)
+            if name == names[-1] or not (
+                isinstance(cell, str) and is_url(cell) and not is_video_name(urlsplit(cell).path)
+            ):
+                return name
+        return None
+
+    def take(
+        self,
+        at: str,
+        row: dict[str, Any],
+        videos: dict[str, _Video],
+        values: Gatherer,
+        spans: SpanGatherer,
+        lost: list[str],
+    ) -> None:
+        """Take one row in: a video, or spans of one."""
+        assert self.path is not None
+        where = f"{self.where}, {at}"
+        if self.path not in row:
+            raise CorpusError(
+                f"{where}: {self.path} is None, not a path. Correct it, or remove the row."
+            )
+        cell = row.pop(self.path)
+        if cell is None and self.untyped:
+            cell = ""
+        path = cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
+        path = path.get("path") if isinstance(path, dict) else path
         if not isinstance(path, str) or not path or "\0" in path or not is_utf8(path):
-            raise CorpusError(
-                f"{at}: {path_column} is {path!r}, not a path. Correct it, or remove the row."
+            problem = f"{self.path} is {path!r:.80}, not a path"
+            videos[f"{storable(self.name)}, {at}"] = _Video(
+                VideoSource(""), at, problem=problem, number=len(videos)
             )
-        captions = as_captions(row.pop(caption_column), where=at) if caption_column else ()
-        source, path = VideoSource(join_url(base, path)), public_url(path)
-        video = CorpusVideo(path, source, captions, as_extra(row, where=at))
-        earlier, same = first.setdefault(path, (place, video))
-        if replace(same, source=source) != video:
-            raise CorpusError(
-                f"{where} names {printable(path)} twice, in {earlier} and {place}, with other "
-                "values. Keep one row; several captions go into one row, as a list."
+            return
+        url = row.get(self.url) if self.url is not None and self.url != self.path else path
+        name, source, wrong = self.finder.find(path, url, self.kind)
+        if self.times is not None:
+            found = read_spans(row, self.times, self.caption, where, lost)
+            video = videos.get(name)
+            if video is None:
+                video = _Video(source, at, problem=wrong, number=len(videos))
+                videos[name] = video
+            for span in found:
+                spans.add(video.number, span)
+            return
+        captions: tuple[str, ...] = ()
+        if self.caption is not None:
+            texts = row.pop(self.caption, None)
+            captions = as_captions(_caption_list(texts), where=where, lost=lost)
+        extra = as_extra(row, where=where)
+        same = hash((captions, tuple(sorted((k, str(v)) for k, v in extra.items()))))
+        video = videos.get(name)
+        if video is None:
+            videos[name] = _Video(
+                source, at, captions, values.rows, same, wrong, number=len(videos)
             )
-    return [video for _, video in first.values()]
+            values.add(extra)
+        elif video.same != same:
+            raise CorpusError(
+                f"{self.where} names {printable(name)} twice, in {video.place} and {at}, with "
+                "other values. Keep one row; several captions go into one row, as a list."
+            )
 
 
-def _find(
-    columns: list[str], given: str | None, names: tuple[str, ...], where: str, what: str
-) -> str | None:
-    if given is None:
-        return match_name(names, columns)
-    if given not in columns:
+def _caption_list(cell: Any) -> Any:
+    """Return a list of captions that is written as text as the list that it is."""
+    try:
+        found = as_list(cell)
+    except CorpusError:
+        return cell
+    texts = isinstance(found, list) and all(isinstance(item, str) for item in found)
+    return found if texts else cell
+
+
+def _require(columns: list[str], given: str | None, where: str, what: str) -> str | None:
+    if given is not None and given not in columns:
         close = get_close_matches(given, columns, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(columns)}."
         raise ConfigError(f"{what}_column is {given!r}, which {where} does not have; {hint}")
     return given
 
 
-def _rows(table: _Table, keep_text: tuple[str | None, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each row's place and values, numbers as numbers but in the columns `keep_text`."""
-    columns = dict(table.columns)
-    if table.untyped:
-        for name in columns.keys() - set(keep_text):
-            columns[name] = _as_numbers(columns[name])
-    for place, *values in zip(table.places, *columns.values(), strict=True):
-        yield place, dict(zip(columns, values, strict=True))
+class _Finder:
+    """Finds the file that a cell names: a path, an address, or a name without its ending."""
 
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self._files: dict[str, str] | None = None
 
-def _read_csv(file: BinaryIO, where: str) -> _Table:
-    delimiter = "\t" if where.lower().endswith(".tsv") else ","
-    with TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        try:
-            rows = [(reader.line_num, row) for row in reader if row]
-        except UnicodeDecodeError as err:
-            raise not_utf8(where, err) from err
-        except csv.Error as err:
-            raise CorpusError(f"{where}, line {reader.line_num}: {err}. Correct it.") from err
-    if not rows:
-        raise CorpusError(f"{where} is empty. The first line names the columns.")
-    header = [name.strip() or f"column_{i}" for i, name in enumerate(rows[0][1], start=1)]
-    twice = [name for name in header if header.count(name) > 1]
-    if twice:
-        raise CorpusError(f"{where} has two columns named {twice[0]!r}. Rename one.")
-    for line, row in rows[1:]:
-        if len(row) != len(header):
-            raise CorpusError(
-                f"{where}, line {line}: {len(row)} cells, but {len(header)} columns. "
-                "Put text with the delimiter in it between double quotes."
-            )
-    columns = {name: [row[i] for _, row in rows[1:]] for i, name in enumerate(header)}
-    return _Table(columns, [f"line {line}" for line, _ in rows[1:]], untyped=True)
+    def find(
+        self, path: str, url: Any, kind: Literal["path", "name", "identity"]
+    ) -> tuple[str, VideoSource, str | None]:
+        """Return name, source, and what is wrong with it; `url` is an address of the video too.
 
+        An `identity` is a file's name without its ending; a `name` may be in other case.
+        """
+        page = _PAGE.search(url) if isinstance(url, str) and is_url(url) else None
+        is_page = page is not None and path == url
+        problem = None
+        if kind == "name":
+            if not self._is_there(path):
+                path = self._find(path, ignore_case=True) or path
+        elif (
+            is_page or kind == "identity" or not (is_url(path) or extension(path))
+        ) and not self._is_there(path):
+            names = [path, page[1]] if page is not None else [path]
+            found = [file for name in names if (file := self._find(name)) is not None]
+            if found and found[0]:
+                path = found[0]
+            elif found:
+                problem = AMBIGUOUS
+            elif is_page or kind == "identity":
+                problem = NOT_THERE
+        return public_url(path), VideoSource(join_url(self.base, path)), problem
 
-_INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
-_NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d+)?([eE][-+]?\d{1,3})?")
+    def _is_there(self, path: str) -> bool:
+        """Whether a path on this machine is a file as it stands."""
+        url = join_url(self.base, path)
+        return not is_url(url) and Path(url).is_file()
 
-
-def _as_numbers(cells: list[str]) -> list[Any]:
-    """Return a column as numbers if each cell is one and nothing is lost: `007` stays text."""
-    present = [cell for cell in cells if cell]
-    for pattern, kind in ((_INTEGER, int), (_NUMBER, float)):
-        if present and all(map(pattern.fullmatch, present)):
-            numbers = [kind(cell) if cell else None for cell in cells]
-            if all(number is None or math.isfinite(number) for number in numbers):
-                return numbers
-    return [cell or None for cell in cells]
-
-
-def _read_json_lines(file: BinaryIO, where: str) -> _Table:
-    rows, places = [], []
-    for number, line in enumerate(_text_lines(file, where), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except ValueError as err:
-            raise CorpusError(f"{where}, line {number} is not JSON: {err}. Correct it.") from err
-        if not isinstance(row, dict):
-            raise CorpusError(f"{where}, line {number} is not a JSON object. Correct it.")
-        if not all(map(is_utf8, row)):
-            raise CorpusError(
-                f"{where}, line {number}: a name is half a surrogate pair. Correct it."
-            )
-        rows.append(row)
-        places.append(f"line {number}")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return _Table({name: [row.get(name) for row in rows] for name in names}, places)
-
-
-def _text_lines(file: BinaryIO, where: str) -> Iterator[str]:
-    with TextIOWrapper(file, "utf-8-sig", newline="\n") as text:
-        try:
-            yield from text
-        except UnicodeDecodeError as err:
-            raise not_utf8(where, err) from err
-
-
-def _read_parquet(file: BinaryIO, where: str) -> _Table:
-    import pyarrow as pa
-
-    from reducio_latents.files.parquet import read_parquet
-
-    try:
-        table = read_parquet(file)
-    except (pa.ArrowException, OSError) as err:
-        raise CorpusError(f"{where} is not a readable Parquet file: {err}. Check it.") from err
-    columns = {}
-    for field, column in zip(table.schema, table.columns, strict=True):
-        if "binary" in str(field.type):  # also inside a list or struct
-            log.warning("%s: column %s is binary and is left out.", where, field.name)
-            continue
-        if pa.types.is_temporal(field.type):  # finer than Python's own times
-            column = column.cast(pa.int64() if pa.types.is_duration(field.type) else pa.string())
-        columns[field.name] = column.to_pylist()
-    return _Table(columns, [f"row {i}" for i in range(1, table.num_rows + 1)])
-
-
-_READERS = {
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
-    ".parquet": _read_parquet,
-}
+    def _find(self, name: str, *, ignore_case: bool = False) -> str | None:
+        """Return the one video below the base of this path, name, or name without its ending; ""
+        if there are several."""
+        if self._files is None:
+            self._files = {}
+            with suppress(FileNotFoundError):
+                for item in open_tree(self.base).walk("", None):
+                    if item.problem is None and is_video_name(item.path):
+                        file = posixpath.basename(item.path)
+                        keys = {item.path, file, posixpath.splitext(file)[0]}
+                        for key in [item.path.lower()] if ignore_case else keys:
+                            if self._files.setdefault(key, item.path) != item.path:
+                                self._files[key] = ""
+        return self._files.get(name.lower() if ignore_case else name)

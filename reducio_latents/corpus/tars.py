@@ -8,20 +8,16 @@ from __future__ import annotations
 import posixpath
 import tarfile
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from reducio_latents.core.parsing import parse_json
 from reducio_latents.corpus.entry import (
     CAPTION_NAMES,
     CorpusVideo,
-    as_captions,
-    as_extra,
     is_utf8,
     is_video_name,
-    match_name,
     storable,
 )
-from reducio_latents.corpus.texts import not_utf8, warn_of_lost_captions
+from reducio_latents.corpus.texts import SIDE_FILES, SideFiles
 from reducio_latents.corpus.trees import MAX_TEXT_BYTES, TOO_LARGE, Tree
 from reducio_latents.errors import CorpusError
 from reducio_latents.files.source import VideoSource, join_url, public_url
@@ -40,39 +36,36 @@ class _Sample:
     videos: list[tuple[str, tarfile.TarInfo]] = field(default_factory=list)
     """Each with the middle of its name, between key and ending: `clip.v2` of my.clip.v2.mp4."""
     texts: dict[tuple[str, str], tuple[str, bytes]] = field(default_factory=dict)
-    """(middle, `txt` or `json`) -> name and contents."""
+    """(middle, `.txt` or `.json`) -> name and contents."""
     problem: str | None = None
 
-    def text(self, middle: str, ending: str) -> tuple[str, bytes] | None:
-        """Return the text beside a video, or else the one of the whole sample."""
-        return self.texts.get((middle, ending)) or self.texts.get(("", ending))
+    def text(self, middle: str, ending: str, url: str) -> tuple[str, bytes] | None:
+        """Return the text beside a video, or else the one of the whole sample, with its address."""
+        found = self.texts.get((middle, ending)) or self.texts.get(("", ending))
+        return found and (f"{public_url(url)}/{found[0]}", found[1])
 
 
-def list_tar(tree: Tree, name: str, caption_key: str | None) -> list[CorpusVideo]:
+def list_tar(tree: Tree, name: str, side: SideFiles) -> list[CorpusVideo]:
     """Return the videos in one tar, and an entry with the problem if the tar is damaged.
 
-    The caption is the .txt member, else the JSON member's `caption_key` (or one of
-    CAPTION_NAMES); the rest of the JSON is `extra`. Raise CorpusError for texts that are not UTF-8
-    and JSON that cannot be read.
+    What stands beside them is read by `side`, which keeps what was wrong with it.
     """
     url = join_url(tree.root, name)
     if name.lower().endswith(COMPRESSED):
         why = "a compressed tar cannot be read from the middle. Unpack the compression"
         return [CorpusVideo(storable(name), VideoSource(url), problem=why)]
     samples: dict[str, _Sample] = {}
-    large: list[str] = []
     try:
         with tree.open(name) as file:
-            problem = _read_members(file, samples, large)
+            problem = _read_members(file, samples, url, side)
     except FileNotFoundError:
         problem = "there is no such file"
     except CorpusError:
         raise
     except (OSError, tarfile.TarError) as err:
         problem = f"it cannot be read as a tar: {getattr(err, 'strerror', None) or err}"
-    warn_of_lost_captions(url, large, TOO_LARGE)
     videos = [
-        _entry(name, url, middle, member, sample, caption_key)
+        _entry(name, url, middle, member, sample, side)
         for sample in samples.values()
         for middle, member in sample.videos
     ]
@@ -81,7 +74,9 @@ def list_tar(tree: Tree, name: str, caption_key: str | None) -> list[CorpusVideo
     return videos
 
 
-def _read_members(file: BinaryIO, samples: dict[str, _Sample], large: list[str]) -> str | None:
+def _read_members(
+    file: BinaryIO, samples: dict[str, _Sample], url: str, side: SideFiles
+) -> str | None:
     """Sort the members into samples; return what is wrong with the tar, if anything is.
 
     Samples before a damage are whole and are kept; of the last one, members may be missing.
@@ -92,7 +87,7 @@ def _read_members(file: BinaryIO, samples: dict[str, _Sample], large: list[str])
             for member in tar:
                 if member.size < 0:  # tarfile would go backwards, and round and round
                     raise tarfile.ReadError(f"{member.name!r} has a negative size")
-                _sort_in(tar, member, samples, large)
+                _sort_in(tar, member, samples, url, side)
             # tarfile takes a header that it cannot read for the end of the archive.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -105,7 +100,11 @@ def _read_members(file: BinaryIO, samples: dict[str, _Sample], large: list[str])
 
 
 def _sort_in(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, samples: dict[str, _Sample], large: list[str]
+    tar: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    samples: dict[str, _Sample],
+    url: str,
+    side: SideFiles,
 ) -> None:
     from webdataset.tariterators import base_plus_ext
 
@@ -113,11 +112,15 @@ def _sort_in(
     if member.isdir() or key is None:  # hidden files, such as the ._x that macOS adds
         return
     middle, _, ending = extension.lower().rpartition(".")
+    if ending == "txt":  # x.caption and x.caption.txt are texts too
+        before, _, last = middle.rpartition(".")
+        middle = before if last in CAPTION_NAMES else middle
+    ending = ".txt" if ending in CAPTION_NAMES else f".{ending}"
     if is_video_name(member.name):
         samples.setdefault(key, _Sample()).videos.append((middle, member))
-    elif member.isreg() and ending in ("txt", "json"):
+    elif member.isreg() and ending in SIDE_FILES:
         if member.size > MAX_TEXT_BYTES:
-            large.append(storable(member.name))
+            side.leave_out(f"{public_url(url)}/{storable(member.name)}", TOO_LARGE)
             return
         stream = tar.extractfile(member)
         data = stream.read() if stream is not None else b""
@@ -127,49 +130,15 @@ def _sort_in(
         texts[middle, ending] = (storable(member.name), data)
 
 
-def _decoded(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as err:
-        raise not_utf8(where, err) from err
-
-
-def _read_json(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = parse_json(text)
-    except ValueError as err:
-        raise CorpusError(f"{where} is not JSON: {err}. Correct or remove it.") from err
-    if not isinstance(values, dict):
-        raise CorpusError(f"{where} is not a JSON object. Correct or remove it.")
-    return values
-
-
 def _entry(
-    name: str,
-    url: str,
-    middle: str,
-    member: tarfile.TarInfo,
-    sample: _Sample,
-    caption_key: str | None,
+    name: str, url: str, middle: str, member: tarfile.TarInfo, sample: _Sample, side: SideFiles
 ) -> CorpusVideo:
     path = f"{name}/{posixpath.normpath(member.name)}"
     source = VideoSource(url, member.offset_data, member.size)
-    where = f"{public_url(url)}/{storable(member.name)}"
-    captions: tuple[str, ...] = ()
-    values: dict[str, Any] = {}
-    if beside := sample.text(middle, "json"):
-        at = f"{public_url(url)}/{beside[0]}"
-        values = _read_json(_decoded(beside[1], at), at)
-    if beside := sample.text(middle, "txt"):
-        caption = _decoded(beside[1], f"{public_url(url)}/{beside[0]}").strip()
-        captions = (caption,) if caption else ()
-    key = caption_key or match_name(CAPTION_NAMES, list(values))
-    if key in values and (not captions or (values[key],) == captions):
-        captions = captions or as_captions(values[key], where=where)
-        del values[key]
+    said = side.read(*(sample.text(middle, ending, url) for ending in SIDE_FILES))
     problem = sample.problem
     if not is_utf8(path):
         problem = "its name is not UTF-8. Rename it"
     elif not member.isreg() or member.issparse():
         problem = "it is a link or a sparse file in its tar. Store it as a plain file"
-    return CorpusVideo(storable(path), source, captions, as_extra(values, where=where), problem)
+    return CorpusVideo(storable(path), source, said.captions, said.extra, problem, said.spans)

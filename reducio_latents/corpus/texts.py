@@ -1,59 +1,157 @@
-"""Captions in text files beside the videos."""
+"""What stands beside a video: `x.txt`, its caption, and `x.json`, what else is known of it."""
 
 from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from reducio_latents.core.config import Scalar
+from reducio_latents.core.parsing import parse_json
 from reducio_latents.core.text import printable
+from reducio_latents.corpus.entry import (
+    CAPTION_NAMES,
+    CorpusSpan,
+    as_captions,
+    as_extra,
+    match_name,
+)
+from reducio_latents.corpus.spans import find_times, read_spans
 from reducio_latents.corpus.trees import MAX_TEXT_BYTES, TOO_LARGE, Tree
 from reducio_latents.errors import CorpusError
 from reducio_latents.files.source import public_url
 
 log = logging.getLogger(__name__)
 
+NAMED = 20
+"""Files that a message names; of more it gives the number."""
+SIDE_FILES = (".txt", ".json")
 
-def text_name(video: str) -> str:
-    """Return the name of the file that may hold the caption of the video."""
-    return posixpath.splitext(video)[0] + ".txt"
+
+@dataclass(frozen=True)
+class Described:
+    """What is said of one video."""
+
+    captions: tuple[str, ...] = ()
+    extra: Mapping[str, Scalar] = field(default_factory=dict)
+    spans: tuple[CorpusSpan, ...] = ()
 
 
-def read_texts(tree: Tree, names: Sequence[str]) -> dict[str, str]:
-    """Return each file's text without the white space around it, but for those that are too large.
+@dataclass
+class SideFiles:
+    """Reads what stands beside videos, and keeps what was wrong with it until all is read."""
 
-    Raise CorpusError if any is not UTF-8, with the first one's name and how many there are: a
-    caption in another encoding would be trained on as it is.
+    caption_key: str | None
+    """Key of the captions in JSON, if its name does not tell."""
+    lost: dict[str, list[str]] = field(default_factory=dict)
+    """Why texts are left out -> their names."""
+    bad: list[str] = field(default_factory=list)
+    """What is wrong with which JSON."""
+
+    def leave_out(self, where: str, why: str) -> None:
+        self.lost.setdefault(why, []).append(where)
+
+    def read(self, text: tuple[str, bytes] | None, values: tuple[str, bytes] | None) -> Described:
+        """Return what a text and a JSON file say, each given with its name.
+
+        The text is the caption, else what the JSON has under one of `CAPTION_NAMES`.
+        """
+        caption = ""
+        if text is not None:
+            try:
+                caption = text[1].decode("utf-8-sig").strip()
+            except UnicodeDecodeError as err:
+                byte = f"byte {err.object[err.start]:#04x} at {err.start}"
+                self.leave_out(f"{text[0]} ({byte})", "not UTF-8")
+        captions = as_captions(caption, where="", lost=[])
+        if values is None:
+            return Described(captions)
+        where, lost = values[0], list[str]()
+        try:
+            said = self._values(values[1], where)
+            names = [name for name in said if name != self.caption_key]
+            times = find_times(names, [said], where)
+            key = self.caption_key or match_name(CAPTION_NAMES, list(said))
+            if times is not None:
+                spans = read_spans(said, times, key if key in said else None, where, lost)
+                spans = [replace(span, captions=span.captions or captions) for span in spans]
+                found = Described(captions, {}, tuple(spans))
+            else:
+                if key in said and (not captions or (said[key],) == captions):
+                    captions = captions or as_captions(said[key], where=where, lost=lost)
+                    del said[key]
+                found = Described(captions, as_extra(said, where=where))
+        except CorpusError as err:
+            self.bad.append(str(err))
+            return Described(captions)
+        for _ in lost:
+            self.leave_out(where, TOO_LARGE)
+        return found
+
+    def _values(self, data: bytes, where: str) -> dict[str, Any]:
+        try:
+            values = parse_json(data.decode("utf-8-sig"))
+        except UnicodeDecodeError as err:
+            raise not_utf8(where, err) from err
+        except ValueError as err:
+            raise CorpusError(f"{where} is not JSON: {err}. Correct or remove it.") from err
+        if not isinstance(values, dict):
+            raise CorpusError(f"{where} is not a JSON object. Correct or remove it.")
+        return values
+
+    def finish(self) -> None:
+        """Say which texts are left out; raise CorpusError, naming all, if JSON is wrong."""
+        for why, names in sorted(self.lost.items()):
+            log.warning("%d texts beside videos are left out, %s: %s", len(names), why, _few(names))
+        if self.bad:
+            first, *others = sorted(self.bad)
+            more = f" {len(others)} more are wrong: {_few(others)}" if others else ""
+            raise CorpusError(f"{first}{more}")
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = "; ".join(printable(name) for name in sorted(names)[:NAMED])
+    return f"{shown}{f'; and {len(names) - NAMED} more' if len(names) > NAMED else ''}"
+
+
+def side_name(video: str, ending: str) -> str:
+    """Return the name of the file that may stand beside a video."""
+    return posixpath.splitext(video)[0] + ending
+
+
+def read_beside(
+    tree: Tree, videos: Sequence[str], texts: Mapping[str, str | None], side: SideFiles
+) -> list[Described]:
+    """Return what stands beside each of these videos.
+
+    `texts` has the names of what there is, and why it cannot be read, if that is known.
     """
-    texts, bad, large = {}, [], []
+    wanted = {side_name(video, ending) for video in videos for ending in SIDE_FILES}
+    names = sorted(texts.keys() & wanted)
+    for name in names:
+        if (problem := texts[name]) is not None:
+            side.leave_out(_shown(tree, name), problem)
+    names = [name for name in names if texts[name] is None]
+    found: dict[str, tuple[str, bytes]] = {}
     for name, data in zip(names, tree.read_all(names), strict=True):
         if len(data) > MAX_TEXT_BYTES:
-            large.append(name)
-            continue
-        try:
-            texts[name] = data.decode("utf-8-sig").strip()
-        except UnicodeDecodeError as err:
-            bad.append((name, err))
-    if bad:
-        raise not_utf8(f"{tree.root}/{bad[0][0]}", bad[0][1], others=len(bad) - 1)
-    warn_of_lost_captions(tree.root, large, TOO_LARGE)
-    return texts
+            side.leave_out(_shown(tree, name), TOO_LARGE)
+        else:
+            found[name] = (_shown(tree, name), data)
+    return [
+        side.read(*(found.get(side_name(video, ending)) for ending in SIDE_FILES))
+        for video in videos
+    ]
 
 
-def warn_of_lost_captions(root: str, names: Sequence[str], why: str) -> None:
-    """Say how many files beside videos are not read, and why the first one is not."""
-    if names:
-        log.warning(
-            "%d texts beside videos are left out, %s first: %s.",
-            len(names),
-            printable(f"{public_url(root)}/{names[0]}"),
-            why,
-        )
+def _shown(tree: Tree, name: str) -> str:
+    return f"{public_url(tree.root)}/{name}"
 
 
-def not_utf8(where: str, err: UnicodeDecodeError, others: int = 0) -> CorpusError:
-    more = f" {others} more are not, either." if others else ""
+def not_utf8(where: str, err: UnicodeDecodeError) -> CorpusError:
     return CorpusError(
         f"{printable(where)} is not UTF-8: byte {err.object[err.start]:#04x} at {err.start}. "
-        f"Save it as UTF-8.{more}"
+        "Save it as UTF-8."
     )

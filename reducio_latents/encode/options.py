@@ -16,6 +16,7 @@ from reducio_latents.core.choices import (
     Dtype,
     Duplicates,
     ImageCodec,
+    Label,
     ResizeMode,
     VideoBackendName,
     usable_cores,
@@ -89,8 +90,17 @@ class EncodeOptions:
     """Column of a corpus table that holds the paths, if its name does not say so."""
     caption_column: str | None = None
     """Column of a corpus table that holds the captions, if its name does not say so."""
+    start_column: str | None = None
+    """Column of a corpus table that holds where clips start, if its name does not say so.
+
+    In seconds, as H:MM:SS.mmm, or in frames if its name says that; it may hold ends, too. `none`
+    takes whole videos."""
+    end_column: str | None = None
+    """Column of a corpus table that holds where clips end, if its name does not say so."""
     root: str | None = None
     """Folder that a table's relative paths start from, if not its own."""
+    label: Label = "none"
+    """`folder`: the folder that a video is in is a field, `label`, and the caption without one."""
 
     batch_size: int | Literal["auto"] = 8
     """Clips that are encoded together. `auto`: as many as fit in the GPU's memory.

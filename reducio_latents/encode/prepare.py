@@ -79,6 +79,9 @@ def list_by(corpus: str | Path, options: EncodeOptions) -> list[CorpusVideo]:
         corpus,
         path_column=options.path_column,
         caption_column=options.caption_column,
+        start_column=options.start_column,
+        end_column=options.end_column,
+        label=options.label,
         root=options.root,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -100,24 +100,25 @@ VIDEO_SPAN_SCHEMA = pa.schema(
 """Of a video too, where the corpus lists spans."""
 
 
-def extra_columns(extras: Sequence[Mapping[str, Scalar]]) -> dict[str, pa.Array]:
-    """Return what videos carry as columns, one value a video, null where one has none.
-
-    Whole numbers, numbers, truth values and texts keep their type; a column of several is text.
-    """
-    keys = sorted({key for extra in extras for key in extra})
+def carried_names(keys: Iterable[str]) -> dict[str, str]:
+    """Return what columns are called that the corpus brings, in order: their own names are."""
+    keys = sorted(keys)
     taken = {*CLIP_SCHEMA.names, *SPAN_SCHEMA.names}
-    columns = {}
+    names = {}
     for key in keys:
         name = key
         while name in taken or (name != key and name in keys):
             name = f"corpus_{name}"
         taken.add(name)
-        columns[name] = _column([extra.get(key) for extra in extras])
-    return columns
+        names[key] = name
+    return names
 
 
-def _column(values: list[Scalar | None]) -> pa.Array:
+def column_of(values: list[Scalar | None]) -> pa.Array:
+    """Return a column that the corpus brings, null where a row has no value.
+
+    Whole numbers, numbers, truth values and texts keep their type; a column of several is text.
+    """
     kinds = {type(value) for value in values if value is not None}
     if len(kinds) == 1:
         return pa.array(values)
@@ -146,7 +147,7 @@ def concat_parts(tables: Sequence[pa.Table]) -> pa.Table:
             # By equality, not by hash: a list's type read from Parquet names its items otherwise.
             if field.type not in seen:
                 seen.append(field.type)
-    wanted = {name: _common(found) for name, found in kinds.items()}
+    wanted = {name: common_type(found) for name, found in kinds.items()}
     cast = []
     for table in tables:
         for i, field in enumerate(table.schema):
@@ -157,7 +158,7 @@ def concat_parts(tables: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(cast, promote_options="default")
 
 
-def _common(kinds: Sequence[pa.DataType]) -> pa.DataType:
+def common_type(kinds: Sequence[pa.DataType]) -> pa.DataType:
     if len(kinds) == 1:
         return kinds[0]
     return pa.float64() if set(kinds) == {pa.int64(), pa.float64()} else pa.string()

@@ -1,0 +1,378 @@
+"""Clip lists as they are published: each clip lies in its span, with that span's caption."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.geometry import square_bucket
+from reducio_latents.corpus import list_corpus
+from reducio_latents.corpus.build import plan_part
+from reducio_latents.corpus.probe import ProbeRecord
+from reducio_latents.corpus.spans import as_list, as_time
+from reducio_latents.errors import ConfigError, CorpusError
+from reducio_latents.store.plan import Plan, PlanSpec
+
+SPEC = PlanSpec(clip=ClipSpec(policy="centre"), buckets=(square_bucket(16, 256),))
+A, B = "-2kGPr1c9Dw", "AbCdEfGhIjK"
+PANDA = "videoID,url,timestamp,caption,matching_score,desirable_filtering,shot_boundary_detection"
+
+
+def planned(corpus: Path | str, duration_s: float = 200.0, **options: Any) -> Plan:
+    """Plan a corpus of videos that last 200 s at 25 fps, whatever is there."""
+    videos = list_corpus(corpus, **options)
+    known = ProbeRecord(
+        width=640, height=360, rate_fps=25.0, duration_s=duration_s, frames=5000, bytes=1
+    )
+    return Plan.of(plan_part(videos, {v.video: known for v in videos}, SPEC))
+
+
+def clips(plan: Plan, *columns: str) -> list[tuple[Any, ...]]:
+    """Return of each clip: video, span, caption, and what the corpus carried."""
+    rows = plan.clips.to_pylist()
+    for row in rows:
+        start_s, end_s = row["span_start_s"], row["span_end_s"]
+        assert start_s <= row["start_s"] <= row["start_s"] + 15 / 16 < end_s
+    names = ("video", "span_start_s", "span_end_s", "captions", *columns)
+    found = [tuple(row[name] for name in names) for row in rows]
+    return [
+        (video, pytest.approx(start_s), pytest.approx(end_s), *(captions or [None]), *rest)
+        for video, start_s, end_s, captions, *rest in found
+    ]
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write rows as the kind of table that the name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    elif path.suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        path.write_text(text.getvalue())
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1))
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_panda_70m(tmp_path: Path) -> None:
+    row = {
+        "videoID": A,
+        "url": f"https://www.youtube.com/watch?v={A}",
+        "timestamp": "[['0:00:20.880', '0:00:23.983'], ['0:01:00.000', '0:01:04.000']]",
+        "caption": """['A "neuron" is shown.', "It's a heart, isn't it?"]""",
+        "matching_score": "[0.4514, 0.375]",
+        "desirable_filtering": "['desirable', '0_low_desirable_score']",
+        "shot_boundary_detection": "[[['0:00:00.000', '0:00:03.103']], [['0:00:00.000', "
+        "'0:00:01.000'], ['0:00:01.000', '0:00:04.000']]]",
+    }
+    touch(tmp_path, f"videos/00/{A}.mp4")
+    table = write(tmp_path / "panda70m.csv", [row])
+    wanted = [
+        (f"00/{A}.mp4", 20.88, 23.983, 'A "neuron" is shown.', 0.4514, "desirable"),
+        (f"00/{A}.mp4", 60, 64, "It's a heart, isn't it?", 0.375, "0_low_desirable_score"),
+    ]
+    plan = planned(table, root=tmp_path / "videos")
+    assert clips(plan, "matching_score", "desirable_filtering") == wanted
+    assert plan.clips["shot_boundary_detection"][0].as_py() == '[["0:00:00.000", "0:00:03.103"]]'
+    older = {name: row[name] for name in list(row)[:5]}  # its first files
+    plan = planned(write(tmp_path / "older.csv", [older]), root=tmp_path / "videos")
+    assert clips(plan, "matching_score") == [row[:5] for row in wanted]
+
+
+def test_openvid_1m(tmp_path: Path) -> None:
+    table = write(
+        tmp_path / "OpenVid-1M.csv",
+        [
+            {
+                "video": "celebv_abc_0.mp4", "caption": "A woman, smiling.",
+                "aesthetic score": 5.2, "motion score": 3.5, "temporal consistency score": 0.99,
+                "camera motion": "static", "frame": 115, "fps": 29.97, "seconds": 3.8,
+            }
+        ],
+    )  # fmt: skip
+    (clip,) = planned(table).clips.to_pylist()
+    assert (clip["video"], clip["captions"]) == ("celebv_abc_0.mp4", ["A woman, smiling."])
+    assert (clip["aesthetic score"], clip["motion score"], clip["frame"]) == (5.2, 3.5, 115)
+    assert "span_start_s" not in clip
+
+
+def test_koala_36m(tmp_path: Path) -> None:
+    touch(tmp_path, f"{A}.webm")
+    rows = [
+        {
+            "videoID": f"{A}_{i}", "url": f"https://www.youtube.com/watch?v={A}",
+            "timestamp": f"['0:00:{10 * i:02d}.000', '0:00:{10 * i + 5:02d}.500']",
+            "caption": f"clip {i}", "clarity score": 0.9, "aesthetic score": 4 + i / 2,
+        }
+        for i in (3, 1)
+    ]  # fmt: skip
+    plan = planned(write(tmp_path / "Koala_36M.csv", rows))
+    assert clips(plan, "aesthetic score") == [
+        (f"{A}.webm", 10, 15.5, "clip 1", 4.5), (f"{A}.webm", 30, 35.5, "clip 3", 5.5)
+    ]  # fmt: skip
+
+
+def test_internvid(tmp_path: Path) -> None:
+    touch(tmp_path, f"{A}.mp4", f"{B}.mkv")
+    rows = [
+        {
+            "YoutubeID": name, "Start_timestamp": start, "End_timestamp": end,
+            "Caption": f"seen at {start}", "UMT_Score": 0.41, "Aesthetic_Score": 4.9,
+        }
+        for name, start, end in [
+            (A, "00:00:01.000", "00:00:05.250"), (B, "00:00:00.000", "00:00:02.000"),
+            (A, "00:01:01.000", "00:01:05.250"), ("no-such-one", "00:00:00.000", "00:00:02.000"),
+        ]
+    ]  # fmt: skip
+    plan = planned(write(tmp_path / "InternVid-10M.jsonl", rows))
+    assert clips(plan, "UMT_Score") == [
+        (f"{A}.mp4", 1, 5.25, "seen at 00:00:01.000", 0.41),
+        (f"{A}.mp4", 61, 65.25, "seen at 00:01:01.000", 0.41),
+        (f"{B}.mkv", 0, 2, "seen at 00:00:00.000", 0.41),
+    ]
+    assert Counter(plan.videos["status"].to_pylist()) == {"planned": 2, "failed": 1}
+    assert plan.videos["reason"].to_pylist()[-1].startswith("no video file of this name lies in")
+
+
+def test_hd_vila(tmp_path: Path) -> None:
+    touch(tmp_path, f"{A}.mp4")
+    spans = [["00:00:00.000", "00:00:02.000"], ["00:00:02.000", "00:00:12.000"]]
+    row = {
+        "video_id": A,
+        "url": f"https://www.youtube.com/watch?v={A}",
+        "clip": [{"clip_id": f"{A}.{i}.mp4", "span": span} for i, span in enumerate(spans)],
+    }
+    plan = planned(write(tmp_path / "hdvila100m.jsonl", [row]))
+    assert clips(plan, "corpus_clip_id") == [
+        (f"{A}.mp4", 0, 2, None, f"{A}.0.mp4"), (f"{A}.mp4", 2, 12, None, f"{A}.1.mp4")
+    ]  # fmt: skip
+
+
+def test_video2dataset(tmp_path: Path) -> None:
+    """Of videos that it did not cut, in tars and in folders; its cuts are in frames of theirs."""
+    whole = {"key": "a", "clips": [["00:00:01.000", "00:00:03.000"], [5.0, 9.5]], "status": "x"}
+    cuts = {"original_fps": 50.0, "cuts_original_fps": [[0, 100], [100, 250]]}
+    # A clip that it cut says where it was cut: that is no span of the clip.
+    handed_on = {"clips": [["00:10:00.000", "00:13:20.200"]], "caption": "whole"}
+    sides = {"a": whole, "b.v2": {"cuts": cuts, "caption": ["one", "two"]}, "c": handed_on}
+    wanted = [
+        ("a.mp4", 1, 3, "said of a"), ("a.mp4", 5, 9.5, "said of a"),
+        ("b.v2.mp4", 0, 2, "one"), ("b.v2.mp4", 2, 5, "two"), ("c.mp4", 0, 200, "whole"),
+    ]  # fmt: skip
+    folder, shard = tmp_path / "00000", tmp_path / "tars/00000.tar"
+    folder.mkdir()
+    shard.parent.mkdir()
+    with tarfile.open(shard, "w") as tar:
+        for key, side in sides.items():
+            (folder / f"{key}.mp4").write_bytes(b"x")
+            (folder / f"{key}.json").write_text(json.dumps(side))
+        (folder / "a.txt").write_text("said of a")
+        for path in sorted(folder.iterdir()):
+            tar.add(path, path.name)
+    assert clips(planned(folder)) == wanted
+    in_tar = [(f"00000.tar/{video}", *rest) for video, *rest in wanted]
+    assert clips(planned(tmp_path / "tars")) == in_tar
+
+
+def test_curator(tmp_path: Path) -> None:
+    meta = {
+        "span_uuid": "0f3e", "source_video": "/raw/a.mp4", "duration_span": [10.0, 30.0],
+        "clip_location": "/out/clips/0f3e.mp4", "width_source": 1280, "framerate_source": 25.0,
+        "motion_score": {"global_mean": 0.5, "per_patch_min_256": 0.1}, "aesthetic_score": 4.5,
+        "windows": [
+            {"start_frame": 0, "end_frame": 250, "qwen_caption": "a dog"},
+            {"start_frame": 250, "end_frame": 500, "qwen_caption": "the dog sleeps"},
+        ],
+    }  # fmt: skip
+    other = {**meta, "span_uuid": "1a2b", "duration_span": [30.0, 42.0], "windows": []}
+    for one in (meta, other):
+        path = tmp_path / "metas/v0" / f"{one['span_uuid']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(one))
+    wanted = [
+        ("/raw/a.mp4", 10, 20, "a dog", 4.5, "0f3e"),
+        ("/raw/a.mp4", 20, 30, "the dog sleeps", 4.5, "0f3e"),
+        ("/raw/a.mp4", 30, 42, None, 4.5, "1a2b"),
+    ]
+    for corpus in (tmp_path, tmp_path / "metas/v0/*.json"):
+        assert clips(planned(corpus), "aesthetic_score", "span_uuid") == wanted
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "seconds": {"start": 1.5, "end": 4},
+    "texts": {"Start Time": "00:01.500", "End Time": "0:00:04"},
+    "comma": {"begin_time": "00:00:01,500", "end_time": "00:00:04,000"},
+    "one word": {"tstart": "1.5", "tend": "4s"},
+    "milliseconds": {"start_ms": 1500, "end_ms": 4000},
+    "frames": {"start_frame": 37.5, "end_frame": 100},
+    "seconds before frames": {"start_frame": 1, "end_frame": 2, "startSec": 1.5, "endSec": 4.0},
+    "of a clip": {"clip_start": 1.5, "clip_end": 4},
+    "a pair": {"duration_span": [1.5, 4]},
+    "a pair as text": {"timestamps": "0:00:01.500 - 0:00:04.000"},
+    "a mapping": {"segment": {"begin": 1.5, "end": 4}},
+    "a list of one": {"spans": [["0:00:01.5", "0:00:04"]]},
+    "two lists": {"starts": [1.5], "ends": [4.0]},
+    "nested": {"segments": [{"timestamp": [1.5, 4.0]}]},
+    "frame spans": {"frame_span": [37.5, 100]},
+}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "json"])
+def test_every_form_of_times_in_every_kind_of_table(tmp_path: Path, kind: str) -> None:
+    for name, cells in FORMS.items():
+        table = write(tmp_path / f"{name}.{kind}", [{"path": "a.mp4", "cap": "c", **cells}])
+        assert clips(planned(table)) == [("a.mp4", 1.5, 4, "c")], name
+
+
+def test_columns_are_taken_as_given(tmp_path: Path) -> None:
+    row = {"path": "a.mp4", "a": 1, "b": 3, "c": "[[4, 6], [8, 10]]", "start": 0, "end": 9}
+    table = write(tmp_path / "t.csv", [row])
+    assert clips(planned(table, start_column="a", end_column="b")) == [("a.mp4", 1, 3, None)]
+    assert clips(planned(table, start_column="c")) == [
+        ("a.mp4", 4, 6, None), ("a.mp4", 8, 10, None)
+    ]  # fmt: skip
+    assert clips(planned(table, start_column="b")) == [("a.mp4", 3, 200, None)]
+    assert "span_start_s" not in planned(table, start_column="none").clips.schema.names
+    with pytest.raises(ConfigError, match=r"start_column is 'stat'.* 'start'"):
+        list_corpus(table, start_column="stat", end_column="end")
+    with pytest.raises(ConfigError, match="without start_column"):
+        list_corpus(table, end_column="end")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"speech_begin": 1, "speech_end": 2}, {"start_time": "0:00:01"}, {"end": 3.5},
+        {"scene_boundaries": [[0, 2], [2, 5]]}, {"t_first": 3, "t_last": 9},
+        {"word_spans": [[0.1, 0.5]]},
+    ],
+)  # fmt: skip
+def test_columns_that_look_like_times_and_are_not_used_are_an_error(
+    tmp_path: Path, cells: dict[str, Any]
+) -> None:
+    table = write(tmp_path / "t.jsonl", [{"path": "a.mp4", **cells}])
+    with pytest.raises(CorpusError, match=f"{next(iter(cells))}.* look like times") as caught:
+        list_corpus(table)
+    assert "\n" not in str(caught.value)
+    assert len(list_corpus(table, start_column="none")) == 1
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"duration": "0:03:20", "fps": 25, "num_frames": 100, "resolution": [720, 1280]},
+        {"timestamp": 1690000000, "end_reason": "cut", "shot_type": "wide", "clip": "x.mp4"},
+        {"clip_score": 0.3, "start_date": "2020-01-02", "scene": 3, "in_stock": 1, "size": [1, 2]},
+    ],
+)
+def test_columns_of_other_things_are_carried(tmp_path: Path, cells: dict[str, Any]) -> None:
+    (video,) = list_corpus(write(tmp_path / "t.jsonl", [{"path": "a.mp4", **cells}]))
+    assert video.extra.keys() == cells.keys()
+    assert not video.spans
+
+
+def test_bad_spans_cost_themselves_and_are_counted(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"path": "a.mp4", "start": start, "end": end, "caption": "x"}
+        for start, end in [
+            (1, 3), (3, 1), ("soon", 4), (-1, 4), (500, 510), (198, 230), (5, 5.2), ("1:99:99", 3),
+            (2, 6), ("nan", "inf"),
+        ]
+    ]  # fmt: skip
+    plan = planned(write(tmp_path / "t.jsonl", rows))
+    assert [clip[1:3] for clip in clips(plan)] == [(1, 3), (2, 6), (198, 200)]
+    assert plan.counts().spans == {
+        "found": 10,
+        "a span ends before it begins": 1,
+        "a span begins after the video's end": 1,
+        "a span's start or end is no time": 4,
+        "shorter than a clip of 16 frames at 16 fps": 1,
+    }
+
+
+def test_rows_of_lists_that_do_not_fit_cost_their_row(tmp_path: Path) -> None:
+    million = repr(["a caption"] * 1_000_000)
+    rows = [
+        {"path": "a.mp4", "timestamp": "[[0, 2], [3, 5]]", "caption": "['one', 'two']"},
+        {"path": "b.mp4", "timestamp": "[[0, 2], [3, 5]]", "caption": "['only one']"},
+        {"path": "c.mp4", "timestamp": "[[0, 2], [3, 5]]", "caption": million},
+        {"path": "d.mp4", "timestamp": "[[0, 2], [3, 5, 7]]", "caption": "of both"},
+        {"path": "e.mp4", "timestamp": "[" * 100_000 + "]" * 100_000, "caption": "x"},
+        {"path": "f.mp4", "timestamp": "[]", "caption": "x"},
+        {"path": "", "timestamp": "[[0, 2]]", "caption": "x"},
+    ]
+    plan = planned(write(tmp_path / "t.csv", rows))
+    assert clips(plan) == [
+        ("a.mp4", 0, 2, "one"), ("a.mp4", 3, 5, "two"), ("d.mp4", 0, 2, "of both")
+    ]  # fmt: skip
+    by_status = Counter(plan.videos["status"].to_pylist())
+    assert by_status == {"planned": 2, "too_short": 4, "failed": 1}
+    reasons = dict(zip(*(plan.videos[n].to_pylist() for n in ("video", "reason")), strict=True))
+    assert "other numbers of starts, ends and captions" in reasons["b.mp4"]
+    assert "larger than 1 MiB" in reasons["c.mp4"]
+    assert "no start and end" in reasons["e.mp4"]
+    assert "lists no span" in reasons["f.mp4"]
+    assert reasons["t.csv, line 8"] == "path is '', not a path"
+
+
+def test_rows_of_one_span_are_one_clip_with_all_captions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"video_id": "video7", "start time": 1.0, "end time": 4.0, "caption": text, "sen_id": i}
+        for i, text in enumerate(["a cat", "a cat", "one cat"])
+    ]
+    touch(tmp_path, "video7.mp4")
+    (clip,) = planned(write(tmp_path / "msrvtt.json", rows)).clips.to_pylist()
+    assert (clip["captions"], clip["sen_id"]) == (["a cat", "one cat"], 0)
+    assert "2 rows repeat a span" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0:01:20.880", 80.88), ("01:20", 80), ("100:00:00", 360_000), ("12.5", 12.5), (3, 3),
+        (" 7s ", 7), ("1e2", 100), (True, None), ("-1", None), ("1:60", None), ("", None),
+        (float("nan"), None), (float("inf"), None), ("1:2:3:4", None),
+        ("\N{ARABIC-INDIC DIGIT ONE}", None),
+    ],
+)  # fmt: skip
+def test_a_time_is_a_number_or_a_clock(text: Any, seconds: float | None) -> None:
+    assert as_time(text) == seconds
+
+
+def test_a_literal_is_read_within_bounds() -> None:
+    values: list[Any] = [["it's", 1.5, None, True], {"a": (1, 2)}, (1, [2])]
+    for value in values:
+        assert as_list(repr(value)) == json.loads(json.dumps(value))
+        assert as_list(json.dumps(value)) == json.loads(json.dumps(value))
+    for text in ("[open('x')]", "[__import__('os')]", "[1, {2, 3}]", "[b'x']", "[1", "[1j]", "no"):
+        assert as_list(text) == text
+    deep = "[" * 150 + "]" * 150
+    assert ast.literal_eval(deep)
+    assert as_list(deep) == deep
+    with pytest.raises(CorpusError, match="larger than 1 MiB"):
+        as_list(f"[{'1,' * 600_000}]")
