@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import tarfile
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from PIL import Image
 
+from reducio_latents import LatentDataset, encode_corpus, load_autoencoder, open_store
 from reducio_latents.cli import main
 from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.geometry import Bucket
+from reducio_latents.core.images import decode_image
+from reducio_latents.encode import EncodeReport, Tally, plan_corpus
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.errors import ConfigError, GeometryError, LatentsError
+from reducio_latents.files import LocalFiles
+from reducio_latents.store import Store
+from reducio_latents.store.commit import ShardKey
+from reducio_latents.upkeep.convert import convert_store
+from reducio_latents.upkeep.verify import verify
+from reducio_latents.video.pixels import fit_frame, to_unit
+from tests.test_encode_flow import files_of
+from tests.tiny_models import image_vae, video_vae
+from tests.videos import barcode, constant_rate, write_video
 
 NAMED = ("16x256x256", "16x480x832", "1x480x832")
 
@@ -73,3 +91,173 @@ def test_the_command_line_takes_sizes_repeated_or_with_commas() -> None:
         assert "there is no such file or folder" in told.output, told.output
     told = CliRunner().invoke(main, ["plan", "/nowhere", "/tmp/nothing", "--resolution", "32y64"])
     assert "height x width, as 480x832" in told.output
+
+
+BUCKETS = "16x32x32,16x32x64,4x32x32,1x32x64,1x64x32"
+PICTURES = {"wide.png": barcode(7, 160, 80), "sub/tall.webp": barcode(9, 40, 80)}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two videos, four pictures of which one is broken, and text that is neither."""
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "sub").mkdir()
+    write_video(folder / "long.mp4", constant_rate(40, 30.0))
+    write_video(folder / "short.mp4", constant_rate(10, 30.0))
+    for name, pixels in PICTURES.items():
+        Image.fromarray(pixels).save(folder / name, lossless=True)
+    (folder / "wide.txt").write_text("a wide picture")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(barcode(8, 160, 80)).save(folder / "turned.jpg", exif=exif)
+    (folder / "broken.jpg").write_bytes(b"no picture at all")
+    (folder / "notes.md").write_text("not listed")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("vae")
+    image_vae().save_pretrained(folder)
+    return f"diffusers:{folder}"
+
+
+def encode(corpus: Path, store: Path, **settings: Any) -> EncodeReport:
+    known: dict[str, Any] = {"workers": 1, "shard_rows": 4, "batch_size": 2}
+    return encode_corpus(corpus, store, **known | settings)
+
+
+@pytest.fixture(scope="module")
+def stored(
+    mixed: Path, model: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, EncodeReport]:
+    store = tmp_path_factory.mktemp("stores") / "mixed.latents"
+    return store, encode(mixed, store, model=model, buckets=BUCKETS)
+
+
+def clips_of(opened: Store) -> dict[str, dict[str, Any]]:
+    return {row["video"]: row for row in opened.plan.clips.to_pylist()}
+
+
+def test_pictures_are_clips_of_one_frame_beside_videos(stored: tuple[Path, EncodeReport]) -> None:
+    store, report = stored
+    assert report.videos == Tally(found=6, encoded=5, skipped=0, failed=1)
+    assert report.clips == Tally(found=5, encoded=5, skipped=0, failed=0)
+    assert "is no JPEG" in next(iter(report.failed))
+    assert {name: row["bucket"] for name, row in clips_of(open_store(store)).items()} == {
+        "long.mp4": "16x32x32", "short.mp4": "4x32x32", "sub/tall.webp": "1x64x32",
+        "turned.jpg": "1x64x32", "wide.png": "1x32x64",
+    }  # fmt: skip
+    assert clips_of(open_store(store))["wide.png"]["captions"] == ["a wide picture"]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_encoded_as_the_model_encodes_it_alone(
+    name: str, stored: tuple[Path, EncodeReport], model: str
+) -> None:
+    opened = open_store(stored[0])
+    row = clips_of(opened)[name]
+    key, bucket = ShardKey(row["bucket"], row["shard"]), Bucket.parse(row["bucket"])
+    wanted = fit_frame(PICTURES[name], bucket, "bicubic")
+    image = opened.read_row(key, row["row"], "content_image")
+    assert isinstance(image, bytes)
+    assert np.array_equal(decode_image(image), wanted)
+    alone = load_autoencoder(model).encode(to_unit(torch.from_numpy(wanted)[None, None]))
+    moments = opened.read_row(key, row["row"], "motion")
+    assert np.abs(np.asarray(moments) - alone.moments[0].numpy()).max() < 2e-3
+    assert np.asarray(opened.read_row(key, row["row"], "frame_times")).tolist() == [0.0]
+
+
+def test_batches_of_a_mixed_store_are_of_one_size_each(stored: tuple[Path, EncodeReport]) -> None:
+    seen: dict[str, int] = {}
+    for batch in LatentDataset(stored[0], columns=("motion", "content_image"), batch_size=1):
+        size = Bucket.parse(batch["bucket"])
+        assert batch["latents"].shape == (1, 4, size.frames, size.height // 8, size.width // 8)
+        assert batch["content_image"].shape == (1, 3, size.height, size.width)
+        seen[size.name] = seen.get(size.name, 0) + 1
+    assert seen == {"16x32x32": 1, "4x32x32": 1, "1x32x64": 1, "1x64x32": 2}
+
+
+def test_a_mixed_store_resumes_is_proven_and_becomes_tars(
+    stored: tuple[Path, EncodeReport], mixed: Path, model: str, tmp_path: Path
+) -> None:
+    store, _ = stored
+    before = files_of(store)
+    again = encode(mixed, store, model=model, buckets=BUCKETS.split(","))
+    assert again.clips.encoded == 0
+    assert files_of(store) == before
+    assert verify(open_store(store)).ok
+    convert_store(open_store(store), LocalFiles(tmp_path / "tars"), "webdataset")
+    assert verify(open_store(tmp_path / "tars")).ok
+    assert clips_of(open_store(store)) == clips_of(open_store(tmp_path / "tars"))
+
+
+def test_decode_writes_clips_of_one_frame_as_pictures(
+    stored: tuple[Path, EncodeReport], model: str, tmp_path: Path
+) -> None:
+    line = ["decode", stored[0], "--out", tmp_path, "--weights", model.partition(":")[2]]
+    done = CliRunner().invoke(main, [*map(str, line), "--num", "9"])
+    assert done.exit_code == 0, done.output
+    assert "Wrote 2 videos, 3 pictures" in done.output
+    assert done.output.count("PSNR") == 6  # each with its original, and the mean
+    clip_id = clips_of(open_store(stored[0]))["wide.png"]["clip_id"]
+    with Image.open(tmp_path / f"{clip_id}.png") as picture:
+        assert picture.width > 2 * 64
+
+
+@pytest.mark.parametrize("buckets", ["square", "16x32x32,1x32x32"])
+def test_reducio_skips_pictures_and_says_so(
+    buckets: str, mixed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: dict[str, Any] = {"buckets": buckets, "resolution": 32 if buckets == "square" else 256}
+    report = encode(mixed, tmp_path / "store", model="reducio-random:8", **asked)
+    assert report.videos == Tally(found=6, encoded=1, skipped=5, failed=0)
+    assert report.skipped["pictures, as reducio-random:8 takes no single frames"] == 4
+    assert ("buckets of one frame are left out" in caplog.text) == (buckets != "square")
+    videos = {row["video"]: row for row in open_store(tmp_path / "store").plan.videos.to_pylist()}
+    assert "a picture: one frame, and clips have 16" in videos["broken.jpg"]["reason"]
+    assert videos["broken.jpg"]["sha256"] is None  # its name tells: it is not even opened
+
+
+def test_a_model_that_takes_pictures_says_which_bucket_they_want(mixed: Path) -> None:
+    summary = plan_corpus(mixed, "/nowhere/store", buckets="16x32x32", workers=1)
+    assert summary.counts.videos["found"] == 6
+    assert sum(n for why, n in summary.reasons.items() if "add a bucket, as 1x32x32" in why) == 4
+
+
+def test_sizes_that_a_model_does_not_take_are_refused_with_the_nearest(
+    mixed: Path, tmp_path: Path
+) -> None:
+    video_vae("wan").save_pretrained(tmp_path / "wan")
+    wan, store = f"diffusers:{tmp_path / 'wan'}", tmp_path / "store"
+    for name, buckets, nearest in (
+        (wan, "16x32x64,1x32x32", "16x32x64: .*17x32x64"),
+        (wan, "1x30x64", "1x30x64: .*1x32x64"),
+        ("reducio-random:8", "1x32x32", "1x32x32: .*16x32x32"),
+        ("reducio-random:8", "16x480x830", "16x480x830: .*16x480x832"),
+    ):
+        with pytest.raises(GeometryError, match=nearest):
+            encode(mixed, store, model=name, buckets=buckets)
+    assert not store.exists()
+    report = encode(mixed, store, model=wan, buckets="5x16x32,1x16x32", max_failed=0.5)
+    assert report.videos == Tally(found=6, encoded=5, skipped=0, failed=1)
+    assert {s.bucket for s in open_store(store).plan.shards()} == {"5x16x32", "1x16x32"}
+
+
+def test_pictures_in_tables_and_tars_have_their_captions(
+    mixed: Path, model: str, tmp_path: Path
+) -> None:
+    table = tmp_path / "pictures.csv"
+    table.write_text("path,caption,aesthetic\nwide.png,of a table,5.5\nlong.mp4,a video,4.5\n")
+    tar = tmp_path / "images-000.tar"
+    with tarfile.open(tar, "w") as file:
+        for name in ("wide.png", "wide.txt"):
+            file.add(mixed / name, f"0001.{name.rpartition('.')[2]}")
+    for corpus, settings, caption in (
+        (table, {"root": str(mixed)}, "of a table"),
+        (tar, {}, "a wide picture"),
+    ):
+        store = tmp_path / f"{corpus.stem}.latents"
+        encode(corpus, store, model=model, buckets="16x32x32,1x32x32", **settings)
+        clips = clips_of(open_store(store)).values()
+        assert [c["captions"] for c in clips if c["bucket"] == "1x32x32"] == [[caption]]

@@ -40,6 +40,11 @@ LOADERS: dict[str, str] = {
 when asked for, so that one model's libraries are not needed for another."""
 
 
+def takes_pictures(name: str) -> bool:
+    """Whether a model of that name may take clips of one frame; told without loading it."""
+    return not name.startswith(("reducio", "open-sora"))
+
+
 def load_autoencoder(
     name: str,
     weights: str | os.PathLike[str] | None = None,

@@ -55,7 +55,7 @@ class DecodeResult(NamedTuple):
 
     clip: StoredClip
     path: Path
-    """The video that was written."""
+    """What was written: a video, or of one frame a picture."""
     psnr_db: float | None
     """None if there is no original to compare with."""
     problem: str | None
@@ -69,7 +69,7 @@ def decode_store(
     on_clip: Callable[[DecodeResult], None] = lambda _: None,
 ) -> list[DecodeResult]:
     """Decode clips of `store` into `out`: one video a clip, and of all of them `contact_sheet.png`
-    and one video in which they follow each other.
+    and one video in which they follow each other. Clips of one frame become pictures.
 
     In each, the original stands before the decoded clip; where it cannot be had, the stored content
     image does, and alone what was decoded if there is none either. `on_clip` is told of each
@@ -89,9 +89,13 @@ def decode_store(
             panels = decoded.panels
             path = out / f"{file_name(decoded.clip.clip_id)}.{options.format}"
             picture = side_by_side(panels)
-            write(path, picture, rate_fps)
-            if sum(clip.nbytes for clip in joined) + picture.nbytes <= JOINED_BYTES:
-                joined.append(picture)
+            if len(picture) == 1:
+                path = path.with_suffix(".png")
+                write_picture(path, picture[0])
+            else:
+                write(path, picture, rate_fps)
+                if sum(clip.nbytes for clip in joined) + picture.nbytes <= JOINED_BYTES:
+                    joined.append(picture)
             result = DecodeResult(decoded.clip, path, decoded.psnr_db, decoded.problem)
             rows.append(SheetRow(_title(result), panels))
             results.append(result)

@@ -44,7 +44,7 @@ def encode_corpus(corpus: str, store: str, options: EncodeOptions, dry_run: bool
     from reducio_latents.encode.stop import stop_on_signals
 
     if dry_run:
-        print_summary(encode.plan_corpus(corpus, store, options))
+        print_summary(encode.plan_corpus(corpus, store, options.for_model()))
         return
     with encode_progress() as progress, stop_on_signals(on_stop=progress.stopping) as stop:
         report = encode.encode_corpus(corpus, store, options, progress=progress, stop=stop)

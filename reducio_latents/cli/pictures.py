@@ -48,9 +48,11 @@ def decode(store: str, out: Path, options: DecodeOptions) -> None:
     if compared < len(results):
         left = f"{len(results) - compared} of {show.counted(len(results), 'clip')}"
         show.echo(f"no original to compare with: {left}")
-    joined = f"{JOINED}.{options.format}"
-    videos = show.counted(len(results), "video")
-    show.echo(f"Wrote {videos}, {joined} of all, and {SHEET} into {out}.")
+    stills = sum(result.clip.bucket.frames == 1 for result in results)
+    wrote = [show.counted(stills, "picture")] if stills else []
+    if videos := len(results) - stills:
+        wrote = [show.counted(videos, "video"), *wrote, f"{JOINED}.{options.format} of all videos"]
+    show.echo(f"Wrote {', '.join(wrote)}, and {SHEET} into {out}.")
 
 
 def _say(told: set[str | None], result: DecodeResult) -> None:

@@ -57,6 +57,7 @@ def status(store: str) -> None:
 @json_instead
 def info(store: str, as_json: bool) -> None:
     """Describe STORE: what it holds, what made it, how large it is."""
+    from reducio_latents.core.geometry import Bucket
     from reducio_latents.store import open_store
     from reducio_latents.upkeep.progress import progress_of
 
@@ -66,6 +67,8 @@ def info(store: str, as_json: bool) -> None:
         click.echo(json.dumps(asdict(meta), indent=2))
         return
     clip = meta.clip
+    frames = sorted({Bucket.parse(name).frames for name in meta.buckets}, reverse=True)
+    lengths = ", ".join(map(str, frames))
     counts = {
         f"{name} found": ", ".join(f"{number} {what}" for what, number in tally.items())
         for name, tally in meta.counts.items()
@@ -74,7 +77,7 @@ def info(store: str, as_json: bool) -> None:
         {
             "store": f"{store} ({meta.container}, format {meta.format_version})",
             "corpus": meta.corpus,
-            "a clip": f"{clip.frames} frames at {clip.rate_fps:g} fps, {clip.policy}",
+            "a clip": f"{lengths} frames at {clip.rate_fps:g} fps, {clip.policy}",
             "resize": f"{meta.resize}, antialiased, to cover; centre crop",
             "shards": f"up to {meta.shard_rows} clips",
             **counts,

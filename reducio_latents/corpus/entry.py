@@ -14,6 +14,7 @@ from reducio_latents.core.clips import TimeSpan
 from reducio_latents.core.config import Scalar
 from reducio_latents.errors import CorpusError
 from reducio_latents.files.source import VideoSource, public_url
+from reducio_latents.video import is_still_name
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({
@@ -116,7 +117,8 @@ def extension(name: str) -> str:
 
 
 def is_video_name(name: str) -> bool:
-    return extension(name) in VIDEO_EXTENSIONS
+    """Whether a file of a folder or a tar is a video by its name, or a picture."""
+    return extension(name) in VIDEO_EXTENSIONS or is_still_name(name)
 
 
 def is_utf8(text: str) -> bool:

@@ -9,13 +9,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from reducio_latents.core.clips import TimeSpan, clip_starts
-from reducio_latents.core.geometry import nearest_bucket
+from reducio_latents.core.geometry import cover_and_centre, nearest_bucket
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus.entry import CorpusSpan
 from reducio_latents.corpus.rows import bare_spans
 from reducio_latents.errors import CorpusError
 from reducio_latents.store.plan.plan import Plan
 from reducio_latents.store.plan.spec import PlanSpec
+from reducio_latents.video import is_still_name, may_move
 
 if TYPE_CHECKING:
     from reducio_latents.corpus.probe import ProbeRecord
@@ -25,6 +26,11 @@ CUT_TOLERANCE_S = 0.5
 MAX_DURATION_S = 999_999.0
 """Eleven days. A file that claims to last longer has a damaged header; and a clip's id has room for
 nine digits of milliseconds."""
+
+A_PICTURE = "a picture: one frame"
+"""How the reason begins why a picture has no clip."""
+MAX_FITTED_PX = 1 << 27
+"""Pixels of a frame that was resized to cover its bucket, before it is cropped."""
 
 
 class Cut(NamedTuple):
@@ -57,11 +63,12 @@ class Sizes:
     """The buckets of a plan, and which of them a video, or a part of one, is cut for."""
 
     def __init__(self, spec: PlanSpec) -> None:
-        self._clip = spec.clip
+        self._clip, self._buckets = spec.clip, spec.buckets
         self._index = {bucket: i for i, bucket in enumerate(spec.buckets)}
         lengths = sorted({bucket.frames for bucket in spec.buckets}, reverse=True)
         self._by_length = {n: [b for b in spec.buckets if b.frames == n] for n in lengths}
         self.bucket = lru_cache(maxsize=4096)(self._bucket)
+        self.why_unfit = lru_cache(maxsize=4096)(self._why_unfit)
 
     def cut(self, span: TimeSpan, video: str) -> tuple[int, Sequence[float]]:
         """Return the frames and the starts of clips: the longest ones that there is room for."""
@@ -75,6 +82,30 @@ class Sizes:
     def _bucket(self, frames: int, height: int, width: int) -> int:
         """Return the index of the bucket for clips of so many frames, of a picture of this size."""
         return self._index[nearest_bucket(height, width, self._by_length[frames])]
+
+    def not_taken(self, video: CorpusVideo, record: ProbeRecord | None) -> str | None:
+        """Return why a picture is passed over, if it is: there is no bucket for one frame.
+
+        Where the name tells, that is known without a record.
+        """
+        if 1 in self._by_length or video.problem or not is_still_name(video.video):
+            return None
+        if may_move(video.video) if record is None else record.error is None and record.frames > 1:
+            return None
+        bucket = next(iter(self._index))
+        return (
+            f"{A_PICTURE}, and clips have {min(self._by_length)} frames or more. For a model that "
+            f"takes pictures (Reducio does not) add a bucket, as 1x{bucket.height}x{bucket.width}"
+        )
+
+    def _why_unfit(self, height: int, width: int) -> str | None:
+        """Return why a picture of this size is too long and thin for its bucket, if it is."""
+        for frames in self._by_length:
+            bucket = self._buckets[self.bucket(frames, height, width)]
+            fit = cover_and_centre(height, width, bucket)
+            if fit.height * fit.width > MAX_FITTED_PX:
+                return f"{width}x{height} pixels are too long and thin for {bucket}"
+        return None
 
     @property
     def too_short(self) -> str:
@@ -103,7 +134,13 @@ def decide(
     fates: dict[str, Fate] = {}
     for video in videos:
         record = records.get(video.video)
+        if picture := sizes.not_taken(video, record):
+            without = {picture: len(video.spans)} if video.spans else {}
+            fates[video.video] = Fate("too_short", picture, without_clips=without)
+            continue
         reason = video.problem or (None if record is None else _why_unusable(video, record))
+        if reason is None and record is not None:
+            reason = sizes.why_unfit(record.height, record.width)
         if reason is not None:
             fates[video.video] = Fate("failed", reason)
             continue

@@ -265,8 +265,8 @@ def _checked(videos: Iterable[CorpusVideo], corpus: str) -> list[CorpusVideo]:
     listing = sorted(videos, key=lambda video: video.video)  # code points sort as UTF-8 bytes do
     if not listing:
         raise CorpusError(
-            f"{corpus} holds no video. Videos end in .mp4, .mkv, .mov, .webm, .avi or one of "
-            f"{len(VIDEO_EXTENSIONS) - 5} other ways; name others in a table."
+            f"{corpus} holds no video and no picture. Videos end in .mp4, .mkv, .mov, .webm, .avi "
+            f"or one of {len(VIDEO_EXTENSIONS) - 5} other ways; name others in a table."
         )
     if all(video.problem is not None for video in listing):
         first = listing[0]

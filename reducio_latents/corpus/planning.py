@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from reducio_latents.corpus.build import not_planned, plan_part
 from reducio_latents.corpus.entry import CorpusVideo
+from reducio_latents.corpus.fate import Sizes
 from reducio_latents.corpus.probe import OnProbe, ProbeRecord, Probing, probe_videos
 from reducio_latents.store.plan import Plan, PlanPart, PlanSpec
 
@@ -45,7 +46,8 @@ def plan_listed(
         previous.spec.require_same(spec)
     new = not_planned(listed, previous, retry=retry_failed, replaced=replaced)
     records = {} if records is None else records
-    unknown = [video for video in new if video.video not in records]
+    sizes = Sizes(spec)
+    unknown = [v for v in new if v.video not in records and not sizes.not_taken(v, None)]
     records |= probe_videos(unknown, probing, on_probe)
     part = plan_part(listed, records, spec, previous, retry_failed=retry_failed, replaced=replaced)
     if part.changed:

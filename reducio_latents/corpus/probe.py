@@ -10,7 +10,7 @@ from reducio_latents.core.text import printable
 from reducio_latents.corpus.entry import CorpusVideo
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource
-from reducio_latents.video import get_backend
+from reducio_latents.video import backend_for
 from reducio_latents.video.identity import size_and_sha256, stamp_of
 from reducio_latents.video.processes import Channel, ProcessPool
 from reducio_latents.video.protocol import VideoBackend
@@ -111,7 +111,7 @@ def probe_videos(
         timeout_s=probing.timeout_s,
         memory_bytes=probing.memory_bytes,
     ) as pool:
-        found = pool.run((video.source, probing.backend) for video in good)
+        found = pool.run((video.video, video.source, probing.backend) for video in good)
         for video, (_, record, lost) in zip(good, found, strict=True):
             records[video.video] = record if lost is None else failed_record(lost)
             if lost is None and record.note:
@@ -120,6 +120,6 @@ def probe_videos(
     return records
 
 
-def _probe(task: tuple[VideoSource, str], channel: Channel) -> None:
-    source, backend = task
-    channel.emit(probe_video(source, get_backend(backend), channel.alive))
+def _probe(task: tuple[str, VideoSource, str], channel: Channel) -> None:
+    video, source, backend = task
+    channel.emit(probe_video(source, backend_for(video, backend), channel.alive))

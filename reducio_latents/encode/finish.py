@@ -14,8 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reducio_latents.autoencoders import takes_pictures
+from reducio_latents.corpus.fate import A_PICTURE
 from reducio_latents.encode.engines.orders import RUNS_FOLDER as RUNS
 from reducio_latents.encode.job import Job
+from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.quality import require_floor
 from reducio_latents.encode.report import EncodeReport, Tally, count_kinds
@@ -223,12 +226,15 @@ def make_report(
     reasons: list[tuple[str, ...]] = [(e.reason, e.video, e.clip_id) for e in outcome.errors]
     reasons += [(v["reason"], v["video"]) for v in plan.failed_videos().to_pylist()]
     counts = plan.counts().videos
+    starts = pc.starts_with(plan.video_columns("reason")["reason"], A_PICTURE)
+    pictures = pc.sum(starts).as_py() or 0
     skipped = {
         "clips of shards that are left": clips_left,
         "clips stored before": clips.encoded - new_clips,
         "clips of duplicate videos": clips.skipped - clips_left,
         "videos with clips that are left": len(videos_left),
-        "videos without one whole clip": counts["too_short"],
+        _why_no_pictures(job.options): pictures,
+        "videos without one whole clip": counts["too_short"] - pictures,
         "duplicate videos": counts["duplicate"],
     }
     spans = plan.counts().spans
@@ -244,6 +250,12 @@ def make_report(
         shards_left=len(left),
         max_failed=job.options.max_failed,
     )
+
+
+def _why_no_pictures(options: EncodeOptions) -> str:
+    if takes_pictures(options.model):
+        return "pictures, as no bucket has one frame (--buckets ...,1xHxW)"
+    return f"pictures, as {options.model} takes no single frames"
 
 
 def _of_shards(plan: Plan, outcome: Outcome, keys: Iterable[ShardKey]) -> tuple[set[str], int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from reducio_latents.conditioning.options import (
     ContentClipOptions,
@@ -25,6 +26,8 @@ from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import check_choices
 from reducio_latents.core.geometry import Bucket, aspect_buckets, parse_size
 from reducio_latents.errors import ConfigError, GeometryError
+
+log = logging.getLogger(__name__)
 
 BUCKET_MULTIPLE = 32
 """Sides of buckets are divisible by this, the largest spatial stride in use."""
@@ -198,6 +201,19 @@ class EncodeOptions:
         """`clip`, with the frames of the longest bucket."""
         frames = max((b.frames for b in self.named_buckets), default=self.clip.frames)
         return replace(self.clip, frames=frames)
+
+    def for_model(self) -> Self:
+        """Return the options without buckets of one frame, where the model takes no pictures."""
+        from reducio_latents.autoencoders import takes_pictures
+
+        left = tuple(bucket.name for bucket in self.named_buckets if bucket.frames > 1)
+        if takes_pictures(self.model) or len(left) in (0, len(self.named_buckets)):
+            return self  # none at all, or no other: the model will say which sizes it takes
+        log.warning(
+            "%s takes no single frames: buckets of one frame are left out, pictures are skipped.",
+            self.model,
+        )
+        return replace(self, buckets=left)
 
     @property
     def torch_device(self) -> str:

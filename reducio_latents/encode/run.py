@@ -44,7 +44,8 @@ def encode_corpus(
     StoreError for a store that was made differently or cannot be written, QualityError for clips
     below the floor.
     """
-    chosen = as_begun(made_from(EncodeOptions, options, settings, "encode_corpus"), store)
+    asked = made_from(EncodeOptions, options, settings, "encode_corpus").for_model()
+    chosen = as_begun(asked, store)
     progress, stop = progress or Silent(), stop or Stop()
     engine = ray_engine() if chosen.engine == "ray" else local_engine(chosen)
     try:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable
 
 from reducio_latents.errors import ConfigError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video.protocol import ClipFrames, VideoBackend, VideoInfo
 
-__all__ = ["BACKENDS", "ClipFrames", "VideoBackend", "VideoInfo", "VideoSource", "get_backend"]
+__all__ = [
+    "BACKENDS",
+    "ClipFrames",
+    "VideoBackend",
+    "VideoInfo",
+    "VideoSource",
+    "backend_for",
+    "get_backend",
+]
 
 
 def _pyav(threads: int) -> VideoBackend:
@@ -25,6 +34,33 @@ def _decord(threads: int) -> VideoBackend:
 
 BACKENDS: dict[str, Callable[[int], VideoBackend]] = {"pyav": _pyav, "decord": _decord}
 """pyav: reads everything that FFmpeg does. decord: refuses what it cannot read exactly."""
+
+
+MOVING_EXTENSIONS = frozenset({".avif", ".png", ".webp"})
+"""Of pictures that may prove to be animations."""
+# fmt: off
+STILL_EXTENSIONS = MOVING_EXTENSIONS | {
+    ".bmp", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".jxl", ".tif", ".tiff",
+}
+# fmt: on
+"""What makes a file a picture. Those that Pillow cannot read fail with that reason."""
+
+
+def is_still_name(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() in STILL_EXTENSIONS
+
+
+def may_move(name: str) -> bool:
+    """Whether a picture of this name may prove to be an animation."""
+    return posixpath.splitext(name)[1].lower() in MOVING_EXTENSIONS
+
+
+def backend_for(video: str, name: str) -> VideoBackend:
+    """Return what reads a file that is called `video`: the backend `name`, or one for pictures."""
+    from reducio_latents.video.still import StillBackend
+
+    videos = get_backend(name)
+    return StillBackend(videos) if is_still_name(video) else videos
 
 
 def get_backend(name: str, *, threads: int = 1) -> VideoBackend:

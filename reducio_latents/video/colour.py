@@ -214,7 +214,7 @@ class RgbConverter:
             rgb = self._scale(frame, tags, "rgb48le", width)
             return to_sdr(rgb, transfer=tags.transfer, primaries=tags.primaries)
         if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
-            return _on_black(self._scale(frame, tags, "rgba", width))
+            return on_black(self._scale(frame, tags, "rgba", width))
         return np.ascontiguousarray(self._scale(frame, tags, "rgb24", width), dtype=np.uint8)
 
     def resize(self, rgb: Frame, width: int, height: int) -> Frame:
@@ -238,6 +238,7 @@ class RgbConverter:
         return scaled.to_ndarray()
 
 
-def _on_black(rgba: Frame) -> Frame:
+def on_black(rgba: Frame) -> Frame:
+    """Lay a transparent picture (H, W, 4) on black."""
     opacity = rgba[..., 3:].astype(np.uint16)
     return ((rgba[..., :3] * opacity + 127) // 255).astype(np.uint8)

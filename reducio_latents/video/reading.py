@@ -33,7 +33,7 @@ from reducio_latents.core.geometry import Bucket
 from reducio_latents.core.images import encode_image
 from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.files.source import VideoSource
-from reducio_latents.video import VideoBackend, get_backend
+from reducio_latents.video import VideoBackend, backend_for
 from reducio_latents.video.identity import Expected, require_unchanged
 from reducio_latents.video.pixels import fit_clip, fit_frame
 from reducio_latents.video.processes import Channel, Event, ProcessPool, Slot, Target
@@ -445,7 +445,7 @@ class Decoded(NamedTuple):
 def read_request(request: ClipRequest, channel: Channel) -> None:
     """Send every clip of a request, in order. Target of a `ProcessPool`."""
     torch.set_num_threads(1)  # there are as many workers as cores
-    backend, starts, told = get_backend(request.backend), request.starts_s, 0
+    backend, starts, told = backend_for(request.video, request.backend), request.starts_s, 0
     try:
         if request.expected is not None:
             require_unchanged(request.video, request.source, request.expected, channel.alive)
