@@ -15,7 +15,7 @@ from reducio_latents.store import Store
 from reducio_latents.store.meta import differences
 from reducio_latents.vae.tiling import Tiling
 
-NOT_IDENTITY = frozenset({"precision", "resize"})
+NOT_IDENTITY = frozenset({"precision", "resize", "deinterlace"})
 """What of a column's config may differ: rounding, and what was done before the model."""
 
 

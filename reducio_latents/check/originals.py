@@ -71,6 +71,7 @@ class Originals:
             starts_s=(clip.start_s,),
             resize=meta.resize,
             backend=self._backend,
+            deinterlace=meta.deinterlace != "none",
             expected=Expected(video["bytes"], video["sha256"], since="encoded"),
         )
         [found] = self._reader.read([request])

@@ -79,6 +79,7 @@ def info(store: str, as_json: bool) -> None:
             "corpus": meta.corpus,
             "a clip": f"{lengths} frames at {clip.rate_fps:g} fps, {clip.policy}",
             "resize": f"{meta.resize}, antialiased, to cover; centre crop",
+            "interlaced frames": "left" if meta.deinterlace == "none" else meta.deinterlace,
             "shards": f"up to {meta.shard_rows} clips",
             **counts,
             "versions": ", ".join(f"{name} {number}" for name, number in meta.versions.items()),

@@ -16,6 +16,7 @@ Duplicates = Literal["refer", "encode"]
 """Of files with equal bytes `refer` encodes one, `encode` each."""
 Label = Literal["none", "folder"]
 """`folder`: the folder that a video is in is its class."""
+Deinterlace = Literal["auto", "bwdif", "none"]
 VideoBackendName = Literal["pyav", "decord"]
 TextValues = Literal["float16", "bfloat16", "int8"]
 """In the order of their numbers in a row of text vectors."""

@@ -28,6 +28,8 @@ class Probing:
     workers: int
     timeout_s: float
     """How long a video may bring nothing: not a byte to hash, not a packet, not its first frame."""
+    deinterlace: bool = True
+    """A back-end that cannot refuses interlaced videos."""
     memory_bytes: int = 0
     """Of a process; 0: no limit."""
 
@@ -111,7 +113,7 @@ def probe_videos(
         timeout_s=probing.timeout_s,
         memory_bytes=probing.memory_bytes,
     ) as pool:
-        found = pool.run((video.video, video.source, probing.backend) for video in good)
+        found = pool.run((video.video, video.source, probing) for video in good)
         for video, (_, record, lost) in zip(good, found, strict=True):
             records[video.video] = record if lost is None else failed_record(lost)
             if lost is None and record.note:
@@ -120,6 +122,7 @@ def probe_videos(
     return records
 
 
-def _probe(task: tuple[str, VideoSource, str], channel: Channel) -> None:
-    video, source, backend = task
-    channel.emit(probe_video(source, backend_for(video, backend), channel.alive))
+def _probe(task: tuple[str, VideoSource, Probing], channel: Channel) -> None:
+    video, source, probing = task
+    backend = backend_for(video, probing.backend, deinterlace=probing.deinterlace)
+    channel.emit(probe_video(source, backend, channel.alive))

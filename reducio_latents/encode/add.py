@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reducio_latents.core.choices import ImageCodec, ResizeMode
+from reducio_latents.core.choices import Deinterlace, ImageCodec, ResizeMode
 from reducio_latents.core.config import convert, made_from
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import CAPTIONS, ColumnEncoder
@@ -92,6 +92,7 @@ def _options_for(meta: StoreMeta, names: tuple[str, ...], options: EncodeOptions
         shard_rows=meta.shard_rows,
         clip=meta.clip,
         resize=convert(meta.resize, ResizeMode, where="the resize rule of the store"),
+        deinterlace=convert(meta.deinterlace, Deinterlace, where="the store's deinterlacing"),
         image_codec=codec,
     )
 

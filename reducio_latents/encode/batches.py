@@ -70,6 +70,7 @@ def _decoded(
             clip=options.clip,
             resize=options.resize,
             backend=options.video_backend,
+            deinterlace=options.deinterlaces,
             image_codec=options.image_codec if wants_files else None,
             **job.planned.locate(work.key, video),
         )

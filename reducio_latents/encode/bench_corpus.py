@@ -65,7 +65,10 @@ def _naive_run(plan: Plan, corpus: str, options: EncodeOptions, folder: Path) ->
     autoencoder = load_autoencoder(
         options.model, options.weights, device=options.torch_device, parts="encoder"
     )
-    backend, root = get_backend(options.video_backend), corpus_root(corpus, options.root)
+    backend, root = (
+        get_backend(options.video_backend, deinterlace=options.deinterlaces),
+        corpus_root(corpus, options.root),
+    )
     count = 0
     for shard in plan.shards():
         bucket = Bucket.parse(shard.bucket)

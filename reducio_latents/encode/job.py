@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from reducio_latents.core.choices import Deinterlace
+from reducio_latents.core.config import convert
 from reducio_latents.corpus import corpus_root
 from reducio_latents.encode.attempts import Journal
 from reducio_latents.encode.columns import ColumnEncoder
@@ -24,7 +26,7 @@ from reducio_latents.files.source import VideoSource, public_url
 from reducio_latents.store import index
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.index import same_clips
-from reducio_latents.store.meta import ROOT, ColumnMeta, StoreMeta, require_same
+from reducio_latents.store.meta import ColumnMeta, StoreMeta, require_same
 from reducio_latents.store.plan import Plan, read_plan
 from reducio_latents.store.writer import StoreWriter, read_meta_if_any
 
@@ -92,13 +94,21 @@ class Job:
 
 
 def as_begun(options: EncodeOptions, store: str | Path) -> EncodeOptions:
-    """Return the options without what is new among the default columns since a store was begun.
+    """Return the options with what they leave to the store, if there is one.
 
-    Else the command that went on with it before would read every video again.
+    It goes on deinterlacing or not, and without what is new among the default columns since it was
+    begun: else the command that went on with it before would read every video again. Refuses a
+    place that is taken by something else.
     """
     files = open_files(store)
+    meta = read_meta_if_any(files)
+    if meta is None:
+        return options
+    if options.deinterlace == "auto":
+        begun = convert(meta.deinterlace, Deinterlace, where="deinterlace of the store")
+        options = replace(options, deinterlace=begun)
     usual = options.columns == EncodeOptions.columns and options.scorer is None
-    if not usual or files.size(ROOT) is None or "scores" in StoreMeta.read(files).columns:
+    if not usual or "scores" in meta.columns:
         return options
     log.warning("the store was begun without scores; to have them: add-column %s scores", files.url)
     return replace(options, columns=tuple(name for name in options.columns if name != "scores"))
@@ -154,6 +164,7 @@ def plan_job(
         clip=options.clip_spec,
         buckets=tuple(bucket.name for bucket in buckets),
         resize=options.resize,
+        deinterlace="bwdif" if options.deinterlaces else "none",
         corpus=public_url(str(corpus)),
         root=options.root and public_url(options.root),
         columns=dict(columns),

@@ -14,6 +14,7 @@ from reducio_latents.conditioning.options import (
 from reducio_latents.core.choices import (
     Compile,
     Container,
+    Deinterlace,
     Dtype,
     Duplicates,
     ImageCodec,
@@ -70,6 +71,10 @@ class EncodeOptions:
     """How content images are kept: webp, png and raw lose nothing, jpeg does."""
     resize: ResizeMode = "bicubic"
     """How frames are resized, always antialiased."""
+    deinterlace: Deinterlace = "auto"
+    """What makes whole pictures of frames that their stream calls interlaced; `none` leaves them.
+
+    `auto`: what the store was begun with; bwdif in a new one."""
     duplicates: Duplicates = "refer"
     """Of files with equal bytes, `refer` encodes one, `encode` each."""
     shard_rows: int = 512
@@ -214,6 +219,10 @@ class EncodeOptions:
             self.model,
         )
         return replace(self, buckets=left)
+
+    @property
+    def deinterlaces(self) -> bool:
+        return self.deinterlace != "none"
 
     @property
     def torch_device(self) -> str:

@@ -108,6 +108,7 @@ def make_plan(
     )
     probing = Probing(
         backend=options.video_backend,
+        deinterlace=options.deinterlaces,
         workers=options.workers,
         timeout_s=options.clip_timeout_s,
         memory_bytes=options.worker_memory_mb << 20,

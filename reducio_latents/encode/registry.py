@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import (
+    CONTENT,
+    FRAMES,
     CaptionColumn,
     ColumnEncoder,
     ContentImageColumn,
@@ -154,6 +156,8 @@ def describe_column(
 ) -> ColumnMeta:
     """Return a column's description; with `measure`, also what its fast way to encode costs."""
     meta = encoder.describe(buckets)
+    if options.deinterlaces and encoder.needs & {FRAMES, CONTENT}:
+        meta = replace(meta, config={**meta.config, "deinterlace": "bwdif"})
     if encoder.name in options.zstd:
         meta = replace(meta, compression="zstd")
     if measure:

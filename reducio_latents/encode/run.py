@@ -18,7 +18,6 @@ from reducio_latents.encode.progress import Progress, Silent
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.stop import Stop, StoppedError
 from reducio_latents.files import open_files
-from reducio_latents.store.writer import read_meta_if_any
 
 
 def encode_corpus(
@@ -76,8 +75,7 @@ def plan_corpus(
     The sizes are estimates: content images and captions take what they take.
     """
     options = made_from(EncodeOptions, options, settings, "plan_corpus")
-    files = open_files(store)
-    read_meta_if_any(files)  # refuses a place that is taken by something else
+    options, files = as_begun(options, store), open_files(store)
     buckets = options.bucket_list(BUCKET_MULTIPLE)
     told = (progress or Silent()).probed
     planned = make_plan(corpus, files, options, buckets, told, write=write)

@@ -98,6 +98,8 @@ class StoreMeta:
     """Names of the buckets, `TxHxW`."""
     resize: str = "bicubic"
     """How frames were resized to cover their bucket, before the centre crop; always antialiased."""
+    deinterlace: str = "none"
+    """What made whole pictures of interlaced frames: `bwdif`, or `none`, as before it was asked."""
     corpus: str = ""
     """Where the videos were, as the run was told."""
     root: str | None = None
@@ -135,6 +137,8 @@ class StoreMeta:
     def to_json(self) -> bytes:
         """Return the bytes of the root `zarr.json`."""
         described = asdict(self)
+        if self.deinterlace == "none":  # as stores were written that do not know of it
+            del described["deinterlace"]
         attributes = {ATTRIBUTE: described, CHECKSUM: _checksum(described)}
         group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
         return json.dumps(group, indent=2, ensure_ascii=False).encode() + b"\n"
@@ -232,7 +236,7 @@ def require_same(now: StoreMeta, stored: StoreMeta, where: str) -> None:
     Columns that only one of the two has are no difference: columns are independent.
     """
     lines = []
-    for name in ("container", "shard_rows", "buckets", "resize"):
+    for name in ("container", "shard_rows", "buckets", "resize", "deinterlace"):
         lines += differences(getattr(now, name), getattr(stored, name), name)
     lines += differences(asdict(now.clip), asdict(stored.clip), "clip")
     for name in sorted(now.columns.keys() & stored.columns.keys()):

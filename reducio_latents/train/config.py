@@ -75,6 +75,8 @@ class DataConfig:
     flip: bool = True
     """Mirror every second clip left to right."""
     resize: ResizeMode = "bicubic"
+    deinterlace: Literal["bwdif", "none"] = "bwdif"
+    """What makes whole pictures of frames that their stream calls interlaced."""
     video_backend: VideoBackendName = "pyav"
     workers: int = 4
     """Decoding processes of each rank."""

@@ -180,7 +180,12 @@ def _plan(
     if plan is not None:
         plan.spec.require_same(spec)
         return plan
-    probing = Probing(backend=data.video_backend, workers=data.workers, timeout_s=data.timeout_s)
+    probing = Probing(
+        backend=data.video_backend,
+        workers=data.workers,
+        timeout_s=data.timeout_s,
+        deinterlace=data.deinterlace != "none",
+    )
     new = plan_listed(list_corpus(corpus), spec, None, probing, on_probe)
     if new.part is not None:
         fresh.append((out, new.part))

@@ -123,6 +123,7 @@ class BatchStream:
             starts_s=(table.name(clip).start_s,),
             resize=data.resize,
             backend=data.video_backend,
+            deinterlace=data.deinterlace != "none",
             fit=how.fit,
         )
 

@@ -20,19 +20,19 @@ __all__ = [
 ]
 
 
-def _pyav(threads: int) -> VideoBackend:
+def _pyav(threads: int, deinterlace: bool) -> VideoBackend:
     from reducio_latents.video.pyav import PyAVBackend
 
-    return PyAVBackend(threads=threads)
+    return PyAVBackend(threads=threads, deinterlace=deinterlace)
 
 
-def _decord(threads: int) -> VideoBackend:
+def _decord(threads: int, deinterlace: bool) -> VideoBackend:
     from reducio_latents.video.decord import DecordBackend
 
-    return DecordBackend(threads=threads)
+    return DecordBackend(threads=threads, deinterlace=deinterlace)
 
 
-BACKENDS: dict[str, Callable[[int], VideoBackend]] = {"pyav": _pyav, "decord": _decord}
+BACKENDS: dict[str, Callable[[int, bool], VideoBackend]] = {"pyav": _pyav, "decord": _decord}
 """pyav: reads everything that FFmpeg does. decord: refuses what it cannot read exactly."""
 
 
@@ -55,17 +55,18 @@ def may_move(name: str) -> bool:
     return posixpath.splitext(name)[1].lower() in MOVING_EXTENSIONS
 
 
-def backend_for(video: str, name: str) -> VideoBackend:
+def backend_for(video: str, name: str, *, deinterlace: bool = True) -> VideoBackend:
     """Return what reads a file that is called `video`: the backend `name`, or one for pictures."""
     from reducio_latents.video.still import StillBackend
 
-    videos = get_backend(name)
+    videos = get_backend(name, deinterlace=deinterlace)
     return StillBackend(videos) if is_still_name(video) else videos
 
 
-def get_backend(name: str, *, threads: int = 1) -> VideoBackend:
+def get_backend(name: str, *, threads: int = 1, deinterlace: bool = True) -> VideoBackend:
     """Return a backend by its name in `BACKENDS`; it uses `threads` decoder threads per video.
 
+    With `deinterlace`, frames that a stream calls interlaced are made whole; see `interlace`.
     A ConfigError names the extra to install where the backend's library is missing.
     """
     if name not in BACKENDS:
@@ -73,7 +74,7 @@ def get_backend(name: str, *, threads: int = 1) -> VideoBackend:
     if threads < 1:
         raise ConfigError(f"video decoder threads must be >= 1, got {threads}.")
     try:
-        return BACKENDS[name](threads)
+        return BACKENDS[name](threads, deinterlace)
     except ImportError as err:
         raise ConfigError(
             f"the {name} video backend cannot be imported ({err}). "

@@ -63,12 +63,13 @@ class DecordBackend:
 
     name = "decord"
 
-    def __init__(self, *, threads: int = 1) -> None:
+    def __init__(self, *, threads: int = 1, deinterlace: bool = True) -> None:
         self._threads = threads
+        self._deinterlace = deinterlace
 
     def probe(self, source: VideoSource, *, alive: Callable[[], None] = lambda: None) -> VideoInfo:
         """See `VideoBackend.probe`; the numbers are PyAV's. Refuses what cannot be read."""
-        facts = _facts(source, alive)
+        facts = _facts(source, self._deinterlace, alive)
         _Pictures(source, facts, self._threads)
         return facts.info
 
@@ -88,7 +89,7 @@ class DecordBackend:
         if clips.next_s is None:
             return
         try:
-            facts = _facts(source)
+            facts = _facts(source, self._deinterlace)
             pictures = _Pictures(source, facts, self._threads)
             yield from _read(pictures, facts, clips)
         except VideoError as err:
@@ -109,7 +110,9 @@ def _read(
     )
 
 
-def _facts(source: VideoSource, alive: Callable[[], None] = lambda: None) -> _Facts:
+def _facts(
+    source: VideoSource, deinterlace: bool, alive: Callable[[], None] = lambda: None
+) -> _Facts:
     """Look at a video without decord; raise VideoError if decord is not to be trusted with it."""
     with VideoFile(source) as video:
         scan = video.scan(alive)
@@ -119,6 +122,8 @@ def _facts(source: VideoSource, alive: Callable[[], None] = lambda: None) -> _Fa
         except VideoError as err:
             raise video.error(str(err)) from err
         why = _why_refused(video, scan, tags) or ("mirror pictures" * orientation.mirrored)
+        if not why and deinterlace and video.may_be_interlaced(scan.first):
+            why = "deinterlace, and this video may have interlaced frames"
         if why:
             raise _refusal(source, why)
         times = sorted(scan.times_s)

@@ -17,6 +17,7 @@ from reducio_latents.core.clips import TIME_TOLERANCE_S
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource, open_source
 from reducio_latents.video.diagnose import ENCRYPTED, is_encrypted, why_unreadable
+from reducio_latents.video.interlace import may_be_interlaced
 from reducio_latents.video.orientation import Orientation
 from reducio_latents.video.timeline import PacketClock, rounding_s
 
@@ -192,6 +193,10 @@ class VideoFile:
             # Side data of a kind newer than PyAV hides the matrix; its angle can still be had.
             return Orientation.from_degrees(-round(frame.rotation / 90) * 90)
         return Orientation() if matrix is None else Orientation.from_matrix(bytes(matrix))
+
+    def may_be_interlaced(self, first: Any) -> bool:
+        """Return whether any frame may be interlaced; `first` is the first one."""
+        return may_be_interlaced(self.codec, self.stream.codec_context.extradata or b"", first)
 
     # When a picture is shown.
 

@@ -37,6 +37,8 @@ class Shown(NamedTuple):
     after a moment is the one meant."""
     trouble: str | None
     """Why this cannot be relied on: the frame is damaged, or others are missing after it."""
+    neighbours: tuple[Any, Any] | None = None
+    """The frames before and after it, if it is to be deinterlaced with them."""
 
 
 class _Damage(NamedTuple):
@@ -47,8 +49,9 @@ class _Damage(NamedTuple):
 class Playback:
     """Plays an open file, forwards, from the start or from near a moment."""
 
-    def __init__(self, file: VideoFile) -> None:
+    def __init__(self, file: VideoFile, *, deinterlace: bool = True) -> None:
         self._file = file
+        self._deinterlace = deinterlace
         self._seekable = file.format in _TIMED_FORMATS
         self.left_out = 0
         """Frames that were decoded and not shown, as nothing tells when."""
@@ -64,7 +67,7 @@ class Playback:
         """Decode from the start."""
         if self._origin is not None:
             self._file.open()
-        return self._shown(key_first=False)
+        return self._with_neighbours(self._shown(key_first=False), sought=False)
 
     def approach(self, wanted_s: float) -> Iterator[Shown]:
         """Decode from a key frame at or before the moment `wanted_s`.
@@ -79,7 +82,7 @@ class Playback:
                 self._file.seek(self._to_tick(wanted_s - margin_s))
             except READ_ERRORS:
                 break
-            frames = self._shown(key_first=True)
+            frames = self._with_neighbours(self._shown(key_first=True), sought=True)
             first = next(frames, None)
             if first is not None and first.at_s <= wanted_s:
                 return chain([first], frames)
@@ -138,6 +141,26 @@ class Playback:
             end = self._end(held.tick)
             trouble = trouble or self._missing(held.tick, end, held.frame)
             yield self._interval(held, end, trouble, is_last=True)
+
+    def _with_neighbours(self, frames: Iterator[Shown], *, sought: bool) -> Iterator[Shown]:
+        """Give each interlaced frame those that it is made whole with; their troubles are its own.
+
+        After a seek the first frame has none before it, and cannot be made as it is otherwise.
+        """
+        before: Shown | None = None
+        now: Shown | None = None
+        for after in chain(frames, [None]):
+            if now is not None and self._mixes(now) and not (sought and before is None):
+                around = [one for one in (now, before, after) if one is not None]
+                trouble = next((one.trouble for one in around if one.trouble is not None), None)
+                neighbours = (before and before.frame, after and after.frame)
+                yield now._replace(trouble=trouble, neighbours=neighbours)
+            if after is not None and not self._mixes(after):
+                yield after
+            before, now = now, after
+
+    def _mixes(self, shown: Shown) -> bool:
+        return self._deinterlace and bool(shown.frame.interlaced_frame)
 
     def _interval(
         self, held: Timed, until: int, trouble: str | None, *, is_last: bool = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import av
 
@@ -14,7 +13,8 @@ from reducio_latents.files.source import VideoSource
 from reducio_latents.video.assemble import ClipAssembly
 from reducio_latents.video.colour import RgbConverter
 from reducio_latents.video.file import UNDECODABLE, Scan, VideoFile
-from reducio_latents.video.playback import Playback
+from reducio_latents.video.interlace import Deinterlacer
+from reducio_latents.video.playback import Playback, Shown
 from reducio_latents.video.protocol import ClipFrames, Frame, Transform, VideoInfo
 
 
@@ -23,8 +23,9 @@ class PyAVBackend:
 
     name = "pyav"
 
-    def __init__(self, *, threads: int = 1) -> None:
+    def __init__(self, *, threads: int = 1, deinterlace: bool = True) -> None:
         self._threads = threads
+        self._deinterlace = deinterlace
 
     def probe(self, source: VideoSource, *, alive: Callable[[], None] = lambda: None) -> VideoInfo:
         """See `VideoBackend.probe`. Decodes all of a video whose packets lack times."""
@@ -39,7 +40,7 @@ class PyAVBackend:
         """Return what the frames say where the packets do not."""
         frames, end_s, lost_s, why = 0, 0.0, 0.0, ""
         with VideoFile(source, threads=self._threads) as video:
-            playback = Playback(video)
+            playback = Playback(video, deinterlace=self._deinterlace)
             for shown in playback.play():
                 frames, end_s = frames + 1, shown.until_s
                 if shown.trouble is not None:
@@ -69,7 +70,7 @@ class PyAVBackend:
             return
         try:
             with VideoFile(source, threads=self._threads) as video:
-                yield from _read(video, clips)
+                yield from _read(video, clips, Playback(video, deinterlace=self._deinterlace))
         except VideoError as err:
             yield from clips.fail_rest(str(err).removeprefix(f"{source}: ").rstrip("."))
 
@@ -95,14 +96,16 @@ def info_of(video: VideoFile, scan: Scan) -> VideoInfo:
     )
 
 
-def _read(video: VideoFile, clips: ClipAssembly) -> Iterator[ClipFrames | VideoError]:
-    converter, playback = RgbConverter(), Playback(video)
+def _read(
+    video: VideoFile, clips: ClipAssembly, playback: Playback
+) -> Iterator[ClipFrames | VideoError]:
+    converter, deinterlacer = RgbConverter(), Deinterlacer()
     playing = playback.play()
     end_s: float | None = None
     sought_s: float | None = None
     while (shown := next(playing, None)) is not None:
         end_s = shown.until_s
-        picture = partial(_picture, video, converter, shown.frame)
+        picture = partial(_picture, video, converter, deinterlacer, shown)
         yield from clips.show(picture, shown.at_s, shown.before_s, trouble=shown.trouble)
         if clips.next_s is None:
             return
@@ -114,10 +117,15 @@ def _read(video: VideoFile, clips: ClipAssembly) -> Iterator[ClipFrames | VideoE
     yield from clips.fail_rest(f"it runs past the end of the video, at {end_s:.3f} s")
 
 
-def _picture(video: VideoFile, converter: RgbConverter, frame: Any) -> Frame:
+def _picture(
+    video: VideoFile, converter: RgbConverter, deinterlacer: Deinterlacer, shown: Shown
+) -> Frame:
     """Return a decoded frame as it is shown."""
+    frame = shown.frame
     orientation = video.orientation(frame)
     try:
+        if shown.neighbours is not None:
+            frame = deinterlacer.convert(shown.neighbours[0], frame, shown.neighbours[1])
         stored = converter.convert(frame, video.scaled_width(frame))
     except (av.FFmpegError, ValueError, MemoryError) as err:
         raise VideoError(f"a {frame.format.name} picture cannot be made RGB ({err})") from err

@@ -68,6 +68,7 @@ class ClipRequest:
     starts_s: tuple[float, ...] | None = None
     resize: str = "bicubic"
     backend: str = "pyav"
+    deinterlace: bool = True
     fit: FrameFit = fit_frame
     image_codec: str | None = None
     """How to encode the content image; None if it is not wanted."""
@@ -445,7 +446,8 @@ class Decoded(NamedTuple):
 def read_request(request: ClipRequest, channel: Channel) -> None:
     """Send every clip of a request, in order. Target of a `ProcessPool`."""
     torch.set_num_threads(1)  # there are as many workers as cores
-    backend, starts, told = backend_for(request.video, request.backend), request.starts_s, 0
+    backend = backend_for(request.video, request.backend, deinterlace=request.deinterlace)
+    starts, told = request.starts_s, 0
     try:
         if request.expected is not None:
             require_unchanged(request.video, request.source, request.expected, channel.alive)
