@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from PIL import Image
 
 from reducio_latents import LatentDataset, encode_corpus, load_autoencoder, open_store
 from reducio_latents.cli import main
-from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.clips import ClipSpec, clip_starts
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.core.images import decode_image
+from reducio_latents.corpus import list_corpus
 from reducio_latents.encode import EncodeReport, Tally, plan_corpus
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.errors import ConfigError, GeometryError, LatentsError
@@ -25,7 +27,9 @@ from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.upkeep.convert import convert_store
 from reducio_latents.upkeep.verify import verify
+from reducio_latents.video import is_still_name
 from reducio_latents.video.pixels import fit_frame, to_unit
+from reducio_latents.video.still import STILL_DURATION_S
 from tests.test_encode_flow import files_of
 from tests.tiny_models import image_vae, video_vae
 from tests.videos import barcode, constant_rate, write_video
@@ -261,3 +265,34 @@ def test_pictures_in_tables_and_tars_have_their_captions(
         encode(corpus, store, model=model, buckets="16x32x32,1x32x32", **settings)
         clips = clips_of(open_store(store)).values()
         assert [c["captions"] for c in clips if c["bucket"] == "1x32x32"] == [[caption]]
+
+
+def test_a_thumbnail_does_not_stand_for_its_video(mixed: Path, tmp_path: Path) -> None:
+    """Nor make it ambiguous which file a table means that names videos without their endings."""
+    for name in ("ab12.mp4", "ab12.jpg", "cd34.jpg"):
+        source = "long.mp4" if name.endswith("mp4") else "turned.jpg"
+        (tmp_path / name).write_bytes((mixed / source).read_bytes())
+    (tmp_path / "list.csv").write_text("videoID,caption\nab12,a video\ncd34,a picture\n")
+    found = {video.video: video for video in list_corpus(tmp_path / "list.csv")}
+    assert sorted(found) == ["ab12.mp4", "cd34.jpg"]
+    assert all(video.problem is None for video in found.values())
+    (tmp_path / "images.jsonl").write_text('{"image": "cd34.jpg", "caption": "a picture"}\n')
+    (picture,) = list_corpus(tmp_path / "images.jsonl")
+    assert (picture.video, picture.captions) == ("cd34.jpg", ("a picture",))
+
+
+@pytest.mark.parametrize("policy", ["all", "stride:0.5", "centre", "uniform:3", "random:3"])
+@pytest.mark.parametrize("rate_fps", [0.1, 16.0, 24000 / 1001, 1000.0])
+def test_a_picture_is_one_clip_of_one_frame_at_any_policy_and_rate(
+    policy: str, rate_fps: float
+) -> None:
+    spec = ClipSpec(frames=1, rate_fps=rate_fps, policy=policy)
+    assert clip_starts(STILL_DURATION_S, spec, "x.png") == [0.0]
+    assert not clip_starts(STILL_DURATION_S, replace(spec, frames=2), "x.png")
+
+
+def test_a_picture_is_told_by_its_name_also_in_an_address() -> None:
+    assert is_still_name("https://host/a.JPG?size=9&name=x.mp4")
+    assert is_still_name("a?b.png")
+    assert not is_still_name("https://host/watch?v=a.jpg")
+    assert not is_still_name("a.jpg.mp4")

@@ -43,6 +43,7 @@ PATH_NAMES = (
 )
 URL_NAMES = ("url", "videourl", "uri", "contenturl", "videouri")
 ID_NAMES = ("videoid", "youtubeid", "ytid", "videouid", "vid", "videoname", "clipid")
+IMAGE_NAMES = ("image", "imagepath", "imagefile", "img")
 # fmt: on
 """Names of a column that holds paths, addresses or the names of files without their endings, the
 likeliest first; case, spaces and marks do not matter."""
@@ -192,5 +193,6 @@ def squashed(name: str) -> str:
 
 def file_columns(names: list[str]) -> list[str]:
     """Return the columns that may say which file a row is of, the likeliest first."""
-    found = (match_name(kind, names) for kind in (PATH_NAMES, URL_NAMES, ID_NAMES))
+    kinds = (PATH_NAMES, URL_NAMES, ID_NAMES, IMAGE_NAMES)  # an image may be a video's thumbnail
+    found = (match_name(kind, names) for kind in kinds)
     return [name for name in found if name is not None]

@@ -35,6 +35,7 @@ from reducio_latents.corpus.spans import Times, as_list, find_times, read_spans
 from reducio_latents.corpus.trees import Tree, open_tree
 from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.files.source import VideoSource, is_url, join_url, public_url
+from reducio_latents.video import is_still_name
 
 log = logging.getLogger(__name__)
 
@@ -281,11 +282,15 @@ class _Finder:
         if self._files is None:
             self._files = {}
             with suppress(FileNotFoundError):
-                for item in open_tree(self.base).walk("", None):
+                # Pictures last: one that is called as a video is, is its thumbnail.
+                listed = open_tree(self.base).walk("", None)
+                for item in sorted(listed, key=lambda found: is_still_name(found.path)):
                     if item.problem is None and is_video_name(item.path):
                         file = posixpath.basename(item.path)
                         keys = {item.path, file, posixpath.splitext(file)[0]}
                         for key in [item.path.lower()] if ignore_case else keys:
-                            if self._files.setdefault(key, item.path) != item.path:
+                            held = self._files.setdefault(key, item.path)
+                            same_kind = is_still_name(held) == is_still_name(item.path)
+                            if held != item.path and same_kind:
                                 self._files[key] = ""
         return self._files.get(name.lower() if ignore_case else name)

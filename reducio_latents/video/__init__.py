@@ -47,12 +47,18 @@ STILL_EXTENSIONS = MOVING_EXTENSIONS | {
 
 
 def is_still_name(name: str) -> bool:
-    return posixpath.splitext(name)[1].lower() in STILL_EXTENSIONS
+    """Whether a file, or an address without its query, is a picture by its name."""
+    return _ending(name) in STILL_EXTENSIONS
 
 
 def may_move(name: str) -> bool:
     """Whether a picture of this name may prove to be an animation."""
-    return posixpath.splitext(name)[1].lower() in MOVING_EXTENSIONS
+    return _ending(name) in MOVING_EXTENSIONS
+
+
+def _ending(name: str) -> str:
+    path = name.partition("?")[0] if "://" in name else name
+    return posixpath.splitext(path)[1].lower()
 
 
 def backend_for(video: str, name: str, *, deinterlace: bool = True) -> VideoBackend:
