@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.config import Scalar
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus.build import plan_part
@@ -60,6 +61,8 @@ class StoreSpec:
     captions: Callable[[int], tuple[str, ...]] = field(default=lambda video: (f"video {video}",))
     duplicates: Mapping[int, int] = field(default_factory=dict)
     """Video -> the earlier one that has the same bytes."""
+    extra: Callable[[int], Mapping[str, Scalar]] = field(default=lambda video: {})
+    """What the corpus' table says of a video."""
     policy: str = "all"
     weights: str = "a"
     """Stands for the encoder's weights in its fingerprint."""
@@ -72,6 +75,11 @@ def moments_of(
     values = np.random.RandomState(number).standard_normal(shape).astype(np.float16)
     values.reshape(-1)[0] = number
     return values
+
+
+def scores_of(number: int) -> NDArray[np.float32]:
+    """Return a clip's scores, motion and brightness: its number, and NaN for every fifth."""
+    return np.array([number, np.nan if number % 5 == 4 else number % 5], np.float32)
 
 
 def numbers_in(moments: Tensor) -> list[int]:
@@ -122,7 +130,12 @@ def plan_store(files: Files, spec: StoreSpec) -> StoreWriter:
 
 def video_of(number: int, spec: StoreSpec) -> CorpusVideo:
     name = f"folder/{number:05d}.mp4"
-    return CorpusVideo(name, VideoSource(f"/corpus/{name}"), captions=spec.captions(number))
+    return CorpusVideo(
+        name,
+        VideoSource(f"/corpus/{name}"),
+        captions=spec.captions(number),
+        extra=spec.extra(number),
+    )
 
 
 def record_of(number: int, spec: StoreSpec) -> ProbeRecord:
@@ -176,6 +189,14 @@ def meta_of(spec: StoreSpec) -> StoreMeta:
             dtype="bytes",
             compression=spec.compression,
         ),
+        "scores": ColumnMeta(
+            kind="array",
+            content="scores",
+            encoder="fake-scores",
+            config={"names": ["motion", "brightness"]},
+            dtype="float32",
+            row_shapes=dict.fromkeys(sizes, (2,)),
+        ),
     }
     return StoreMeta(
         container=spec.container,
@@ -216,6 +237,8 @@ def write_shard(
 
 
 def _row(name: str, meta: ColumnMeta, number: int, key: ShardKey, captions: Sequence[str]) -> Row:
+    if name == "scores":
+        return scores_of(number)
     if meta.kind == "array":
         return moments_of(number, meta.row_shapes[key.bucket])
     if name == "caption":

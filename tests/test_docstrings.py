@@ -45,6 +45,7 @@ EXTRA = {
     "content_clip_pooled": array("vector", "float16", 8),
     "frame_times": array("array", "float64", 16),
     "small_clip": array(INT8_MEDIA_TYPE, "int8", 3, 12),
+    "scores": replace(array("scores", "float32", 2), config={"names": ["motion", "own"]}),
 }
 COLUMNS = (*PLAIN, *EXTRA)
 

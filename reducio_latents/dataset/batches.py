@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from reducio_latents.dataset import fields
+from reducio_latents.dataset.facts import SCORES_COLUMN, common_type, score_names
 from reducio_latents.dataset.hashing import derive
 from reducio_latents.dataset.order import Samples
 from reducio_latents.dataset.reader import ColumnReader, DamagedRowsError
@@ -26,7 +27,7 @@ from reducio_latents.dataset.sampling import (
     sample_moments,
     standard_normal,
 )
-from reducio_latents.dataset.source import PLAN_FIELDS, Source
+from reducio_latents.dataset.source import Source
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store.row_kinds import (
     ArrayRows,
@@ -112,7 +113,12 @@ class BatchReader:
         self._seed = seed
         self._window_shards = window_shards
         self._clips = clips_per_sample
-        self._meta = {c: sources[0].store.meta.columns[c] for c in columns if c not in PLAN_FIELDS}
+        stored = sources[0].store.meta.columns
+        self._meta = {c: stored[c] for c in columns if c in stored}
+        self._facts = {
+            name: common_type([source.fact_types[name] for source in sources])
+            for name in sources[0].facts
+        }
         self._kinds = {name: row_kind(meta) for name, meta in self._meta.items()}
         self._columns = list(columns)
         self._statistics = _statistics(sources, self._meta) if options.normalize else None
@@ -160,8 +166,12 @@ class BatchReader:
     def _build(self, rows: BatchRows, samples: int, epoch: int) -> LatentBatch:
         batch: LatentBatch = {"bucket": rows.bucket}
         for name in self._columns:
-            if name in PLAN_FIELDS:
-                batch[name] = self._plan_field(name, rows)
+            if name == "bucket":  # it is there, one for all
+                continue
+            if name in self._facts and self._home_of(name) == SCORES_COLUMN:
+                batch[name] = self._score(name, rows)
+            elif name in self._facts:
+                batch[name] = fields.fact_field(rows.facts_of(name), self._facts[name])
             elif isinstance(self._kinds[name], ArrayRows):
                 self._add_arrays(batch, name, rows, epoch)
             else:
@@ -178,9 +188,14 @@ class BatchReader:
             return [value[i : i + self._clips] for i in range(0, len(value), self._clips)]
         return value
 
-    def _plan_field(self, name: str, rows: BatchRows) -> list[str] | Tensor:
-        values = rows.plan_field(name)
-        return torch.tensor(values, dtype=torch.float64) if name == "start_s" else values
+    def _home_of(self, name: str) -> str:
+        return self._sources[0].facts[name].home
+
+    def _score(self, name: str, rows: BatchRows) -> Tensor:
+        values = rows.arrays(lambda i: self._reader(i, SCORES_COLUMN, rows.bucket), pin=False)
+        source = self._sources[0]
+        number = score_names(source.store).index(source.facts[name].name)
+        return self._pinned(values[:, number].contiguous())
 
     def _add_arrays(self, batch: LatentBatch, name: str, rows: BatchRows, epoch: int) -> None:
         kind, mode = self._kinds[name], self.options.latents

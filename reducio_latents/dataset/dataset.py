@@ -20,6 +20,7 @@ from torch.utils.data import IterableDataset, default_collate, get_worker_info
 from reducio_latents.core.gaussian import FinalRule
 from reducio_latents.dataset.batches import BatchReader, LatentBatch, LostBatchError, require_alike
 from reducio_latents.dataset.cursor import Cursor, Position, Span
+from reducio_latents.dataset.facts import ONE_COLUMN, split_columns
 from reducio_latents.dataset.hashing import derive
 from reducio_latents.dataset.moving import move_ahead
 from reducio_latents.dataset.options import (
@@ -32,10 +33,11 @@ from reducio_latents.dataset.options import (
 )
 from reducio_latents.dataset.order import SampleOrder, Samples, ShardStream, rank_slice
 from reducio_latents.dataset.selection import NOTHING_CHOSEN
-from reducio_latents.dataset.source import PLAN_FIELDS, Source, as_store
+from reducio_latents.dataset.source import Source, as_store
 from reducio_latents.dataset.state import FRESH, Identity, check_state, read_position, write_state
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store import Store
+from reducio_latents.store.plan import CLIP_SCHEMA
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +75,13 @@ class LatentDataset(IterableDataset[LatentBatch]):
                         none; float32 of a column in bfloat16 or 8 bits a value. L is that of the
                         longest text, or ``text_tokens``
     ``text_mask``       bool (B, L), True where there is a token
+    ``scores``          float32 (B, K): the store's scores, whose names `info` shows; NaN for none
     ``clip_id``         list of B str; ``video``: list of B str; ``start_s``: float64 (B,), seconds.
-                        From the plan; asked for in ``columns`` like all others
+                        From the plan; asked for in ``columns`` like all others. So is all else that
+                        is known of clips: a score by its name, as `brightness` (and as `motion` is
+                        a column, `scores.motion`), float32 (B,); `psnr`; and the columns of the
+                        corpus' table by their names: lists of B str, "" for none, or int64, bool
+                        or, with NaN for none, float64 (B,)
     ``skipped``         int, only with ``on_error="skip"``: samples of this rank that could not be
                         read, of this batch and of those before it of which nothing was left
     ==================  ===========================================================================
@@ -126,9 +133,11 @@ class LatentDataset(IterableDataset[LatentBatch]):
         self._given = rank, world_size
         self._sizes = batch_size, global_batch_size
         self._handed: tuple[int, Part] | None = None
-        stored = [name for name in self.columns if name not in PLAN_FIELDS]
         stores = _opened(store)
-        self.sources = [Source(one, stored, filters) for one in stores]
+        stored, facts = split_columns(stores[0], self.columns)
+        self.sources = [Source(one, stored, filters, facts) for one in stores]
+        for name, count in self.missing.items():
+            log.warning("%d clips have no %s, so the filters leave them out", count, name)
         require_alike(self.sources, stored)
         self._is_remote = any(source.is_remote for source in self.sources)
         self._weights = _checked_weights(weights, len(self.sources))
@@ -302,6 +311,12 @@ class LatentDataset(IterableDataset[LatentBatch]):
     def skipped(self) -> dict[str, int]:
         """Why samples were skipped by this process, and how many; see `on_error`."""
         return dict(self._reader.skipped)
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """By a name in `filters`: how many clips do not pass because it is not known of them."""
+        names = dict.fromkeys(name for source in self.sources for name in source.missing)
+        return {name: sum(s.missing.get(name, 0) for s in self.sources) for name in names}
 
     def final_rule(self, column: str = "motion") -> FinalRule:
         """Return how samples of a column become final latents, as `sample_moments` takes it."""
@@ -494,11 +509,8 @@ def _opened(store: StoreLike | Sequence[StoreLike]) -> list[Store]:
 
 def _checked_columns(columns: Sequence[str]) -> tuple[str, ...]:
     columns = (columns,) if isinstance(columns, str) else tuple(columns or ())
-    if all(name in PLAN_FIELDS for name in columns) or len(set(columns)) < len(columns):
-        raise ConfigError(
-            f"columns are {list(columns)}; name one or more of the store's, each once. "
-            f"{', '.join(PLAN_FIELDS)} may stand beside them."
-        )
+    if all(name in CLIP_SCHEMA.names for name in columns) or len(set(columns)) < len(columns):
+        raise ConfigError(f"columns are {list(columns)}; {ONE_COLUMN}")
     return columns
 
 

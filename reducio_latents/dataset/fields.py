@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -99,6 +101,18 @@ PAYLOAD_FIELDS: dict[type[BytesRows], PayloadFields] = {
     TokenVectorRows: _token_vectors,
 }
 """How rows of a kind, or of those that it builds on, stand in a batch."""
+
+
+def fact_field(values: Sequence[Any], kind: str) -> Tensor | list[str]:
+    """Return what a batch holds of one thing that is known of clips, None where it is not.
+
+    Numbers and truth values are (N,), NaN for None; texts a list, "" for None.
+    """
+    if kind == "text":
+        texts = ("" if value is None else value for value in values)
+        return [text if isinstance(text, str) else json.dumps(text) for text in texts]
+    numbers = [math.nan if value is None else value for value in values]
+    return torch.tensor(numbers, dtype=getattr(torch, kind))
 
 
 def _chosen(several: Sequence[Sequence[RowT]], words: Words) -> list[RowT]:

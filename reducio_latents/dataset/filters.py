@@ -6,22 +6,25 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.dataset.conditions import Alternatives, Condition, passing
+from reducio_latents.dataset.facts import clip_facts
+from reducio_latents.errors import ConfigError
 from reducio_latents.files.parquet import read_parquet
 from reducio_latents.store import Store
-from reducio_latents.store.reports import QUALITY, read_quality
 
 Flags = NDArray[np.bool_]
 SPLIT_DIGITS = 13
 """Hexadecimal digits of a hash that make a fraction: 52 bits, as many as a float has."""
 SHOWN = 3
+NEEDED = ("clip_id", "video", "start_s")
+"""What choosing clips takes of the plan, whatever the conditions are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +35,14 @@ class Filters:
     """Names of the buckets to read; None for all."""
     require_caption: bool = False
     """Only clips whose video has a caption in the plan."""
+    filters: Alternatives = ()
+    """Only clips for which these conditions hold, on what is known of them: `scores` by name, the
+    columns that the corpus' table had, `psnr`, and `video`, `start_s`, `bucket`, `captions` (how
+    many). As pyarrow takes them: `[("motion", ">", 2.0), ("aesthetic score", ">=", 5)]`, all of
+    which must hold, or a list of such lists, one of which must; with = == != < > <= >= in, not in.
+    What is not known of a clip, null or NaN, is never right: `LatentDataset.missing` counts it."""
     min_psnr: float | None = None
-    """Only clips that `quality.parquet` gives at least this PSNR, in dB."""
+    """Short for `[("psnr", ">=", ...)]`: the PSNR in `quality.parquet`, in dB."""
     clip_ids: Sequence[str] | str | Path | None = None
     """Only these clips; or a Parquet file with a column `clip_id`."""
     split: Literal["train", "val"] | None = None
@@ -55,7 +64,7 @@ class Filters:
         chosen = {f.name: getattr(self, f.name) for f in fields(self)}
         names = [name for name, value in _UNSET.items() if chosen[name] != value]
         names += ["val_fraction"] if self.split else []
-        texts = [f"{name}={chosen[name]!r}" for name in names]
+        texts = [f"{name}={_plain(chosen[name])!r}" for name in names]
         if self.clip_ids is not None and not isinstance(self.clip_ids, str | Path):
             texts.append(f"clip_ids ({len(self.clip_ids)} of them)")
         elif self.clip_ids is not None:
@@ -65,32 +74,54 @@ class Filters:
     @property
     def need_plan(self) -> bool:
         """Whether the plan's table of clips has to be read."""
-        chosen = (self.min_psnr, self.clip_ids, self.split)
-        many = self.require_caption or self.clips_per_sample > 1
-        return many or any(value is not None for value in chosen)
+        chosen = (self.clip_ids, self.split)
+        return (
+            self.clips_per_sample > 1
+            or bool(self.alternatives)
+            or any(value is not None for value in chosen)
+        )
+
+    @property
+    def alternatives(self) -> Alternatives:
+        """All conditions on facts, those that have a word of their own among them."""
+        also: list[Condition] = []
+        if self.require_caption:
+            also.append(Condition("plan.captions", ">", 0))
+        if self.min_psnr is not None:
+            also.append(Condition("quality.psnr", ">=", self.min_psnr))
+        groups = self.filters or ((),)
+        return tuple(found for group in groups if (found := (*group, *also)))
+
+
+def _plain(value: Any) -> Any:
+    """Return conditions as they are given."""
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return [[tuple(condition) for condition in group] for group in value]
+    return value
 
 
 _UNSET = {f.name: f.default for f in fields(Filters) if f.name not in ("clip_ids", "val_fraction")}
 
 
-def wanted_clips(store: Store, filters: Filters) -> Flags:
-    """Return, for each row of the plan's table of clips, whether the filters let it pass.
+def wanted_clips(store: Store, filters: Filters) -> tuple[pa.Table, Flags]:
+    """Return the clips of the plan, and for each whether the filters let it pass.
 
-    Raise StoreError or ConfigError for a condition that cannot be tested.
+    The table has what the filters name, and `NEEDED`. Raise StoreError or ConfigError for a
+    condition that cannot be tested.
     """
-    clips = store.plan.clips
+    alternatives = filters.alternatives
+    names = [condition.name for group in alternatives for condition in group]
+    clips = clip_facts(store, [*NEEDED, *names])
     flags = np.asarray(pc.equal(clips["status"], "planned"))
     if filters.clip_ids is not None:
         # A clip that is a duplicate names its original's row, so it is looked up among all.
         flags = _rows_of(clips, _has_id(clips, _read_ids(filters.clip_ids), store)) & flags
-    if filters.require_caption:
-        flags = flags & np.asarray(pc.greater(pc.list_value_length(clips["captions"]), 0))
-    if filters.min_psnr is not None:
-        flags = flags & _is_good(store, clips, filters.min_psnr)
+    if alternatives:
+        flags = flags & passing(alternatives, clips)
     if filters.split is not None:
         held_out = _is_held_out(store, clips, filters.val_fraction)
         flags = flags & (held_out if filters.split == "val" else ~held_out)
-    return flags
+    return clips, flags
 
 
 def _read_ids(clip_ids: Sequence[str] | str | Path) -> pa.Array:
@@ -130,17 +161,6 @@ def _places(clips: pa.Table) -> NDArray[np.int64]:
     shard, row = (clips[name].to_numpy().astype(np.int64) for name in ("shard", "row"))
     place = (bucket * (shard.max(initial=0) + 1) + shard) * (row.max(initial=0) + 1) + row
     return np.asarray(place, np.int64)
-
-
-def _is_good(store: Store, clips: pa.Table, min_psnr: float) -> Flags:
-    quality = read_quality(store.files, ["clip_id", "psnr"])
-    if quality is None:
-        raise StoreError(
-            f"min_psnr needs {store.files.url}/{QUALITY}, which does not exist. Encode with "
-            "--check-every 1, or leave min_psnr out."
-        )
-    good = quality.filter(pc.greater_equal(quality["psnr"], min_psnr))
-    return np.asarray(pc.is_in(clips["clip_id"], good["clip_id"].combine_chunks()))
 
 
 def _is_held_out(store: Store, clips: pa.Table, fraction: float) -> Flags:

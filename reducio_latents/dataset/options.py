@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 from reducio_latents.core.config import from_mapping
 from reducio_latents.dataset.batches import ReadOptions
+from reducio_latents.dataset.conditions import parse_conditions
 from reducio_latents.dataset.filters import Filters
 from reducio_latents.errors import ConfigError
 
@@ -43,6 +44,7 @@ class DatasetOptions(TypedDict, total=False):
     window_shards: int
     drop_last: bool
     buckets: str | Iterable[str] | None
+    filters: Sequence[Any] | str | None
     require_caption: bool
     min_psnr: float | None
     clip_ids: Iterable[str] | str | Path | None
@@ -78,6 +80,7 @@ def parse_options(options: Mapping[str, Any]) -> ParsedOptions:
 
     chosen = of(Filters)
     buckets, clip_ids = chosen.pop("buckets", None), chosen.pop("clip_ids", None)
+    conditions = parse_conditions(chosen.pop("filters", None))
     if isinstance(buckets, str):
         buckets = (buckets,)
     if clip_ids is not None and not isinstance(clip_ids, str | Path):
@@ -86,6 +89,7 @@ def parse_options(options: Mapping[str, Any]) -> ParsedOptions:
         from_mapping(Filters, chosen, where=WHERE),
         buckets=None if buckets is None else tuple(buckets),
         clip_ids=clip_ids,
+        filters=conditions,
     )
     return ParsedOptions(
         from_mapping(OrderOptions, of(OrderOptions), where=WHERE),

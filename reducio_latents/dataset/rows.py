@@ -62,11 +62,11 @@ class BatchRows:
             found = _placed(found, places, values)
         return found
 
-    def plan_field(self, name: str) -> list[Any]:
+    def facts_of(self, name: str) -> list[Any]:
         found: list[Any] = [None] * len(self._samples.row)
         for source, places in self._parts:
             shards, rows = self._samples.shard[places], self._samples.row[places]
-            values = self._sources[source].plan_field(name, self.bucket, shards, rows)
+            values = self._sources[source].facts_of(name, self.bucket, shards, rows)
             found = _placed(found, places, values)
         return found
 

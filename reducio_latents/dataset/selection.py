@@ -7,21 +7,22 @@ clips, filters) has one bit a row beside it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reducio_latents.core.clips import TIME_TOLERANCE_S
 from reducio_latents.core.geometry import Bucket
+from reducio_latents.dataset.conditions import known
+from reducio_latents.dataset.facts import by_shard
 from reducio_latents.dataset.filters import Filters, wanted_clips
 from reducio_latents.dataset.reader import Ints
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store import Store
-from reducio_latents.store.commit import ShardKey
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,38 @@ class BucketSelection:
 NOTHING_CHOSEN = BucketSelection((), np.zeros(0, np.int64), ())
 
 
-def select(store: Store, columns: Sequence[str], filters: Filters) -> dict[str, BucketSelection]:
-    """Return what the filters leave of the shards that have all of `columns`, by bucket.
+RowFlags = dict[str, dict[int, NDArray[np.bool_]]]
+"""By bucket and shard, one truth value a row."""
+
+
+class Choice(NamedTuple):
+    """What filters leave of a store."""
+
+    rows: RowFlags
+    """Where samples begin."""
+    missing: dict[str, int]
+    """By a name in the filters: clips of which it is not known, so that they do not pass."""
+
+    def packed(self) -> dict[str, BucketSelection]:
+        found = {bucket: _pack(shards) for bucket, shards in self.rows.items()}
+        return {bucket: chosen for bucket, chosen in found.items() if chosen.shards}
+
+
+def select(store: Store, columns: Sequence[str], filters: Filters) -> Choice:
+    """Return what the filters leave of the shards that have all of `columns`.
 
     Raise StoreError if nothing is there yet, ConfigError if the filters leave nothing.
     """
-    keep = _whole_shards(store, columns, filters)
+    choice = Choice(_whole_shards(store, columns, filters), {})
     if filters.need_plan:
-        _exclude(keep, store, filters)
-    found = {bucket: _pack(shards) for bucket, shards in keep.items()}
-    found = {bucket: chosen for bucket, chosen in found.items() if chosen.shards}
-    if not found:
+        _exclude(choice, store, filters)
+    if not any(flags.any() for shards in choice.rows.values() for flags in shards.values()):
+        unknown = "".join(f"; {count} clips have no {n}" for n, count in choice.missing.items())
         raise ConfigError(
-            f"the filters leave no sample of {store.files.url} ({filters}). Loosen one of them."
+            f"the filters leave no sample of {store.files.url} ({filters}){unknown}. Loosen one of "
+            "them."
         )
-    return found
+    return choice
 
 
 def selection_digest(
@@ -78,9 +96,7 @@ def _identity(store: Store) -> bytes:
         return store.meta.corpus.encode()
 
 
-def _whole_shards(
-    store: Store, columns: Sequence[str], filters: Filters
-) -> dict[str, dict[int, NDArray[np.bool_]]]:
+def _whole_shards(store: Store, columns: Sequence[str], filters: Filters) -> RowFlags:
     """Return, by bucket and shard, which rows have all of the columns."""
     store.require_columns(list(columns))
     _require_same_encoder(store, columns)
@@ -96,7 +112,7 @@ def _whole_shards(
                 f"{store.files.url} has no bucket {bucket!r}; it has "
                 f"{', '.join(store.meta.buckets)}."
             )
-    keep: dict[str, dict[int, NDArray[np.bool_]]] = {}
+    keep: RowFlags = {}
     for key, (rows, failed) in shards.items():
         if filters.buckets is None or key.bucket in filters.buckets:
             flags = np.ones(rows, np.bool_)
@@ -116,14 +132,15 @@ def _require_same_encoder(store: Store, columns: Sequence[str]) -> None:
             )
 
 
-def _exclude(keep: dict[str, dict[int, NDArray[np.bool_]]], store: Store, filters: Filters) -> None:
+def _exclude(choice: Choice, store: Store, filters: Filters) -> None:
     """Turn off rows that the filters exclude, and those where no whole sample begins."""
-    clips = store.plan.clips
-    wanted = wanted_clips(store, filters)
+    clips, wanted = wanted_clips(store, filters)
+    names = {condition.name for group in filters.alternatives for condition in group}
+    lacking = {name: ~np.asarray(known(clips[name])) for name in sorted(names)}
     video = clips["video"].combine_chunks().dictionary_encode().indices.to_numpy()
     start_s = clips["start_s"].to_numpy()
     for key, part in by_shard(clips, np.asarray(pc.equal(clips["status"], "planned"))):
-        flags = keep.get(key.bucket, {}).get(key.shard)
+        flags = choice.rows.get(key.bucket, {}).get(key.shard)
         if flags is None:
             continue
         if len(part) != len(flags):
@@ -131,28 +148,14 @@ def _exclude(keep: dict[str, dict[int, NDArray[np.bool_]]], store: Store, filter
                 f"{store.files.url}: the commit of shard {key} has {len(flags)} rows, the plan "
                 f"{len(part)}. Run `verify` to see what is wrong."
             )
+        for name, lacks in lacking.items():
+            if count := int((lacks[part] & flags).sum()):
+                choice.missing[name] = choice.missing.get(name, 0) + count
         flags &= wanted[part]
         if filters.clips_per_sample > 1:
             span_s = Bucket.parse(key.bucket).frames / store.meta.clip.rate_fps
             joined = _follows(video[part], start_s[part], span_s)
             flags[:] = sequence_starts(flags, joined, filters.clips_per_sample)
-
-
-def by_shard(clips: pa.Table, chosen: NDArray[np.bool_]) -> Iterator[tuple[ShardKey, Ints]]:
-    """Yield each shard and where in the table those of its clips are that are chosen, by row."""
-    names = clips["bucket"].combine_chunks().dictionary_encode()
-    bucket, shard, row = (
-        names.indices.to_numpy(),
-        clips["shard"].to_numpy(),
-        clips["row"].to_numpy(),
-    )
-    places = np.flatnonzero(chosen)
-    places = places[np.lexsort([row[places], shard[places], bucket[places]])]
-    new = (np.diff(bucket[places]) != 0) | (np.diff(shard[places]) != 0)
-    for part in np.split(places, np.flatnonzero(new) + 1):
-        if len(part):
-            name = names.dictionary[int(bucket[part[0]])].as_py()
-            yield ShardKey(name, int(shard[part[0]])), part
 
 
 def _follows(video: Ints, start_s: NDArray[np.float64], span_s: float) -> NDArray[np.bool_]:

@@ -11,18 +11,21 @@ from typing import Any, cast
 
 import numpy as np
 
+from reducio_latents.dataset.facts import (
+    SCORES_COLUMN,
+    fact_types,
+    find_fact,
+    open_column,
+    shard_fact,
+)
 from reducio_latents.dataset.filters import Filters
-from reducio_latents.dataset.mapped import MappedColumn
 from reducio_latents.dataset.reader import ColumnReader, Ints
 from reducio_latents.dataset.selection import BucketSelection, select, selection_digest
-from reducio_latents.dataset.zarr_rows import ZarrColumn
 from reducio_latents.files.cache import CachedFiles
 from reducio_latents.files.protocol import Origin
 from reducio_latents.store import Store, open_store
 from reducio_latents.store.commit import ShardKey
 
-PLAN_FIELDS = ("clip_id", "video", "start_s")
-"""What the plan knows of a clip, and a batch can hold beside the store's columns."""
 MIN_OPEN_SHARDS = 256
 KEPT_FIELDS = 1024
 
@@ -30,10 +33,20 @@ KEPT_FIELDS = 1024
 class Source:
     """A store, as it was when it was opened, and the part of it that is read."""
 
-    def __init__(self, store: Store, columns: Sequence[str], filters: Filters) -> None:
+    def __init__(
+        self, store: Store, columns: Sequence[str], filters: Filters, facts: Sequence[str] = ()
+    ) -> None:
+        """`facts` are names of what is known of clips that batches are to hold."""
         self.store = _within_reach(store)
+        self.facts = {name: find_fact(self.store, name) for name in facts}
+        if any(fact.home == "scores" for fact in self.facts.values()):
+            columns = list(dict.fromkeys([*columns, SCORES_COLUMN]))
         self.columns = tuple(columns)
-        self.selection: dict[str, BucketSelection] = select(self.store, columns, filters)
+        choice = select(self.store, columns, filters)
+        self.selection: dict[str, BucketSelection] = choice.packed()
+        self.missing = choice.missing
+        """By a name in the filters: clips of which it is not known."""
+        self.fact_types = fact_types(self.store, self.facts)
         self.store.forget_plan()
         self.digest = selection_digest(store, columns, self.selection)
         self._drop_handles()
@@ -48,14 +61,15 @@ class Source:
     def __getstate__(self) -> dict[str, Any]:
         # Files are opened, and the plan is read, by each process for itself; the index is not:
         # all see the commits that there were when the dataset was made.
-        kept = {"columns": self.columns, "selection": self.selection, "digest": self.digest}
+        names = ("columns", "selection", "digest", "missing", "facts", "fact_types")
+        kept = {name: getattr(self, name) for name in names}
         return kept | {"files": self.store.files, "index": self.store.index}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.columns, self.selection = state["columns"], state["selection"]
-        self.digest = state["digest"]
-        self.store = Store(state["files"])
-        self.store.index = state["index"]
+        kept = dict(state)
+        self.store = Store(kept.pop("files"))
+        self.store.index = kept.pop("index")
+        self.__dict__ |= kept
         self._drop_handles()
 
     def reader(
@@ -73,38 +87,32 @@ class Source:
                 if key not in self._readers:
                     # Two windows are read where a batch lies across their border.
                     capacity = max(MIN_OPEN_SHARDS, 2 * window_shards)
-                    self._readers[key] = self._open(column, bucket, capacity, check_rows)
+                    shards = self.selection[bucket].shards
+                    self._readers[key] = open_column(
+                        self.store, column, bucket, shards, capacity, check_rows=check_rows
+                    )
         return self._readers[key]
 
-    def _open(self, column: str, bucket: str, capacity: int, check_rows: bool) -> ColumnReader:
-        """Return the fastest reader that can read the column.
+    def facts_of(self, name: str, bucket: str, shards: Ints, rows: Ints) -> list[Any]:
+        """Return a fact of plan or quality.parquet for each row.
 
-        At most `capacity` shards stay open. With `check_rows`, every row's checksum is proven.
+        Shards are counted as in `reader`. What is not known is None.
         """
-        store, shards = self.store, self.selection[bucket].shards
-        if store.layout.lies_otherwise(store.files, store.meta, column, bucket):
-            return ZarrColumn(store, column, bucket, shards, check_rows=check_rows)
-        return MappedColumn(store, column, bucket, shards, capacity=capacity, check_rows=check_rows)
-
-    def plan_field(self, name: str, bucket: str, shards: Ints, rows: Ints) -> list[Any]:
-        """Return one of `PLAN_FIELDS` for each row; shards are counted as in `reader`."""
         if self._pid != os.getpid():
             self._drop_handles()
-        values = {n: self._plan_values(name, bucket, n) for n in np.unique(shards).tolist()}
+        values = {n: self._shard_facts(name, bucket, n) for n in np.unique(shards).tolist()}
         pairs = zip(shards.tolist(), rows.tolist(), strict=True)
         return [values[shard][row] for shard, row in pairs]
 
-    def _plan_values(self, name: str, bucket: str, shard: int) -> list[Any]:
-        """Return a field of all rows of a shard; those used last are kept as lists."""
+    def _shard_facts(self, name: str, bucket: str, shard: int) -> list[Any]:
+        """Return a fact of all rows of a shard; those used last are kept as lists."""
         key = (name, bucket, shard)
         with self._lock:
             if key in self._fields:
                 self._fields.move_to_end(key)
                 return self._fields[key]
             number = self.selection[bucket].shards[shard]
-            values: list[Any] = self.store.plan.shard_clips(bucket, number, [name])[
-                name
-            ].to_pylist()
+            values = shard_fact(self.store, self.facts[name], bucket, number)
             self._fields[key] = values
             if len(self._fields) > KEPT_FIELDS:
                 self._fields.popitem(last=False)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from reducio_latents.dataset.selection import by_shard
+from reducio_latents.dataset.facts import SCORES_COLUMN, by_shard, clip_facts, split_columns
 from reducio_latents.dataset.source import as_store
 from reducio_latents.errors import LatentsError, StoreError
 from reducio_latents.store import Store
@@ -40,7 +40,10 @@ class LatentTable:
     - `content_clip`: float16 (tokens, width), or float32 of a column in 8 bits a value;
     - `content_image`: uint8 (3, H, W); `caption`: str, the first if there are several;
     - `text`: float16 (tokens, width) of that caption, or float32 of a column in bfloat16 or 8 bits;
-    - other arrays: a tensor as stored; other bytes: bytes.
+    - `scores`: dict, name -> float, NaN for one that the clip lacks;
+    - other arrays: a tensor as stored; other bytes: bytes;
+    - what else is known of clips, by name, if it is named: a score (`brightness`, or
+      `scores.motion`), `psnr`, a column that the corpus' table had: a value, None if there is none.
 
     One small read a column, so this is not for training. Raises NoSuchClipError (a KeyError and an
     IndexError) for a clip that does not exist, StoreError for one that is damaged.
@@ -49,9 +52,9 @@ class LatentTable:
     def __init__(self, store: Store | str | Path, columns: Sequence[str] | None = None) -> None:
         """Open a store; `columns` are all of its columns unless they are given."""
         self.store = as_store(store)
-        self.columns = list(self.store.columns if columns is None else columns)
-        self.store.require_columns(self.columns)
-        self._shards = self.store.index.shards(self.columns)
+        named = self.store.columns if columns is None else columns
+        self.columns, self._named = split_columns(self.store, named)
+        self._shards = self.store.index.shards(self.columns or [SCORES_COLUMN])
 
     def __len__(self) -> int:
         return len(self._readable)
@@ -78,6 +81,8 @@ class LatentTable:
             if value is None:
                 raise StoreError(f"{self.store.files.url}: clip {row['clip_id']} has no {column}.")
             entry[column] = self._shown(column, value, key.bucket)
+        if self._named:
+            entry |= self._facts.slice(place, 1).select(self._named).to_pylist()[0]
         return entry
 
     def _place(self, clip: int | str) -> int:
@@ -100,6 +105,10 @@ class LatentTable:
         except StoreError as err:
             raise StoreError(f"{where}: {err}") from err
         return torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+
+    @cached_property
+    def _facts(self) -> pa.Table:
+        return clip_facts(self.store, self._named)
 
     @cached_property
     def _clips(self) -> pa.Table:

@@ -120,7 +120,7 @@ def read_quality(files: Files, columns: Sequence[str]) -> pa.Table | None:
     try:
         table = bounded_table(files.read(QUALITY)).select(columns)
         table = table.cast(pa.schema([QUALITY_SCHEMA.field(name) for name in columns]))
-        if any(table[name].null_count for name in columns):
+        if any(table[f.name].null_count for f in table.schema if not f.nullable):
             raise ValueError("a value is missing")
         return table
     except FileNotFoundError:

@@ -75,6 +75,10 @@ class PlanPart:
     def clip_count(self) -> int:
         return int(self.clips.num_rows)
 
+    @property
+    def clip_schema(self) -> pa.Schema:
+        return self.clips.schema
+
     def group(self, kind: Kind, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a table, or what it has of `columns`: it is one group."""
         table = self.clips if kind == "part" else self.videos
@@ -131,6 +135,10 @@ class StoredPart:
     @property
     def clips(self) -> pa.Table:
         return self._whole("part")
+
+    @property
+    def clip_schema(self) -> pa.Schema:
+        return self._parquet("part").schema
 
     def _whole(self, kind: Kind) -> pa.Table:
         tables = list(self.tables(kind))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -199,6 +199,19 @@ class Plan:
         """Return the columns video and reason of the videos that failed."""
         table = self.video_columns("video", "reason", "status")
         return table.filter(pc.equal(table["status"], "failed")).select(["video", "reason"])
+
+    @property
+    def clip_schema(self) -> pa.Schema:
+        """Names and types of the columns of `clips`. Reads no row."""
+        return concat_parts([part.clip_schema.empty_table() for part in self._parts]).schema
+
+    def clip_columns(self, names: Iterable[str]) -> pa.Table:
+        """Return some columns of `clips`, all of which there are."""
+        there, names = self.clip_schema, list(names)
+        # With one that all parts have: a table without columns has no rows either.
+        wanted = pa.schema([there.field(name) for name in dict.fromkeys([*names, "row"])])
+        tables = [*self.clip_tables(*wanted.names), wanted.empty_table()]
+        return concat_parts(tables).select(names)
 
     def clip_tables(self, *names: str) -> Iterator[pa.Table]:
         """Yield some columns of `clips`, or all, piece by piece."""
