@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from reducio_latents.dataset import fields
-from reducio_latents.dataset.facts import SCORES_COLUMN, common_type, score_names
+from reducio_latents.dataset.facts import SCORES_COLUMN, batch_type, score_names
 from reducio_latents.dataset.hashing import derive
 from reducio_latents.dataset.order import Samples
 from reducio_latents.dataset.reader import ColumnReader, DamagedRowsError
@@ -116,7 +116,7 @@ class BatchReader:
         stored = sources[0].store.meta.columns
         self._meta = {c: stored[c] for c in columns if c in stored}
         self._facts = {
-            name: common_type([source.fact_types[name] for source in sources])
+            name: batch_type([source.fact_types[name] for source in sources])
             for name in sources[0].facts
         }
         self._kinds = {name: row_kind(meta) for name, meta in self._meta.items()}

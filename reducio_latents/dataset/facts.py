@@ -173,7 +173,7 @@ def fact_types(store: Store, facts: Mapping[str, Fact]) -> dict[str, str]:
     return kinds
 
 
-def common_type(kinds: Sequence[str]) -> str:
+def batch_type(kinds: Sequence[str]) -> str:
     """Return what holds values of all of these kinds; texts and numbers are texts."""
     if len(set(kinds)) == 1:
         return kinds[0]
