@@ -369,3 +369,13 @@ def test_a_name_that_no_file_can_have_is_one_clear_error(tmp_path: Path) -> None
     for function in (list_corpus, corpus_root):
         with pytest.raises(CorpusError, match="cannot be listed: File name too long"):
             function(tmp_path / ("x" * 300))
+
+
+def test_whatever_ffmpeg_reads_by_its_ending_is_a_video(tmp_path: Path) -> None:
+    known = (
+        "264 265 266 h264 h265 hevc vvc av1 obu ivf dv m1v m2v m4v mpg vob ts m2ts mts mxf gxf avi "
+        "mkv webm mp4 mov 3gp flv f4v wmv asf ogv rm y4m mjpeg vc1 nut gif"
+    )
+    endings = known.split()
+    listed = list_corpus(fill(tmp_path, *(f"a.{ending}" for ending in endings), "a.txt"))
+    assert len(listed) == len(endings)

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from reducio_latents.core.clips import ClipSpec, clip_starts
-from reducio_latents.corpus.probe import ProbeRecord, failed_record, probe_video
+from reducio_latents.corpus.entry import CorpusVideo
+from reducio_latents.corpus.probe import (
+    ProbeRecord,
+    Probing,
+    failed_record,
+    probe_video,
+    probe_videos,
+)
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video import ClipFrames, get_backend
 from tests.videos import X264_B_FRAMES, Recipe, constant_rate, write_sound, write_video
@@ -99,3 +106,14 @@ def test_packets_that_demux_but_decode_to_nothing_are_found_out(tmp_path: Path) 
 
 def test_a_failed_record_holds_its_reason_only() -> None:
     assert failed_record("why") == ProbeRecord(error="why")
+
+
+def test_what_a_user_should_know_of_a_video_is_told_by_its_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = Recipe(codec="mjpeg", pix_fmt="yuvj420p", options={}, time_base=Fraction(1, 25))
+    path = write_video(tmp_path / "bare.mjpeg", constant_rate(50, 25), recipe)
+    video = CorpusVideo(video="bare.mjpeg", source=VideoSource(str(path)))
+    records = probe_videos([video], Probing(backend="pyav", workers=1, timeout_s=60))
+    assert (records["bare.mjpeg"].frames, records["bare.mjpeg"].rate_fps) == (50, 25.0)
+    assert "bare.mjpeg: its frames have no times: they are taken as 25 a second." in caplog.text

@@ -408,6 +408,26 @@ def test_encrypted_pictures_are_refused_as_such(tmp_path: Path) -> None:
         assert str(error) == f"{path}: clip at 0.000 s: it is encrypted; decrypt it first."
 
 
+def _element(name: bytes, content: bytes) -> bytes:
+    return name + bytes([0x10, *len(content).to_bytes(3, "big")]) + content
+
+
+def test_encrypted_webm_is_refused_as_such(tmp_path: Path) -> None:
+    recipe = Recipe(codec="libvpx", options=VPX, time_base=MS, muxer={"live": "1"})
+    path = write_video(tmp_path / "a.webm", constant_rate(10, 30), recipe)
+    data = path.read_bytes()
+    tracks, clusters = data.rindex(b"\x16\x54\xae\x6b"), data.index(b"\x1f\x43\xb6\x75")
+    track = data.index(b"\xae", tracks + 4)
+    begin = data.index(b"\xd7\x81\x01", track)  # its first element, TrackNumber
+    aes = _element(b"\x47\xe1", b"\5") + _element(b"\x47\xe2", b"k" * 16)
+    how = _element(b"\x50\x33", b"\1") + _element(b"\x50\x35", aes)
+    entry = data[begin:clusters] + _element(b"\x6d\x80", _element(b"\x62\x40", how))
+    new = _element(b"\x16\x54\xae\x6b", _element(b"\xae", entry))
+    path.write_bytes(data[:tracks] + new + data[clusters:])
+    with pytest.raises(VideoError, match="it is encrypted; decrypt it first"):
+        PyAVBackend().probe(VideoSource(str(path)))
+
+
 @pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
 def test_transparent_webm_is_laid_on_black(tmp_path: Path, codec: str) -> None:
     times = constant_rate(120, 30)
