@@ -256,14 +256,15 @@ def test_a_json_array_is_read_item_by_item(tmp_path: Path) -> None:
 
 def test_several_tables_are_one_corpus(tmp_path: Path) -> None:
     for shard in range(3):
-        rows = [{"path": f"{shard}.mp4", "score": shard / 2}]
+        rows = [{"path": "v.mp4", "score": shard / 2}]
         (tmp_path / f"data/{shard}").mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"data/{shard}/train.parquet")
-    for corpus in (tmp_path, tmp_path / "data/*/*.parquet"):
+    for corpus, below in ((tmp_path, "data/"), (tmp_path / "data/*/*.parquet", "")):
         found = [(v.video, v.source.url, v.extra["score"]) for v in list_corpus(corpus)]
         assert found == [
-            (f"{i}.mp4", f"{tmp_path}/data/{i}/{i}.mp4", i / 2) for i in range(3)
+            (f"{below}{i}/v.mp4", f"{tmp_path}/data/{i}/v.mp4", i / 2) for i in range(3)
         ]  # fmt: skip
+        assert [v.address for v in list_corpus(corpus)] == [v for v, *_ in found]
 
 
 def test_what_tables_write_for_no_caption_is_none(tmp_path: Path) -> None:

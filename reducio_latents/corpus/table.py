@@ -71,8 +71,7 @@ def list_tables(
     lost: list[str] = []
     for name in names:
         where = printable(public_url(join_url(tree.root, name)))
-        folder = join_url(tree.root, posixpath.dirname(name)).rstrip("/")
-        finder = _Finder(folder if root is None else root)
+        finder = _Finder(tree.root, posixpath.dirname(name)) if root is None else _Finder(root)
         rows = TABLE_READERS[extension(name)](tree.open(name), where)
         first = list(islice(rows, SAMPLE))
         if not first:
@@ -241,8 +240,9 @@ def _require(columns: list[str], given: str | None, where: str, what: str) -> st
 class _Finder:
     """Finds the file that a cell names: a path, an address, or a name without its ending."""
 
-    def __init__(self, base: str) -> None:
-        self.base = base
+    def __init__(self, base: str, folder: str = "") -> None:
+        self.base, self.folder = base, folder
+        """Names are relative to the base, what tables say to the folder below it."""
         self._files: dict[str, str] | None = None
 
     def find(
@@ -252,6 +252,9 @@ class _Finder:
 
         An `identity` is a file's name without its ending; a `name` may be in other case.
         """
+        stem = path
+        if self.folder and not is_url(path) and not path.startswith("/"):
+            path = f"{self.folder}/{path}"
         page = _PAGE.search(url) if isinstance(url, str) and is_url(url) else None
         is_page = page is not None and path == url
         problem = None
@@ -261,7 +264,7 @@ class _Finder:
         elif (
             is_page or kind == "identity" or not (is_url(path) or extension(path))
         ) and not self._is_there(path):
-            names = [path, page[1]] if page is not None else [path]
+            names = [stem, page[1]] if page is not None else [stem]
             found = [file for name in names if (file := self._find(name)) is not None]
             if found and found[0]:
                 path = found[0]
@@ -283,7 +286,7 @@ class _Finder:
             self._files = {}
             with suppress(FileNotFoundError):
                 # Pictures last: one that is called as a video is, is its thumbnail.
-                listed = open_tree(self.base).walk("", None)
+                listed = open_tree(self.base).walk(self.folder, None)
                 for item in sorted(listed, key=lambda found: is_still_name(found.path)):
                     if item.problem is None and is_video_name(item.path):
                         file = posixpath.basename(item.path)
