@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from reducio_latents.corpus import list_corpus
-from reducio_latents.errors import ConfigError, CorpusError
+from reducio_latents.errors import ConfigError, CorpusError, VideoError
+from reducio_latents.files.source import VideoSource, open_source
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -303,3 +304,33 @@ def test_values_of_many_rows_are_what_they_were(tmp_path: Path) -> None:
         number = int(name.removesuffix(".mp4"))
         score = {} if number % 3 else {"score": str(number / 4)}
         assert extra == {"n": number, **score, "late": f"x{number}"}
+
+
+def test_videos_in_the_rows_of_a_parquet_file_are_read_there(tmp_path: Path) -> None:
+    """As `datasets` writes its feature Video, and as one column of bytes."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    contents = [f"video {i}".encode() * 1000 for i in range(7)]
+    cells = [{"bytes": c, "path": f"x/{i % 5}.mp4"} for i, c in enumerate(contents)]
+    texts = [f"caption {i}" for i in range(7)]
+    (tmp_path / "data").mkdir()
+    table = pa.table({"video": pa.array(cells, kind), "caption": texts})
+    pq.write_table(table, tmp_path / "data/train-0.parquet", row_group_size=3)
+    names = [f"data/train-0.parquet/{i}{'.mp4' if i < 5 else ''}" for i in range(7)]
+    found = {video.video: video for video in list_corpus(tmp_path)}
+    assert sorted(found) == sorted(names)
+    for name, content, text in zip(names, contents, texts, strict=True):
+        video = found[name]
+        assert open_source(video.source).read() == content
+        assert (video.captions, video.address) == ((text,), "data/train-0.parquet")
+    pq.write_table(pa.table({"mp4": contents}), tmp_path / "bare.parquet")
+    assert [
+        open_source(v.source).read() for v in list_corpus(tmp_path / "bare.parquet")
+    ] == contents
+    empty = pa.array([{"bytes": None, "path": "a.mp4"}], kind)
+    pq.write_table(pa.table({"video": empty}), tmp_path / "paths.parquet")
+    assert [v.source.url for v in list_corpus(tmp_path / "paths.parquet")] == [f"{tmp_path}/a.mp4"]
+    with pytest.raises(VideoError, match=r"bare\.parquet@9: the row holds no video"):
+        open_source(VideoSource(str(tmp_path / "bare.parquet"), 9))
+    (tmp_path / "bare.parquet").write_bytes(b"PAR1")
+    with pytest.raises(VideoError, match=r"bare\.parquet@0: the row cannot be read"):
+        open_source(VideoSource(str(tmp_path / "bare.parquet"), 0))

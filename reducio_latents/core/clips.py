@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from reducio_latents.errors import ConfigError
@@ -73,6 +74,7 @@ the last possible start. random:N: N different starts, seeded."""
 _NEEDS_ARGUMENT = {"stride", "uniform", "random"}
 
 
+@lru_cache(maxsize=64)
 def parse_policy(text: str) -> tuple[str, float]:
     """Split `name` or `name:number`; raise ConfigError for anything else."""
     name, colon, number = text.partition(":")

@@ -68,13 +68,13 @@ class Sizes:
         lengths = sorted({bucket.frames for bucket in spec.buckets}, reverse=True)
         self._by_length = {n: [b for b in spec.buckets if b.frames == n] for n in lengths}
         self.bucket = lru_cache(maxsize=4096)(self._bucket)
+        self._specs = {frames: replace(spec.clip, frames=frames) for frames in self._by_length}
         self.why_unfit = lru_cache(maxsize=4096)(self._why_unfit)
 
     def cut(self, span: TimeSpan, video: str) -> tuple[int, Sequence[float]]:
         """Return the frames and the starts of clips: the longest ones that there is room for."""
         length = span.end_s - span.start_s
-        for frames in self._by_length:
-            spec = replace(self._clip, frames=frames)
+        for frames, spec in self._specs.items():
             if starts := clip_starts(length, spec, video, span.start_s):
                 return frames, starts
         return 0, ()

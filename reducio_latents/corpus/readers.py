@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from reducio_latents.core.parsing import bounded, once, parse_json
 from reducio_latents.corpus.entry import extension, file_columns, is_utf8
@@ -188,22 +188,56 @@ def _read_parquet(file: BinaryIO, where: str) -> Iterator[TableRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from reducio_latents.files.parquet import video_leaf
+
     number = 0
     try:
         with pq.ParquetFile(file) as table:
             fields = list(table.schema_arrow)
             _require_once([field.name for field in fields], where)
             names = [field.name for field in fields if not _is_binary(field.type)]
+            leaf = video_leaf(table.schema_arrow) or ""
+            videos, struct, _ = leaf.partition(".")
+            leaf = leaf if _has_values(table, leaf) else ""
             for field in fields:
-                if field.name not in names:
+                if field.name not in (*names, videos):
                     log.warning("%s: column %s is binary and is left out.", where, field.name)
+            if struct and table.schema_arrow.field(videos).type.get_field_index("path") >= 0:
+                names.append(f"{videos}.path")
+            if not names and leaf:  # as many rows, of nothing
+                for number in range(1, table.metadata.num_rows + 1):
+                    yield f"row {number}", {videos: InParquet(number - 1)}
+                return
             for batch in table.iter_batches(BATCH, columns=names, use_threads=False):
                 columns = [_plain_column(column) for column in batch.columns]
-                for row in zip(*columns, strict=True):
+                for cells in zip(*columns, strict=True):
+                    row = dict(zip(batch.schema.names, cells, strict=True))
+                    if leaf:
+                        name = (row.get(videos) or {}).get("path") if struct else None
+                        row[videos] = InParquet(number, name)
                     number += 1
-                    yield f"row {number}", dict(zip(batch.schema.names, row, strict=True))
+                    yield f"row {number}", row
     except (pa.ArrowException, OSError) as err:
         raise CorpusError(f"{where} is not a readable Parquet file: {err}. Check it.") from err
+
+
+class InParquet(NamedTuple):
+    """A video that lies in a row of the table itself."""
+
+    row: int
+    name: str | None = None
+
+
+def _has_values(table: Any, leaf: str) -> bool:
+    """Whether a column of a Parquet file has any value, by what the file says of itself."""
+    groups = [table.metadata.row_group(i) for i in range(table.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    empty = [
+        chunk.statistics is not None and chunk.statistics.null_count == chunk.num_values
+        for chunk in chunks
+        if chunk.path_in_schema == leaf
+    ]
+    return not all(empty)
 
 
 def _is_binary(kind: Any) -> bool:

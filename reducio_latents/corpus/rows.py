@@ -83,7 +83,7 @@ class Gatherer:
         self._flush()
         columns = {}
         for name in sorted({name for _, chunk in self._chunks for name in chunk}):
-            found = [(rows, chunk.get(name)) for rows, chunk in self._chunks]
+            found = [(rows, chunk.pop(name, None)) for rows, chunk in self._chunks]
             kind = common_type(list(dict.fromkeys(a.type for _, a in found if a is not None)))
             pieces = [pa.nulls(n, kind) if a is None else a.cast(kind) for n, a in found]
             column = self._typed(pa.chunked_array(pieces, kind))
@@ -230,12 +230,15 @@ class SpanGatherer:
         for column in times.values():
             first[1:] |= np.diff(column) != 0
         first |= times["problem"] != 0
-        captions = taken(pa.chunked_array(self._captions, CAPTIONS), order)
+        captions = pa.chunked_array(self._captions, CAPTIONS)
+        stands = np.array_equal(order, np.arange(len(order)))  # as most tables do
+        captions = captions if stands else taken(captions, order)
         if not first.all():
             captions = _joined(captions, first)
-            order, owners = order[first], owners[first]
+            order, owners, stands = order[first], owners[first], False
             times = {name: column[first] for name, column in times.items()}
-        carried = self._carried.finish(order)
+        self._captions = []
+        carried = self._carried.finish(None if stands else order)
         columns = SpanColumns(times, list(self._problems), captions, carried)
         ends = np.searchsorted(owners, np.arange(-1, videos), side="right").tolist()
         found = [ListedSpans(columns, a, b) for a, b in pairwise(ends)]

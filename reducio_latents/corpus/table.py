@@ -29,7 +29,7 @@ from reducio_latents.corpus.entry import (
     match_name,
     storable,
 )
-from reducio_latents.corpus.readers import TABLE_READERS, UNTYPED, TableRow
+from reducio_latents.corpus.readers import TABLE_READERS, UNTYPED, InParquet, TableRow
 from reducio_latents.corpus.rows import CarriedRow, Gatherer, SpanGatherer
 from reducio_latents.corpus.spans import Times, as_list, find_times, read_spans
 from reducio_latents.corpus.trees import Tree, open_tree
@@ -71,7 +71,7 @@ def list_tables(
     lost: list[str] = []
     for name in names:
         where = printable(public_url(join_url(tree.root, name)))
-        finder = _Finder(tree.root, posixpath.dirname(name)) if root is None else _Finder(root)
+        finder = _Finder(root or tree.root, "" if root else posixpath.dirname(name), bool(root))
         rows = TABLE_READERS[extension(name)](tree.open(name), where)
         first = list(islice(rows, SAMPLE))
         if not first:
@@ -129,6 +129,9 @@ class _Table:
         self.path = _require(columns, given.path, where, "path")
         self.kind: Literal["path", "name", "identity"] = "path"
         if self.path is None:
+            inside = (name for name in columns if isinstance(rows[0].get(name), InParquet))
+            self.path = next(inside, None)
+        if self.path is None:
             self.path = self._choose(file_columns(columns), rows)
             if self.path == match_name(ID_NAMES, columns):
                 self.kind = "identity"
@@ -162,6 +165,16 @@ class _Table:
                 return name
         return None
 
+    def _inside(self, cell: InParquet, videos: Mapping[str, _Video]) -> tuple[str, VideoSource]:
+        """Return name and source of a video in the table: of its own name, if no other has it."""
+        if self.finder.elsewhere:
+            raise ConfigError(
+                f"root is for paths, and {self.where} holds the videos. Leave it out."
+            )
+        source = VideoSource(join_url(self.finder.base, self.name), cell.row)
+        name = f"{storable(self.name)}/{posixpath.basename(cell.name or '') or cell.row}"
+        return (f"{storable(self.name)}/{cell.row}" if name in videos else name), source
+
     def take(
         self,
         at: str,
@@ -178,9 +191,11 @@ class _Table:
             raise CorpusError(
                 f"{where}: {self.path} is None, not a path. Correct it, or remove the row."
             )
-        cell = row.pop(self.path)
+        cell, source = row.pop(self.path), None
         if cell is None and self.untyped:
             cell = ""
+        if isinstance(cell, InParquet):
+            cell, source = self._inside(cell, videos)
         path = cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
         path = path.get("path") if isinstance(path, dict) else path
         if not isinstance(path, str) or not path or "\0" in path or not is_utf8(path):
@@ -190,7 +205,9 @@ class _Table:
             )
             return
         url = row.get(self.url) if self.url is not None and self.url != self.path else path
-        name, source, wrong = self.finder.find(path, url, self.kind)
+        name, wrong = path, None
+        if source is None:
+            name, source, wrong = self.finder.find(path, url, self.kind)
         if self.times is not None:
             found = read_spans(row, self.times, self.caption, where, lost)
             video = videos.get(name)
@@ -240,9 +257,11 @@ def _require(columns: list[str], given: str | None, where: str, what: str) -> st
 class _Finder:
     """Finds the file that a cell names: a path, an address, or a name without its ending."""
 
-    def __init__(self, base: str, folder: str = "") -> None:
+    def __init__(self, base: str, folder: str, elsewhere: bool) -> None:
         self.base, self.folder = base, folder
         """Names are relative to the base, what tables say to the folder below it."""
+        self.elsewhere = elsewhere
+        """Whether the base is not where the table is."""
         self._files: dict[str, str] | None = None
 
     def find(

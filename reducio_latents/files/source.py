@@ -24,7 +24,8 @@ class VideoSource:
     url: str
     """Local path, or any URL that fsspec opens; it may hold a password or a signature."""
     offset: int | None = None
-    """First byte inside `url` when the video is a member of a tar, else None."""
+    """First byte inside `url` when the video is a member of a tar, or its row in a Parquet file
+    that holds videos; else None."""
     length: int | None = None
     """Bytes of that member."""
 
@@ -70,6 +71,9 @@ class Slice(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+PARQUET = ".parquet"
 
 
 def is_url(text: str) -> bool:
@@ -136,9 +140,27 @@ def open_source(source: VideoSource) -> BinaryIO:
         raise VideoError(f"{public_url(source.url)}: cannot be opened: {why}.") from err
     if source.offset is None:
         return file
+    if source.url.lower().endswith(PARQUET):
+        return io.BytesIO(_row(file, source))
     return cast(
         BinaryIO, io.BufferedReader(Slice(file, source.offset, source.length or 0), 1 << 18)
     )
+
+
+def _row(file: BinaryIO, source: VideoSource) -> bytes:
+    """Return the video in one row of a Parquet file; of those before it, one is in memory."""
+    import pyarrow as pa
+
+    from reducio_latents.files.parquet import read_video
+
+    try:
+        with file:
+            found = read_video(file, source.offset or 0)
+    except (pa.ArrowException, OSError) as err:
+        raise VideoError(f"{source}: the row cannot be read: {reason(str(err))}") from err
+    if not found:
+        raise VideoError(f"{source}: the row holds no video.")
+    return found
 
 
 def _open_url(url: str) -> BinaryIO:
