@@ -27,9 +27,14 @@ from reducio_latents.store.plan import (  # noqa: E402
     CLIP_SCHEMA,
     SPAN_SCHEMA,
     VIDEO_SCHEMA,
+    VIDEO_SHOT_SCHEMA,
     VIDEO_SPAN_SCHEMA,
 )
-from reducio_latents.store.reports import ERRORS_SCHEMA, QUALITY_SCHEMA  # noqa: E402
+from reducio_latents.store.reports import (  # noqa: E402
+    ERRORS_SCHEMA,
+    QUALITY_SCHEMA,
+    SHOTS_SCHEMA,
+)
 from reducio_latents.train.config import TrainConfig  # noqa: E402
 
 FOLDER = ROOT / "schemas"
@@ -46,7 +51,7 @@ def plan_json_schema() -> dict[str, Any]:
     )
     video = json_schema_of_table(
         VIDEO_SCHEMA,
-        optional=VIDEO_SPAN_SCHEMA,
+        optional=[*VIDEO_SPAN_SCHEMA, *VIDEO_SHOT_SCHEMA],
         title="video",
         description="A row of plan/videos-*.parquet.",
         extra=False,
@@ -75,6 +80,12 @@ SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
         QUALITY_SCHEMA,
         title="quality.parquet",
         description="One row for each clip that was decoded while it was encoded.",
+        extra=False,
+    ),
+    "shots.schema.json": lambda: json_schema_of_table(
+        SHOTS_SCHEMA,
+        title="shots.parquet",
+        description="One row for each shot, and for each video whose shots are not known.",
         extra=False,
     ),
     "store.schema.json": lambda: json_schema_of(StoreMeta),

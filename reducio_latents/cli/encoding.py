@@ -18,8 +18,8 @@ OTHER_MODELS = """scorer content_latent.model content_latent.dtype
 @takes(
     EncodeOptions,
     {
-        "Options": """model weights columns resolution clip.policy dtype batch_size compile device
-            gpus workers retry_failed""",
+        "Options": """model weights columns resolution clip.policy shots dtype batch_size compile
+            device gpus workers retry_failed""",
         "Corpus and clips": """buckets clip.frames clip.rate_fps clip.seed duplicates
             path_column caption_column start_column end_column root label
             video_backend""",
@@ -58,8 +58,9 @@ def encode_corpus(corpus: str, store: str, options: EncodeOptions, dry_run: bool
 @takes(
     EncodeOptions,
     {
-        "Options": """resolution buckets clip.frames clip.rate_fps clip.policy clip.seed duplicates
-            shard_rows path_column caption_column start_column end_column root label workers""",
+        "Options": """resolution buckets clip.frames clip.rate_fps clip.policy clip.seed shots
+            duplicates shard_rows path_column caption_column start_column end_column root label
+            workers""",
     },
 )
 @dry_run

@@ -42,6 +42,7 @@ METAVARS = {
     "resolution": "PX|HxW",
     "root": "DIR",
     "scorer": "MODULE:FUNCTION",
+    "shots": "detect[:NAME]|FILE",
     "selection.buckets": "TxHxW,...",
     "weights": "FILE|DIR",
 }

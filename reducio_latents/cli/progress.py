@@ -135,6 +135,10 @@ def print_summary(summary: PlanSummary) -> None:
         show.echo(f"spans   {show.count(spans['found'])} found")
         for why, number in list(spans.items())[1:]:
             show.echo(f"  {show.count(number)} without a clip: {why}")
+    if shots := summary.counts.shots:
+        show.echo(f"shots   {show.count(shots['found'])} found")
+        for why, number in list(shots.items())[1:]:
+            show.echo(f"  not known of {show.counted(number, 'video')}: {why}")
     show.echo(f"hours   {summary.video_hours:.2f} of video, {summary.clip_hours:.2f} of clips")
     for bucket in summary.buckets:
         if bucket.clips:

@@ -14,6 +14,7 @@ from reducio_latents.cli import show
 from reducio_latents.cli.options import command, takes
 
 if TYPE_CHECKING:
+    from reducio_latents.files import Files
     from reducio_latents.store.meta import StoreMeta
 
 every_clip = click.option(
@@ -81,6 +82,7 @@ def info(store: str, as_json: bool) -> None:
             "resize": f"{meta.resize}, antialiased, to cover; centre crop",
             "interlaced frames": "left" if meta.deinterlace == "none" else meta.deinterlace,
             "shards": f"up to {meta.shard_rows} clips",
+            **_about_shots(opened.files),
             **counts,
             "versions": ", ".join(f"{name} {number}" for name, number in meta.versions.items()),
         }
@@ -94,6 +96,20 @@ def info(store: str, as_json: bool) -> None:
             _about_column(meta, name)
             | {"size": f"{show.size(total)}, {show.size(total / clips if clips else 0)} a clip"}
         )
+
+
+def _about_shots(files: Files) -> dict[str, str]:
+    """Say how many shots there are, what found them, and of how many videos they are not known."""
+    from reducio_latents.store.plan import read_plan
+
+    plan = read_plan(files)
+    if plan is None or not plan.spec.shots:
+        return {}
+    found, *problems = plan.counts().shots.items()
+    about = {"shots": f"{show.count(found[1])} found by {plan.spec.shots}"}
+    for number, (why, videos) in enumerate(problems):
+        about[f"shots {number}"] = f"not known of {show.counted(videos, 'video')}: {why}"
+    return about
 
 
 def _about_column(meta: StoreMeta, name: str) -> dict[str, str]:

@@ -25,12 +25,14 @@ from reducio_latents.store.plan.tables import (
     CLIP_STATUS,
     SPAN_SCHEMA,
     VIDEO_SCHEMA,
+    VIDEO_SHOT_SCHEMA,
     VIDEO_SPAN_SCHEMA,
     carried_names,
 )
 
 if TYPE_CHECKING:
     from reducio_latents.corpus.probe import ProbeRecord
+    from reducio_latents.corpus.shots import VideoShots
 
 ID_DIGITS = 16
 TIME_DIGITS = 9
@@ -247,6 +249,8 @@ def _video_table(
     schema = VIDEO_SCHEMA
     if any(video.spans for video, _ in planned):
         schema = pa.schema([*VIDEO_SCHEMA, *VIDEO_SPAN_SCHEMA])
+    if spec.shots:
+        schema = pa.schema([*schema, *VIDEO_SHOT_SCHEMA])
     columns: dict[str, list[object]] = {name: [] for name in schema.names}
     for (video, fate), count in zip(planned, clips.tolist(), strict=True):
         record = records.get(video.video)
@@ -269,6 +273,17 @@ def _video_table(
             row |= {"bytes": record.bytes, "sha256": record.sha256}
         if record is not None and fate.status != "failed":
             row |= {name: getattr(record, name) for name in PROBED}
+            row |= {} if record.shots is None else _shot_cells(record.shots)
         for name, column in columns.items():
             column.append(row.get(name))
     return pa.table(columns, schema=schema)
+
+
+def _shot_cells(shots: VideoShots) -> dict[str, object]:
+    known = shots.problem is None
+    return {
+        "shots_by": shots.by,
+        "shot_starts_s": [span.start_s for span in shots.spans] if known else None,
+        "shot_ends_s": [span.end_s for span in shots.spans] if known else None,
+        "shots_problem": shots.problem,
+    }

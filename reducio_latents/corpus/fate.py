@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from reducio_latents.core.clips import TimeSpan, clip_starts
@@ -44,6 +46,9 @@ class Cut(NamedTuple):
     """Index into the spec's buckets."""
     starts: Sequence[float]
     """Of the clips, in seconds of the video, in order; one at least."""
+
+
+BETWEEN = "a span lies between two shots"
 
 
 @dataclass(slots=True)
@@ -126,10 +131,11 @@ def decide(
     """Return each video's fate; of several with the same bytes the first one, by name, is kept."""
     hashes = {record.sha256 for v in videos if (record := records.get(v.video)) and record.sha256}
     # A part that is stored does not say which spans it had: only whole videos refer to it.
-    originals: dict[tuple[str, tuple[TimeSpan, ...]], str] = {}
+    originals: dict[tuple[str, bool, tuple[TimeSpan, ...]], str] = {}
     if previous is not None:
-        stored = previous.known.planned_with(sorted(hashes))
-        originals = {(sha256, ()): name for sha256, name in stored.items()}
+        for sha256, name in previous.known.planned_with(sorted(hashes)).items():
+            shots = (previous.shots(name) or ()) if spec.shots else ()
+            originals[sha256, False, shots] = name
     sizes = Sizes(spec)
     fates: dict[str, Fate] = {}
     for video in videos:
@@ -149,19 +155,23 @@ def decide(
         spans, without_clips = _spans(video, record)
         name = video.video
         if spec.duplicates == "refer" and record.sha256:
-            parts = tuple(within for _, within in spans) if video.spans else ()
-            name = originals.setdefault((record.sha256, parts), name)
+            whole = not video.spans and (record.shots is None or record.shots.problem is not None)
+            parts = () if whole else tuple(within for _, within in spans)
+            name = originals.setdefault((record.sha256, bool(video.spans), parts), name)
         cuts = []
         for number, within in spans:
             frames, starts = sizes.cut(within, name)
             if starts:
                 bucket = sizes.bucket(frames, record.height, record.width)
                 cuts.append(Cut(number, within, bucket, starts))
-            else:
-                without_clips[sizes.too_short] += 1
+        cut_spans = {cut.span for cut in cuts}
+        if short := len({number for number, _ in spans} - cut_spans):
+            without_clips[sizes.too_short] += short
         without = without_clips if video.spans else {}
         if not cuts:
             reason = _none_of(without) if video.spans else sizes.too_short
+            if not video.spans and len(spans) > 1:
+                reason = f"each of its shots is {sizes.too_short}"
             fates[video.video] = Fate("too_short", reason, without_clips=without)
         elif name == video.video:
             fates[name] = Fate("planned", None, cuts, without_clips=without)
@@ -174,10 +184,12 @@ def decide(
 def _spans(
     video: CorpusVideo, record: ProbeRecord
 ) -> tuple[list[tuple[int, TimeSpan]], Counter[str]]:
-    """Return the video's spans by number, and why some are none."""
+    """Return the video's spans by number, and why some are none; of each span its part of each shot
+    that it reaches into."""
+    shots = () if record.shots is None else record.shots.spans
+    spans, problems = list[tuple[int, TimeSpan]](), Counter[str]()
     if not video.spans:
-        return [(0, TimeSpan(0.0, record.duration_s))], Counter()
-    spans, problems = [], Counter[str]()
+        return _pieces(0, TimeSpan(0.0, record.duration_s), shots), problems
     whole = TimeSpan(0.0, record.duration_s)
     for number, span in enumerate(bare_spans(video.spans)):
         found = span.within(record.duration_s, record.rate_fps)
@@ -186,7 +198,10 @@ def _spans(
         if isinstance(found, str):
             problems[found] += 1
         else:
-            spans.append((number, found))
+            pieces = _pieces(number, found, shots)
+            spans += pieces
+            if not pieces:
+                problems[BETWEEN] += 1
     return spans, problems
 
 
@@ -202,6 +217,20 @@ def _is_cut_already(span: CorpusSpan, record: ProbeRecord) -> bool:
     start_s, end_s = (span.from_s + time / rate for time in (span.start, span.end))
     same = abs(end_s - start_s - record.duration_s) <= CUT_TOLERANCE_S
     return same and end_s > record.duration_s + CUT_TOLERANCE_S
+
+
+def _pieces(number: int, span: TimeSpan, shots: Sequence[TimeSpan]) -> list[tuple[int, TimeSpan]]:
+    """Return what shots, in order, leave of a span; all of it where there are none."""
+    if not shots:
+        return [(number, span)]
+    first = bisect_right(shots, span.start_s, key=lambda shot: shot.end_s)
+    pieces = []
+    for shot in islice(shots, first, None):
+        if shot.start_s >= span.end_s:
+            break
+        piece = TimeSpan(max(span.start_s, shot.start_s), min(span.end_s, shot.end_s))
+        pieces.append((number, piece))
+    return pieces
 
 
 def _none_of(reasons: Mapping[str, int]) -> str:

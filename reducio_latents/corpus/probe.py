@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reducio_latents.core.text import printable
 from reducio_latents.corpus.entry import CorpusVideo
+from reducio_latents.corpus.shots import ShotSource, VideoShots, detect
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video import backend_for
@@ -32,6 +33,8 @@ class Probing:
     """A back-end that cannot refuses interlaced videos."""
     memory_bytes: int = 0
     """Of a process; 0: no limit."""
+    shots: ShotSource = field(default_factory=ShotSource)
+    """What says where shots end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,8 @@ class ProbeRecord:
     """Of the video's bytes, in hexadecimal; "" if they cannot be read to the end."""
     error: str | None = None
     """Why no clip can be had of it; None for a healthy video."""
+    shots: VideoShots | None = None
+    """None where they are not looked for."""
     note: str = field(default="", compare=False)
     """What a user should know of it; told in the run that probed, and not kept."""
     stamp: str = field(default="", compare=False)
@@ -99,8 +104,8 @@ def probe_videos(
 ) -> dict[str, ProbeRecord]:
     """Return the record of each video, by name. One that hangs or kills its prober has an error.
 
-    What the listing knows to be bad is not opened. Raises ConfigError where the backend is not
-    installed.
+    One on which the detector of shots does that has none, and why. What the listing knows to be bad
+    is not opened. Raises ConfigError where the backend or the detector is not installed.
     """
     records = {v.video: failed_record(v.problem) for v in videos if v.problem is not None}
     good = [video for video in videos if video.problem is None]
@@ -113,16 +118,36 @@ def probe_videos(
         timeout_s=probing.timeout_s,
         memory_bytes=probing.memory_bytes,
     ) as pool:
-        found = pool.run((video.video, video.source, probing) for video in good)
+        lean = replace(probing, shots=replace(probing.shots, table=None))  # it may be large
+        found = pool.run((video.video, video.source, lean) for video in good)
         for video, (_, record, lost) in zip(good, found, strict=True):
-            records[video.video] = record if lost is None else failed_record(lost)
-            if lost is None and record.note:
+            if lost is not None:
+                record = _without_shots(record, lost)
+            if probing.shots.table is not None and record.frames > 1:
+                told = probing.shots.table.of(video, record.duration_s, record.rate_fps)
+                record = replace(record, shots=told)
+            records[video.video] = record
+            if record.note:
                 log.warning("%s: %s.", printable(video.video), record.note)
             on_probe(len(records), len(videos))
     return records
 
 
+def _without_shots(record: ProbeRecord | None, lost: str) -> ProbeRecord:
+    """Return what is known of a video whose prober was lost: all but the shots, if any."""
+    if record is None:
+        return failed_record(lost)
+    by = "" if record.shots is None else record.shots.by
+    return replace(record, shots=VideoShots(by, problem=f"while shots were looked for, {lost}"))
+
+
 def _probe(task: tuple[str, VideoSource, Probing], channel: Channel) -> None:
     video, source, probing = task
     backend = backend_for(video, probing.backend, deinterlace=probing.deinterlace)
-    channel.emit(probe_video(source, backend, channel.alive))
+    record = probe_video(source, backend, channel.alive)
+    channel.emit(record)
+    detector = probing.shots.detector
+    if detector is not None and record.frames > 1:
+        channel.emit(
+            replace(record, shots=detect(source, detector, record.duration_s, channel.alive))
+        )

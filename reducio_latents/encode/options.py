@@ -77,6 +77,12 @@ class EncodeOptions:
     `auto`: what the store was begun with; bwdif in a new one."""
     duplicates: Duplicates = "refer"
     """Of files with equal bytes, `refer` encodes one, `encode` each."""
+    shots: str | None = None
+    """Keep each clip inside one shot: `detect`, `detect:transnetv2`, or a table of shots.
+
+    `detect` is PySceneDetect with a test for dissolves and fades; transnetv2 is a network, and
+    slower. The table's rows are those of a clip list: video, start and end. Videos whose shots are
+    not known are cut as a whole; `info` counts them."""
     shard_rows: int = 512
     """Clips in a shard."""
     dtype: Dtype = "float32"

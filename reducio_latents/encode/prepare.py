@@ -14,6 +14,7 @@ from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import CorpusVideo, list_corpus
 from reducio_latents.corpus.planning import plan_listed
 from reducio_latents.corpus.probe import OnProbe, ProbeRecord, Probing
+from reducio_latents.corpus.shots import ShotSource, shot_source
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.source import PlannedClip, ShardWork
 from reducio_latents.files import Files
@@ -21,7 +22,7 @@ from reducio_latents.files.parquet import read_parquet
 from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.plan import Plan, PlanSpec, PlanTakenError, read_plan, write_part
-from reducio_latents.store.reports import ERRORS
+from reducio_latents.store.reports import ERRORS, SHOTS, shots_parquet
 from reducio_latents.video.identity import CHANGED, Expected
 
 log = logging.getLogger(__name__)
@@ -99,12 +100,14 @@ def make_plan(
 
     With `write` the new part is stored.
     """
+    shots = shot_source(options.shots) if options.shots else ShotSource()
     listed = list_by(corpus, options)
     spec = PlanSpec(
         clip=options.clip_spec,
         buckets=tuple(buckets),
         shard_rows=options.shard_rows,
         duplicates=options.duplicates,
+        shots=shots.settings,
     )
     probing = Probing(
         backend=options.video_backend,
@@ -112,6 +115,7 @@ def make_plan(
         workers=options.workers,
         timeout_s=options.clip_timeout_s,
         memory_bytes=options.worker_memory_mb << 20,
+        shots=shots,
     )
     records: dict[str, ProbeRecord] = {}
     while True:
@@ -128,6 +132,8 @@ def make_plan(
         try:
             if write and new.part is not None:
                 write_part(files, new.part.number, new.part)
+                if spec.shots:
+                    files.write(SHOTS, shots_parquet(new.plan))
             break
         except PlanTakenError:
             log.info("another run has planned meanwhile: planning what is still missing.")

@@ -1,4 +1,4 @@
-"""What a store says of its clips beside their rows: errors.parquet and quality.parquet.
+"""What a store says of its clips beside their rows: errors, quality and shots.parquet.
 
 Both are functions of the plan and of the commits, so whoever has those can make them again.
 """
@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reducio_latents.errors import StoreError
@@ -21,6 +23,7 @@ from reducio_latents.store.plan.bounded import bounded_table
 
 ERRORS = "errors.parquet"
 QUALITY = "quality.parquet"
+SHOTS = "shots.parquet"
 WRITER = f"parquet-cpp-arrow version {pa.__version__}"
 """Who has written a table, as pyarrow puts it."""
 
@@ -55,6 +58,17 @@ QUALITY_SCHEMA = pa.schema(
         ),
     ]
 )
+SHOTS_SCHEMA = pa.schema(
+    [
+        _field("video", pa.string(), "Name, relative to the corpus."),
+        _field("start_s", pa.float64(), "Of a shot, in seconds of the video.", nullable=True),
+        _field("end_s", pa.float64(), "Where its last frame ends.", nullable=True),
+        _field("detector", pa.string(), "What found it, and its version; or `table`."),
+        _field("settings", pa.string(), "Of the detector."),
+        _field("problem", pa.string(), "Why the shots are not known.", nullable=True),
+    ]
+)
+"""A row is a shot, or a video whose shots are not known: `start_s` and `end_s` are null then."""
 
 
 @dataclass(frozen=True, order=True)
@@ -87,7 +101,8 @@ class Reports:
         return sorted(self._errors.values())
 
     def files(self, plan: Plan) -> Mapping[str, bytes]:
-        """Return the reports, name -> bytes; without quality.parquet if no clip was decoded."""
+        """Return the reports, name -> bytes; without quality.parquet if no clip was decoded, and
+        without shots.parquet if none were looked for."""
         rows = [
             {"video": row["video"], "clip_id": None, "stage": "probe", "reason": row["reason"]}
             for row in plan.failed_videos().to_pylist()
@@ -99,6 +114,8 @@ class Reports:
         found = {ERRORS: _parquet(rows, ERRORS_SCHEMA)}
         if self.quality:
             found[QUALITY] = quality_parquet(self.quality)
+        if plan.spec.shots:
+            found[SHOTS] = shots_parquet(plan)
         return found
 
 
@@ -108,9 +125,40 @@ def quality_parquet(clips: Iterable[tuple[ShardKey, ClipQuality]]) -> bytes:
     return _parquet(rows, QUALITY_SCHEMA)
 
 
+def shots_parquet(plan: Plan) -> bytes:
+    """Return the bytes of shots.parquet, by video in the order of the plan."""
+    columns = ("shots_by", "shot_starts_s", "shot_ends_s", "shots_problem")
+    videos = plan.video_columns("video", *columns)
+    videos = videos.filter(pc.is_valid(videos["shots_by"])).combine_chunks()
+    ends = videos["shot_ends_s"]
+    counts = np.maximum(pc.list_value_length(ends).fill_null(0).to_numpy(), 1)
+    rows = videos.take(np.repeat(np.arange(len(videos)), counts))
+
+    def times(name: str) -> pa.Array:
+        known = pc.if_else(pc.is_valid(videos[name]), videos[name], pa.scalar([None], ends.type))
+        return pc.list_flatten(known)
+
+    table = pa.table(
+        {
+            "video": rows["video"],
+            "start_s": times("shot_starts_s"),
+            "end_s": times("shot_ends_s"),
+            "detector": rows["shots_by"],
+            "settings": pa.repeat(plan.spec.shots, len(rows)),
+            "problem": rows["shots_problem"],
+        },
+        schema=SHOTS_SCHEMA,
+    )
+    return _written(table)
+
+
 def _parquet(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:
+    return _written(pa.Table.from_pylist(rows, schema))
+
+
+def _written(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema), sink)
+    pq.write_table(table, sink)
     return bytes(sink.getvalue().to_pybytes())
 
 

@@ -27,6 +27,7 @@ from reducio_latents.store.index import PATH as INDEX
 from reducio_latents.store.index import same_clips
 from reducio_latents.store.meta import ROOT, StoreMeta, require_same
 from reducio_latents.store.plan import complete_parts
+from reducio_latents.store.reports import SHOTS
 from reducio_latents.store.row_kinds import Row as Row
 from reducio_latents.store.row_kinds import row_kind
 from reducio_latents.store.statistics import ChannelStatistics
@@ -233,7 +234,7 @@ def read_meta_if_any(files: Files) -> StoreMeta | None:
     """
     if files.size(ROOT) is not None:
         return StoreMeta.read(files)
-    taken = next((p for p in files.list("") if not p.startswith(("plan/", "runs/"))), None)
+    taken = next((p for p in files.list("") if not p.startswith(("plan/", "runs/", SHOTS))), None)
     if taken is not None and next(list_commits(files), None) is not None:
         raise StoreError(
             f"{files.url} holds commits of a latent store, but its {ROOT} is gone. "

@@ -15,7 +15,7 @@ from reducio_latents.store.drop import LOCK
 from reducio_latents.store.meta import ROOT
 from reducio_latents.store.plan import VIDEO_SCHEMA, verify_parts
 from reducio_latents.store.plan.parts import PART_KINDS, PENDING, part_path
-from reducio_latents.store.reports import ERRORS, QUALITY, Reports, report_damage
+from reducio_latents.store.reports import ERRORS, QUALITY, SHOTS, Reports, report_damage
 from reducio_latents.store.store import Store
 from reducio_latents.store.writer import row_checksum
 
@@ -146,7 +146,7 @@ def _verify_reports(
     for _, commit in by_path:
         reports.add(commit)
     expected = reports.files(store.plan)
-    for name in (ERRORS, QUALITY):
+    for name in (ERRORS, QUALITY, SHOTS):
         where = f"{store.files.url}/{name}"
         if store.files.size(name) is None:
             continue
@@ -160,7 +160,7 @@ def _unknown_files(
 ) -> Iterator[Damage]:
     """Find files that no part of the store names."""
     rows = dict.fromkeys(store.meta.buckets, 0)
-    known = {ROOT, index.PATH, LISTING, ERRORS, QUALITY, *BESIDE}
+    known = {ROOT, index.PATH, LISTING, ERRORS, QUALITY, SHOTS, *BESIDE}
     known.update(store.layout.describe(store.meta, rows, store.columns))
     known.update(commit_path(key, column) for column, key in proof.seen)
     known.update(commit.file for commit in proof.sound.values())

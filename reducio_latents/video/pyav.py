@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import av
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource
@@ -130,3 +132,34 @@ def _picture(
     except (av.FFmpegError, ValueError, MemoryError) as err:
         raise VideoError(f"a {frame.format.name} picture cannot be made RGB ({err})") from err
     return orientation.apply(stored)
+
+
+class SmallFrame(NamedTuple):
+    """A frame of a video, made small."""
+
+    at_s: float
+    until_s: float
+    """When the next one appears; for the last, when the video ends."""
+    picture: Frame
+
+
+def small_frames(source: VideoSource, height: int, width: int) -> Iterator[SmallFrame]:
+    """Yield every frame of a video in one pass, squeezed to `height` x `width`, as it is stored.
+
+    Neither turned nor of exact colours: for what looks at how pictures change. Raises VideoError if
+    it cannot be read or has no frame that can be decoded.
+    """
+    reformatter, is_empty = VideoReformatter(), True
+    with VideoFile(source) as video:
+        for shown in Playback(video, deinterlace=False).play():
+            is_empty = False
+            try:
+                small = reformatter.reformat(
+                    shown.frame, width, height, "rgb24", interpolation=Interpolation.AREA
+                )
+                picture: Any = small.to_ndarray()
+            except (av.FFmpegError, ValueError, MemoryError) as err:
+                raise video.error(f"its pictures cannot be made RGB ({err})") from err
+            yield SmallFrame(shown.at_s, shown.until_s, picture)
+        if is_empty:
+            raise video.error(UNDECODABLE)

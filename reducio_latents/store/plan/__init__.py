@@ -15,6 +15,7 @@ from reducio_latents.store.plan.tables import (
     CLIP_SCHEMA,
     SPAN_SCHEMA,
     VIDEO_SCHEMA,
+    VIDEO_SHOT_SCHEMA,
     VIDEO_SPAN_SCHEMA,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "CLIP_SCHEMA",
     "SPAN_SCHEMA",
     "VIDEO_SCHEMA",
+    "VIDEO_SHOT_SCHEMA",
     "VIDEO_SPAN_SCHEMA",
     "Plan",
     "PlanCounts",

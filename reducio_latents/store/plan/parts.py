@@ -321,7 +321,7 @@ def _to_parquet(table: pa.Table, part: PlanPart) -> bytes:
     about = {
         "format_version": PLAN_FORMAT_VERSION,
         "part": part.number,
-        "spec": asdict(part.spec),
+        "spec": {k: value for k, value in asdict(part.spec).items() if k != "shots" or value},
         "shards": {bucket: list(shards) for bucket, shards in part.shards.items()},
     }
     text = json.dumps(about, separators=(",", ":"), ensure_ascii=False)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from reducio_latents.core.clips import TimeSpan
 from reducio_latents.core.config import convert
 from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import StoreError
@@ -141,6 +142,8 @@ class PlanCounts:
     """found, planned, duplicate."""
     spans: dict[str, int]
     """found, and how many have no clip for which reason; empty where the corpus lists none."""
+    shots: dict[str, int]
+    """found, and how many videos have none for which reason; empty where none were looked for."""
 
 
 class Plan:
@@ -334,6 +337,13 @@ class Plan:
                     return found
         raise StoreError(f"the plan has no video {name!r}.")
 
+    def shots(self, name: str) -> tuple[TimeSpan, ...] | None:
+        """Return the shots of a video; None if they are not known."""
+        row = self.video(name)
+        if row.get("shot_ends_s") is None:
+            return None
+        return tuple(map(TimeSpan, row["shot_starts_s"], row["shot_ends_s"]))
+
     def source(self, name: str, corpus_root: str) -> VideoSource:
         """Return where a video is, its corpus being at `corpus_root` now."""
         row = self.video(name)
@@ -353,7 +363,17 @@ class Plan:
             _count(videos["status"], VIDEO_STATUS),
             {"found": found, "planned": planned, "duplicate": found - planned},
             dict(spans),
+            self._shot_counts(),
         )
+
+    def _shot_counts(self) -> dict[str, int]:
+        if not self.spec.shots:
+            return {}
+        table = self.video_columns("shot_ends_s", "shots_problem")
+        found = {"found": pc.sum(pc.list_value_length(table["shot_ends_s"])).as_py() or 0}
+        for pair in pc.value_counts(table["shots_problem"].drop_null()).to_pylist():
+            found[pair["values"]] = pair["counts"]
+        return found
 
 
 def _count(column: pa.ChunkedArray, values: Sequence[str]) -> dict[str, int]:

@@ -26,6 +26,8 @@ class PlanSpec:
     """Clips of one bucket in a shard."""
     duplicates: Duplicates = "refer"
     """Whether clips of a video with the same bytes as an earlier one refer to that one's rows."""
+    shots: str = ""
+    """What found the shots that no clip leaves, and its settings; or `table`. "": whole videos."""
 
     def __post_init__(self) -> None:
         if not self.buckets or len(set(self.buckets)) < len(self.buckets):
@@ -61,5 +63,6 @@ class PlanSpec:
     def _flat(self) -> dict[str, Any]:
         clip = {f"clip.{name}": value for name, value in asdict(self.clip).items()}
         buckets = ", ".join(bucket.name for bucket in self.buckets)
-        rest = {"shard_rows": self.shard_rows, "duplicates": self.duplicates}
+        rest: dict[str, Any] = {"shard_rows": self.shard_rows, "duplicates": self.duplicates}
+        rest["shots"] = self.shots or "none"
         return {**clip, "buckets": buckets, **rest}

@@ -99,6 +99,21 @@ VIDEO_SPAN_SCHEMA = pa.schema(
 )
 """Of a video too, where the corpus lists spans."""
 
+VIDEO_SHOT_SCHEMA = pa.schema(
+    [
+        _field("shots_by", pa.string(), "Detector and version, or `table`.", nullable=True),
+        _field(
+            "shot_starts_s",
+            pa.list_(pa.float64()),
+            "Starts of its shots, in order; null if they are not known.",
+            nullable=True,
+        ),
+        _field("shot_ends_s", pa.list_(pa.float64()), "Their ends.", nullable=True),
+        _field("shots_problem", pa.string(), "Why they are not known.", nullable=True),
+    ]
+)
+"""Of a video too, where shots were looked for."""
+
 
 def carried_names(keys: Iterable[str]) -> dict[str, str]:
     """Return what columns are called that the corpus brings, in order: their own names are."""
@@ -129,8 +144,8 @@ def column_of(values: list[Scalar | None]) -> pa.Array:
 
 
 def with_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
-    """Return columns of a table; those of `VIDEO_SPAN_SCHEMA` that it lacks are null."""
-    for field in VIDEO_SPAN_SCHEMA:
+    """Return columns of a table; those that a video need not have are null then."""
+    for field in [*VIDEO_SPAN_SCHEMA, *VIDEO_SHOT_SCHEMA]:
         if field.name in names and field.name not in table.schema.names:
             table = table.append_column(field, pa.nulls(len(table), field.type))
     return table.select(list(names))
