@@ -34,9 +34,10 @@ from reducio_latents.corpus.shots import (
 )
 from reducio_latents.encode import plan_corpus
 from reducio_latents.encode.options import EncodeOptions
-from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.errors import ConfigError, CorpusError, StoreError
+from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource
-from reducio_latents.store.plan import Plan, PlanSpec
+from reducio_latents.store.plan import Plan, PlanSpec, read_plan
 from reducio_latents.upkeep.verify import verify
 from tests.test_encode_flow import SMALL, encode, files_of
 from tests.videos import Picture, Recipe, constant_rate, write_frames
@@ -210,8 +211,13 @@ def test_a_resumed_run_does_not_look_for_shots_again(
     store: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = files_of(store)
-    probed: list[str] = []
-    monkeypatch.setattr(planning, "probe_videos", lambda videos, *_: probed.extend(videos) or {})
+    probed: list[CorpusVideo] = []
+
+    def probe(videos: list[CorpusVideo], *_: object) -> dict[str, ProbeRecord]:
+        probed.extend(videos)
+        return {}
+
+    monkeypatch.setattr(planning, "probe_videos", probe)
     encode(corpus, store, shots="detect")
     assert files_of(store) == before
     assert probed == []
@@ -295,3 +301,43 @@ def test_a_detector_that_crashes_costs_the_shots_of_its_video_alone(tmp_path: Pa
     rows = pq.read_table(tmp_path / "store" / "shots.parquet").to_pylist()
     problems = {row["video"]: row["problem"] for row in rows}
     assert problems == {"crash.mp4": crashed, "dark.mp4": dark, "good.mp4": None}
+
+
+def test_a_table_of_shots_is_taken_and_a_bad_row_costs_its_video(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name in ("a.mp4", "bad.mp4", "over.mp4", "unnamed.mp4"):
+        data = (corpus / "cut.mp4").read_bytes()
+        (folder / name).write_bytes(data + name.encode())  # the bytes are others, the frames not
+    table = tmp_path / "shots.csv"
+    rows = [
+        "a.mp4,0:00:00.000,0:00:02.400", "a.mp4,2.4,4.8", "a.mp4,5.6,8.2",
+        "bad.mp4,3,1", "bad.mp4,4,6", "over.mp4,0,3", "over.mp4,2,6", "elsewhere.mp4,0,1",
+    ]  # fmt: skip
+    table.write_text("\n".join(["video,start,end", *rows]) + "\n")
+    options = EncodeOptions(**SMALL, shots=str(table), duplicates="encode")
+    summary = plan_corpus(folder, tmp_path / "s", options, write=True)
+    assert summary.counts.shots == {
+        "found": 3,
+        "a span ends before it begins": 1,
+        "two of its shots overlap": 1,
+        "the table of shots does not name it": 1,
+    }
+    assert "the shots of 3 videos are not known" in caplog.text
+    plan = read_plan(open_files(tmp_path / "s"))
+    assert plan is not None
+    assert starts_of(plan, "a.mp4") == pytest.approx([0.0, 1.0, 2.4, 3.4, 5.6, 6.6])
+    assert len(starts_of(plan, "bad.mp4")) == 8
+    # What a store says of shots is such a table.
+    again = replace(options, shots=str(tmp_path / "s" / "shots.parquet"))
+    assert plan_corpus(folder, tmp_path / "t", again).counts.shots["found"] == 3
+    # The same table plans nothing anew, another one is refused.
+    plan_corpus(folder, tmp_path / "s", options, write=True)
+    table.write_text(table.read_text().replace("4.8", "4.7"))
+    with pytest.raises(StoreError, match=r"other shots of 1 videos .*a\.mp4 first"):
+        plan_corpus(folder, tmp_path / "s", options, write=True)
+    table.write_text("video,caption\na.mp4,two\n")
+    with pytest.raises(CorpusError, match="no times"):
+        plan_corpus(folder, tmp_path / "u", options)

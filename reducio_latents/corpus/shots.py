@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.core.clips import TIME_TOLERANCE_S, TimeSpan
-from reducio_latents.corpus.entry import CorpusVideo, bare_spans
+from reducio_latents.core.text import printable
+from reducio_latents.corpus.entry import CorpusVideo
 from reducio_latents.corpus.listing import list_corpus
-from reducio_latents.errors import ConfigError, VideoError
-from reducio_latents.files.source import VideoSource
+from reducio_latents.corpus.rows import bare_spans
+from reducio_latents.errors import ConfigError, CorpusError, VideoError
+from reducio_latents.files.source import VideoSource, public_url
 from reducio_latents.video.protocol import Frame
 
 INSTALL = "Install it: pip install 'reducio-latents[shots]'."
@@ -27,11 +29,11 @@ CUT_RATIO, CUT_LEAST = 3.0, 15.0
 FLASH_S, FLASH_SHARE = 0.2, 0.5
 DISSOLVES_S = (0.32, 0.64, 0.96, 1.28)
 DISSOLVE_LEAST, DISSOLVE_BEND, DISSOLVE_NEW = 16.0, 0.3, 0.15
-MIXED = 0.1
+LEAST_MIXED = 0.1
 """A frame of a dissolve holds so much of the other picture, at least."""
 THUMB = (9, 16)
 """Height and width of the pictures in which flashes and dissolves are looked for."""
-BLOCK = 4096
+FRAMES_AT_ONCE = 4096
 """Frames that are looked through at once."""
 # TransNetV2, whose windows overlap by half.
 SURE, PART = 0.5, 0.2
@@ -118,8 +120,8 @@ def dissolves(pictures: NDArray[np.uint8], rate_fps: float) -> list[Gap]:
     """
     found: list[Gap] = []
     lengths = {max(4, 4 * round(seconds * rate_fps / 4)) for seconds in DISSOLVES_S}
-    for begin in range(0, len(pictures), BLOCK):
-        block = pictures[begin : begin + BLOCK + max(lengths)].astype(np.float32)
+    for begin in range(0, len(pictures), FRAMES_AT_ONCE):
+        block = pictures[begin : begin + FRAMES_AT_ONCE + max(lengths)].astype(np.float32)
         for length in lengths:
             first, last = block[:-length], block[length:]
             change = np.abs(last - first).mean(1)
@@ -153,8 +155,8 @@ def _trimmed(pictures: NDArray[np.uint8], gap: Gap) -> Gap:
     part = pictures[begin - 1 : end + 1].astype(np.float32)
     part -= part[0]
     share = part @ part[-1] / max(float(part[-1] @ part[-1]), 1.0)
-    first = int(np.argmax(share > MIXED))
-    last = len(share) - 1 - int(np.argmax(share[::-1] < 1 - MIXED))
+    first = int(np.argmax(share > LEAST_MIXED))
+    last = len(share) - 1 - int(np.argmax(share[::-1] < 1 - LEAST_MIXED))
     return begin - 1 + first, begin + last
 
 
@@ -268,7 +270,8 @@ class ShotTable:
             row = self._by_url.get(video.source.url)
         if row is None:
             return VideoShots(TABLE, problem="the table of shots does not name it")
-        found = [span.within(duration_s, rate_fps) for span in bare_spans(row.spans)]
+        told = [span for span in bare_spans(row.spans) if span.start or span.end is not None]
+        found = [span.within(duration_s, rate_fps) for span in told]
         spans = sorted(span for span in found if not isinstance(span, str))
         problem = next((span for span in found if isinstance(span, str)), None)
         if not found:
@@ -300,7 +303,13 @@ def shot_source(text: str) -> ShotSource:
     """
     word, _, name = text.partition(":")
     if word != "detect":
-        return ShotSource(table=ShotTable(list_corpus(text)))
+        rows = list_corpus(text)
+        if not any(row.spans for row in rows):
+            raise CorpusError(
+                f"{printable(public_url(text))} is no table of shots: it gives no times. Write one "
+                "shot a row: video, start and end."
+            )
+        return ShotSource(table=ShotTable(rows))
     name = name or "pyscenedetect"
     if name not in DETECTORS:
         raise ConfigError(f"shots is {text!r}; the detectors are {', '.join(DETECTORS)}.")
