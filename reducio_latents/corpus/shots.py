@@ -33,7 +33,7 @@ LEAST_MIXED = 0.1
 """A frame of a dissolve holds so much of the other picture, at least."""
 THUMB = (9, 16)
 """Height and width of the pictures in which flashes and dissolves are looked for."""
-FRAMES_AT_ONCE = 4096
+LOOKED_THROUGH = 4096
 """Frames that are looked through at once."""
 # TransNetV2, whose windows overlap by half.
 SURE, PART = 0.5, 0.2
@@ -120,8 +120,8 @@ def dissolves(pictures: NDArray[np.uint8], rate_fps: float) -> list[Gap]:
     """
     found: list[Gap] = []
     lengths = {max(4, 4 * round(seconds * rate_fps / 4)) for seconds in DISSOLVES_S}
-    for begin in range(0, len(pictures), FRAMES_AT_ONCE):
-        block = pictures[begin : begin + FRAMES_AT_ONCE + max(lengths)].astype(np.float32)
+    for begin in range(0, len(pictures), LOOKED_THROUGH):
+        block = pictures[begin : begin + LOOKED_THROUGH + max(lengths)].astype(np.float32)
         for length in lengths:
             first, last = block[:-length], block[length:]
             change = np.abs(last - first).mean(1)
