@@ -237,6 +237,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "two lists": {"starts": [1.5], "ends": [4.0]},
     "nested": {"segments": [{"timestamp": [1.5, 4.0]}]},
     "frame spans": {"frame_span": [37.5, 100]},
+    "of another corpus": {"video_start_sec": 1.5, "video_end_sec": 4},
 }
 
 
@@ -245,6 +246,30 @@ def test_every_form_of_times_in_every_kind_of_table(tmp_path: Path, kind: str) -
     for name, cells in FORMS.items():
         table = write(tmp_path / f"{name}.{kind}", [{"path": "a.mp4", "cap": "c", **cells}])
         assert clips(planned(table)) == [("a.mp4", 1.5, 4, "c")], name
+
+
+def test_missing_ends_are_those_of_the_video(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("path,start,end\na.mp4,1.5,\nb.mp4,,nan\nc.mp4,None,2\n")
+    assert clips(planned(table)) == [
+        ("a.mp4", 1.5, 200, None), ("b.mp4", 0, 200, None), ("c.mp4", 0, 2, None)
+    ]  # fmt: skip
+    lengths = {name: pa.array([1_500, 4_000], pa.duration("ms")) for name in ("start", "end")}
+    times = {name: column.slice(i, 1) for i, (name, column) in enumerate(lengths.items())}
+    pq.write_table(pa.table({"path": ["a.mp4"], **times}), tmp_path / "t.parquet")
+    assert clips(planned(tmp_path / "t.parquet")) == [("a.mp4", 1.5, 4, None)]
+
+
+def test_spans_that_are_listed_later_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = write(tmp_path / "t.csv", [{"path": "a.mp4", "start": 0, "end": 2}])
+    plan = planned(table)
+    with table.open("a") as file:
+        file.write("a.mp4,5,9\n")
+    part = plan_part(list_corpus(table), {}, SPEC, plan)
+    assert part.videos.num_rows == 0
+    assert "1 videos list another number of spans than when they were planned" in caplog.text
 
 
 def test_columns_are_taken_as_given(tmp_path: Path) -> None:
@@ -267,7 +292,7 @@ def test_columns_are_taken_as_given(tmp_path: Path) -> None:
     [
         {"speech_begin": 1, "speech_end": 2}, {"start_time": "0:00:01"}, {"end": 3.5},
         {"scene_boundaries": [[0, 2], [2, 5]]}, {"t_first": 3, "t_last": 9},
-        {"word_spans": [[0.1, 0.5]]},
+        {"word_spans": [[0.1, 0.5]]}, {"start": "here", "end": "there"},
     ],
 )  # fmt: skip
 def test_columns_that_look_like_times_and_are_not_used_are_an_error(
@@ -299,7 +324,7 @@ def test_bad_spans_cost_themselves_and_are_counted(tmp_path: Path) -> None:
         {"path": "a.mp4", "start": start, "end": end, "caption": "x"}
         for start, end in [
             (1, 3), (3, 1), ("soon", 4), (-1, 4), (500, 510), (198, 230), (5, 5.2), ("1:99:99", 3),
-            (2, 6), ("nan", "inf"),
+            (2, 6), (3, "inf"),
         ]
     ]  # fmt: skip
     plan = planned(write(tmp_path / "t.jsonl", rows))

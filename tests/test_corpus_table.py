@@ -331,6 +331,9 @@ def test_videos_in_the_rows_of_a_parquet_file_are_read_there(tmp_path: Path) -> 
     assert [v.source.url for v in list_corpus(tmp_path / "paths.parquet")] == [f"{tmp_path}/a.mp4"]
     with pytest.raises(VideoError, match=r"bare\.parquet@9: the row holds no video"):
         open_source(VideoSource(str(tmp_path / "bare.parquet"), 9))
+    pq.write_table(pa.table([["a"], ["x"], ["y"]], ["path", "n", "n"]), tmp_path / "n.parquet")
+    with pytest.raises(CorpusError, match=r"two columns named 'n'. Rename one.$"):
+        list_corpus(tmp_path / "n.parquet")
     (tmp_path / "bare.parquet").write_bytes(b"PAR1")
     with pytest.raises(VideoError, match=r"bare\.parquet@0: the row cannot be read"):
         open_source(VideoSource(str(tmp_path / "bare.parquet"), 0))

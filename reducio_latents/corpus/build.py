@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from reducio_latents.corpus.place import Column, Placed, Rows, place
 from reducio_latents.corpus.rows import said_of_spans
 from reducio_latents.errors import CorpusError
 from reducio_latents.store.plan.parts import ROW_GROUP, PlanPart
-from reducio_latents.store.plan.plan import Plan
+from reducio_latents.store.plan.plan import Known, Plan
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import (
     CLIP_SCHEMA,
@@ -33,6 +34,8 @@ from reducio_latents.store.plan.tables import (
 if TYPE_CHECKING:
     from reducio_latents.corpus.probe import ProbeRecord
     from reducio_latents.corpus.shots import VideoShots
+
+log = logging.getLogger(__name__)
 
 ID_DIGITS = 16
 TIME_DIGITS = 9
@@ -66,6 +69,16 @@ def plan_part(
     names = [video.video for video in listing]
     known = {} if previous is None else previous.known.named(names)
     replaced = known.keys() & set(replaced)
+    unlike = [
+        v.video for v in listing if v.video in known and _lists_other_spans(v, known[v.video])
+    ]
+    if unlike:
+        log.warning(
+            "%d videos list another number of spans than when they were planned, %s first: what is "
+            "planned of them stays as it is.",
+            len(unlike),
+            unlike[0],
+        )
     fresh = [
         video
         for video in not_planned(listing, previous, retry=retry_failed, replaced=replaced)
@@ -126,6 +139,10 @@ def gone(listed: Sequence[str], plan: Plan) -> tuple[str, ...]:
     names = plan.known.names
     left = names.filter(pc.invert(pc.is_in(names, pa.array(listed, pa.string()))))
     return tuple(left.to_pylist())
+
+
+def _lists_other_spans(video: CorpusVideo, old: Known) -> bool:
+    return old.status in ("planned", "too_short") and (old.spans or 0) != len(video.spans)
 
 
 def _has_changed(sha256: str | None, record: ProbeRecord | None) -> bool:

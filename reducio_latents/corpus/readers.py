@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from reducio_latents.core.parsing import bounded, once, parse_json
 from reducio_latents.corpus.entry import extension, file_columns, is_utf8
+from reducio_latents.corpus.spans import is_time_name
 from reducio_latents.corpus.texts import not_utf8
 from reducio_latents.errors import CorpusError
 
@@ -209,7 +210,7 @@ def _read_parquet(file: BinaryIO, where: str) -> Iterator[TableRow]:
                     yield f"row {number}", {videos: InParquet(number - 1)}
                 return
             for batch in table.iter_batches(BATCH, columns=names, use_threads=False):
-                columns = [_plain_column(column) for column in batch.columns]
+                columns = list(map(_plain_column, batch.columns, batch.schema.names))
                 for cells in zip(*columns, strict=True):
                     row = dict(zip(batch.schema.names, cells, strict=True))
                     if leaf:
@@ -217,6 +218,8 @@ def _read_parquet(file: BinaryIO, where: str) -> Iterator[TableRow]:
                         row[videos] = InParquet(number, name)
                     number += 1
                     yield f"row {number}", row
+    except CorpusError:
+        raise
     except (pa.ArrowException, OSError) as err:
         raise CorpusError(f"{where} is not a readable Parquet file: {err}. Check it.") from err
 
@@ -244,9 +247,12 @@ def _is_binary(kind: Any) -> bool:
     return "binary" in str(kind)  # also inside a list or struct
 
 
-def _plain_column(column: Any) -> list[Any]:
+def _plain_column(column: Any, name: str) -> list[Any]:
     import pyarrow as pa
 
+    if pa.types.is_duration(column.type) and is_time_name(name):
+        seconds = column.cast(pa.duration("ns")).cast(pa.int64()).cast(pa.float64(), safe=False)
+        return [None if value is None else value / 1e9 for value in seconds.to_pylist()]
     if pa.types.is_temporal(column.type):  # finer than Python's own times
         column = column.cast(pa.int64() if pa.types.is_duration(column.type) else pa.string())
     values: list[Any] = column.to_pylist()

@@ -12,6 +12,7 @@ from typing import Any
 from reducio_latents.core.parsing import MAX_DEPTH, parse_json
 from reducio_latents.corpus.entry import (
     CAPTION_NAMES,
+    NO_CAPTION,
     CorpusSpan,
     as_captions,
     as_extra,
@@ -271,6 +272,11 @@ def _role(name: str) -> tuple[int, tuple[str, ...]] | None:
     return None
 
 
+def is_time_name(name: str) -> bool:
+    """Whether a name says that it is of a start or an end."""
+    return _role(name) is not None
+
+
 def _unit_of(words: Iterable[str]) -> float | None:
     """Return the seconds of a unit, 0 for frames; None if the words say something else."""
     unit = 1.0
@@ -308,6 +314,7 @@ def find_times(
     if found is not None:
         return found
     strange = [name for name in columns if _looks_like_times(name, columns, rows)]
+    strange = strange or _pair_without_times(columns, rows)
     if strange:
         raise CorpusError(
             f"{where}: {', '.join(map(repr, strange[:4]))} look like times of clips, but it is not "
@@ -336,6 +343,16 @@ def times_by_name(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> 
             unit = 0.0 if form.startswith("frame") or form == "windows" else 1.0
             return Times(both=name, windows=windows, unit=unit)
     return None
+
+
+def _pair_without_times(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a start and an end, by their names, in whose first cells there is something else."""
+    pairs: dict[tuple[str, ...], dict[int, str]] = {}
+    for name in columns:
+        role = _role(name)
+        if role and _unit_of(role[1]) is not None and _any(rows, name, lambda _: True):
+            pairs.setdefault(role[1], {})[role[0]] = name
+    return next(([pair[0], pair[1]] for pair in pairs.values() if len(pair) == 2), [])
 
 
 def _any(rows: Iterable[Mapping[str, Any]], name: str, fits: Callable[[Any], bool]) -> bool:
@@ -404,8 +421,9 @@ def read_spans(
         if key is not None:
             captions = as_captions(cells.pop(key), where=where, lost=lost) or shared
         extra = {**rest, **as_extra(cells, where=where)}
-        start, end = _seconds(part.start, 0.0), _seconds(part.end, None)
-        if start is None or (end is None and part.end not in (None, "")):
+        start = 0.0 if _is_missing(part.start) else as_time(part.start)
+        end = as_time(part.end)
+        if start is None or (end is None and not _is_missing(part.end)):
             problem = NO_LIST if part.start == NO_LIST else NO_TIME
             spans.append(CorpusSpan(captions=captions, extra=extra, problem=problem))
             continue
@@ -418,6 +436,5 @@ def read_spans(
     return spans or [CorpusSpan(problem=NO_SPAN)]
 
 
-def _seconds(cell: Any, default: float | None) -> float | None:
-    missing = cell is None or cell == "" or cell != cell
-    return default if missing else as_time(cell)
+def _is_missing(cell: Any) -> bool:
+    return cell is None or str(cell).strip().lower() in NO_CAPTION  # "", NaN, ...
