@@ -223,6 +223,19 @@ def test_reducio_skips_pictures_and_says_so(
     assert videos["broken.jpg"]["sha256"] is None  # its name tells: it is not even opened
 
 
+def test_without_latents_reducio_is_not_asked_which_sizes_it_takes() -> None:
+    asked: dict[str, Any] = {"columns": ("content_image", "caption"), "buckets": "1x50x50,7x50x50"}
+    options = EncodeOptions(**asked)
+    assert options.for_model() == options
+
+
+def test_a_dry_run_refuses_what_the_run_would(mixed: Path) -> None:
+    line = ["encode-corpus", str(mixed), "/nowhere/store", "--dry-run", "--resolution", "470x830"]
+    told = CliRunner().invoke(main, line)
+    assert told.exit_code == 1
+    assert "The nearest that fits is 16x480x832" in told.output
+
+
 def test_a_model_that_takes_pictures_says_which_bucket_they_want(mixed: Path) -> None:
     summary = plan_corpus(mixed, "/nowhere/store", buckets="16x32x32", workers=1)
     assert summary.counts.videos["found"] == 6

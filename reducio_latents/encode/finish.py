@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reducio_latents.autoencoders import takes_pictures
 from reducio_latents.corpus.fate import A_PICTURE
 from reducio_latents.encode.engines.orders import RUNS_FOLDER as RUNS
 from reducio_latents.encode.job import Job
@@ -253,7 +252,7 @@ def make_report(
 
 
 def _why_no_pictures(options: EncodeOptions) -> str:
-    if takes_pictures(options.model):
+    if options.takes_pictures:
         return "pictures, as no bucket has one frame (--buckets ...,1xHxW)"
     return f"pictures, as {options.model} takes no single frames"
 

@@ -25,7 +25,7 @@ from reducio_latents.core.choices import (
 )
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import check_choices
-from reducio_latents.core.geometry import Bucket, aspect_buckets, parse_size
+from reducio_latents.core.geometry import Bucket, aspect_buckets, parse_size, require_fits
 from reducio_latents.errors import ConfigError, GeometryError
 
 log = logging.getLogger(__name__)
@@ -213,18 +213,33 @@ class EncodeOptions:
         frames = max((b.frames for b in self.named_buckets), default=self.clip.frames)
         return replace(self.clip, frames=frames)
 
-    def for_model(self) -> Self:
-        """Return the options without buckets of one frame, where the model takes no pictures."""
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether clips of one frame may be encoded, as far as the model's name tells."""
         from reducio_latents.autoencoders import takes_pictures
 
-        left = tuple(bucket.name for bucket in self.named_buckets if bucket.frames > 1)
-        if takes_pictures(self.model) or len(left) in (0, len(self.named_buckets)):
-            return self  # none at all, or no other: the model will say which sizes it takes
-        log.warning(
-            "%s takes no single frames: buckets of one frame are left out, pictures are skipped.",
-            self.model,
-        )
-        return replace(self, buckets=left)
+        return "motion" not in self.columns or takes_pictures(self.model)
+
+    def for_model(self) -> Self:
+        """Return the options without buckets of one frame, where the model takes no pictures.
+
+        Raise GeometryError for sizes that Reducio does not take; others are asked once loaded.
+        """
+        from reducio_latents.vae.config import SPATIAL_STRIDE, ReducioVAEConfig
+
+        options, named = self, self.named_buckets
+        left = tuple(bucket.name for bucket in named if bucket.frames > 1)
+        if not self.takes_pictures and 0 < len(left) < len(named):
+            log.warning(
+                "%s takes no single frames: buckets of one frame are left out, pictures are "
+                "skipped.",
+                self.model,
+            )
+            options = replace(self, buckets=left)
+        if "motion" in self.columns and self.model.startswith("reducio"):
+            buckets = options.bucket_list(BUCKET_MULTIPLE)
+            require_fits(buckets, ReducioVAEConfig().check_clip, SPATIAL_STRIDE, self.model)
+        return options
 
     @property
     def deinterlaces(self) -> bool:
