@@ -63,10 +63,12 @@ def _ending(name: str) -> str:
 
 def backend_for(video: str, name: str, *, deinterlace: bool = True) -> VideoBackend:
     """Return what reads a file that is called `video`: the backend `name`, or one for pictures."""
+    videos = get_backend(name, deinterlace=deinterlace)  # first: it says what is not installed
+    if not is_still_name(video):
+        return videos
     from reducio_latents.video.still import StillBackend
 
-    videos = get_backend(name, deinterlace=deinterlace)
-    return StillBackend(videos) if is_still_name(video) else videos
+    return StillBackend(videos)
 
 
 def get_backend(name: str, *, threads: int = 1, deinterlace: bool = True) -> VideoBackend:
