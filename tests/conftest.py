@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Generator
+from multiprocessing import forkserver
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.forked import SERVERS
 
 MOST_CPU_S = 20.0
 """Of one test, on an idle machine; those that take longer are named at the end."""
@@ -23,9 +28,8 @@ settings.load_profile("any machine")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Keep the CPU seconds of a test, its fixtures and the processes that it waited for."""
-    begun_s = sum(os.times()[:4])
-    item.stash[_BEGUN_S] = begun_s
+    """Keep the CPU seconds of a test, its fixtures and its processes."""
+    item.stash[_BEGUN_S] = cpu_seconds()
     return (yield)
 
 
@@ -35,9 +39,26 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.when == "teardown":
-        cpu_s = sum(os.times()[:4]) - item.stash[_BEGUN_S]
+        cpu_s = cpu_seconds() - item.stash[_BEGUN_S]
         report.user_properties.append(("cpu_s", round(cpu_s, 2)))
     return report
+
+
+def cpu_seconds() -> float:
+    """Return what this process, those it waited for and its workers have used by now.
+
+    A fork server lives on, and workers are its to wait for.
+    """
+    used_s, ticks_s = sum(os.times()[:4]), os.sysconf("SC_CLK_TCK")
+    server = getattr(forkserver, "_forkserver", None)
+    workers = [process.pid for process in (*multiprocessing.active_children(), *SERVERS)]
+    for pid in (getattr(server, "_forkserver_pid", None), *workers):
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        except OSError:  # it has just ended, or there is no /proc
+            continue
+        used_s += sum(map(int, fields[11:15])) / ticks_s
+    return used_s
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -47,6 +68,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in reports
         if isinstance(report, pytest.TestReport)
     ]
+    terminalreporter.write_line(f"{sum(cpu_s for cpu_s, _ in found):.0f} s of CPU")
     for cpu_s, name in sorted(found, reverse=True):
         if cpu_s > MOST_CPU_S:
             terminalreporter.write_line(f"{cpu_s:.0f} s of CPU: {name}")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +35,7 @@ from reducio_latents.upkeep.verify import verify
 from reducio_latents.video.reading import ClipReader
 from tests import tiny_models
 from tests.corpora import write_video
+from tests.forked import Python
 from tests.test_encode_flow import files_of
 
 pytest.importorskip("diffusers")
@@ -340,17 +339,14 @@ def test_a_process_that_is_killed_in_the_middle_resumes_to_the_same_bytes(
         f"      '--text-model', {models['text'].model!r}])\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    process = Python(["-c", program], environment)
     deadline = time.monotonic() + 600
     while process.poll() is None and not (store / "commits" / BUCKET / "text").is_dir():
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    output, _ = process.communicate()
-    assert (store / "commits" / BUCKET / "text").is_dir(), output.decode()
+    output = process.communicate()
+    assert (store / "commits" / BUCKET / "text").is_dir(), output
     add_column(store, ["content_clip", "text"], **settings(models))
     assert files_of(store) == files_of(undisturbed)
 

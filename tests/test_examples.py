@@ -11,25 +11,32 @@ import pytest
 import torch
 
 from tests.corpora import write_corpus
+from tests.forked import Python
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
 def run(name: str, *arguments: object) -> str:
-    """Run an example as a user would, and return what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Run an example and return what it printed."""
+    process = Python([EXAMPLES / name, *arguments], ENVIRONMENT)
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return printed
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     path = folder / "store.latents"
-    printed = run("encode_and_look.py", write_corpus(folder / "videos"), path, 64)
+    words = ["encode_and_look.py", write_corpus(folder / "videos"), path, 64]
+    command = [sys.executable, *map(str, words)]
+    printed = subprocess.run(
+        command, cwd=EXAMPLES, env=ENVIRONMENT, capture_output=True, text=True, check=True
+    ).stdout
     assert "6 found = 3 encoded + 2 skipped + 1 failed" in printed
     assert "motion         torch.float16 (32, 4, 2, 2)" in printed
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from reducio_latents.store import open_store
 from reducio_latents.store.meta import StoreMeta
 from reducio_latents.upkeep.extraction.importing import import_reference
 from tests import latent_stores
+from tests.forked import Python
 from tests.latent_stores import StoreSpec, write_store
 from tests.train_ranks import start_ranks
 
@@ -137,11 +137,8 @@ def test_the_loss_falls_on_a_small_set(store: str, tmp_path: Path) -> None:
 def test_a_killed_run_ends_as_an_undisturbed_one(
     store: str, tmp_path: Path, undisturbed: Path
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(TOOLS / "train_dit.py"), *command(store, tmp_path, STEPS)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
+    words = [TOOLS / "train_dit.py", *command(store, tmp_path, STEPS)]
+    process = Python(words, os.environ | {"OMP_NUM_THREADS": "1"})
     deadline_s = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline_s:
         if (tmp_path / "loss.csv").exists() and len(losses(tmp_path)) >= KILLED_AT:
@@ -180,8 +177,7 @@ def test_two_ranks_train_as_one_and_one_goes_on_from_there(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TOOLS))
     for process in start_ranks(["train_dit", *command(store, tmp_path, 7)], 2):
-        output, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, output
+        assert process.wait() == 0, process.communicate()
     assert run(store, tmp_path, 12).step == 12
     assert losses(tmp_path) == pytest.approx(losses(undisturbed)[:12], abs=1e-4)
 

@@ -6,8 +6,6 @@ import csv
 import os
 import platform
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +26,7 @@ from reducio_latents.train.options import RunOptions
 from reducio_latents.train.settings import read_settings
 from reducio_latents.video import get_backend
 from tests.corpora import write_video
+from tests.forked import Python
 from tests.train_ranks import Difference, start_ranks
 
 SETTINGS = """
@@ -131,18 +130,16 @@ def command(config_file: Path, out: Path, *more: str) -> list[str]:
     return ["reducio_latents", "train", str(config_file), "--set", corpus, "--out", str(out), *more]
 
 
-def start(arguments: Sequence[str]) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+def start(arguments: Sequence[str]) -> Python:
+    return Python(
+        ["-m", *arguments], os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    )
 
 
-def wait_for(found: Any, process: subprocess.Popen[str]) -> None:
+def wait_for(found: Any, process: Python) -> None:
     end = time.monotonic() + 600
     while not found():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "it never came to that"
         time.sleep(0.05)
 
@@ -175,7 +172,7 @@ def test_two_runs_in_one_folder_are_one_too_many(config_file: Path, tmp_path: Pa
     assert "\n" not in str(refused.value)
     run(config_file, out, eval_only=True)  # writes nothing that a run reads
     process.terminate()
-    output = process.communicate(timeout=600)[0]
+    output = "".join(process.communicate())
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by a signal" in output, output
     assert not (out / "running.json").exists()
@@ -242,7 +239,7 @@ def test_a_rank_that_dies_ends_the_run_and_fewer_ranks_continue_its_order(
     ranks = start_ranks(command(config_file, out, *words, "--set", "train.steps=100000"), 2)
     wait_for(lambda: checkpoint.checkpoints(out / "checkpoints"), ranks[0])
     ranks[1].kill()
-    output = ranks[0].communicate(timeout=600)[0]
+    output = "".join(ranks[0].communicate())
     ranks[1].communicate()
     assert ranks[0].returncode == 1
     assert "another process of this run is gone (" in output, output
@@ -261,7 +258,7 @@ def test_ranks_whose_first_one_fails_say_so_in_words(tmp_path: Path) -> None:
     config.write_text(SETTINGS)
     (tmp_path / "0.mp4").write_text("no video")
     ranks = start_ranks(command(config, tmp_path / "out"), 2)
-    first, second = (rank.communicate(timeout=600)[0] for rank in ranks)
+    first, second = ("".join(rank.communicate()) for rank in ranks)
     assert [rank.returncode for rank in ranks] == [1, 1]
     assert "leaves no clip for the training split" in first
     assert "another process of this run is gone" in second

@@ -9,7 +9,8 @@ Gradients jump at the sign in L1 and at the bend of LeakyReLU, and a jump makes 
 large. The run is therefore trained on L2, with SiLU in the discriminators. `--kinks` puts L1 and
 LeakyReLU back: one rank then comes as far from itself as two ranks do. `--resynchronised` starts
 every step from the state of the one rank, so that nothing can grow. `--exact` trains in float64,
-where jumps are too rare to be met; it takes several times as long.
+where jumps are too rare to be met; it takes several times as long. `--thin` has an eighth of the
+discriminators' filters, and takes half as long.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ import argparse
 import json
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from reducio_latents.train import discriminator
 from reducio_latents.train import step as training
 from reducio_latents.train.batch import ClipName, PixelBatch
 from reducio_latents.train.config import (
@@ -39,12 +40,14 @@ from reducio_latents.train.config import (
     OptimisationConfig,
     TrainConfig,
 )
+from reducio_latents.train.discriminator import LAYERS_2D, LAYERS_3D, Layer
 from reducio_latents.train.ranks import RunRanks, join_ranks
 from reducio_latents.train.schedule import Schedule
 from reducio_latents.train.state import TrainState, build_state, prepare_networks
 from reducio_latents.train.step import Stepper, train_step
 from reducio_latents.vae import ReducioVAEConfig
 from reducio_latents.video.pixels import to_unit
+from tests.forked import Python
 
 TINY = ReducioVAEConfig(width=8, content_width=8, decoder_width=8)
 STEPS = 2
@@ -75,15 +78,15 @@ def tiny_config(
     )
 
 
-def made_up_batch(numbers: Sequence[int], side_px: int = 32) -> PixelBatch:
+def made_up_batch(numbers: Sequence[int], side_px: int = 32, frames: int = 16) -> PixelBatch:
     """Return clips of four coloured squares that depend on their numbers alone."""
     # Frames that differ as a whole: in so small a model some norms see one value of each.
-    clips = [np.random.RandomState(n).randint(0, 256, (16, 2, 2, 3)) for n in numbers]
+    clips = [np.random.RandomState(n).randint(0, 256, (frames, 2, 2, 3)) for n in numbers]
     squares = torch.from_numpy(np.stack(clips)).to(torch.uint8)
     half = side_px // 2
-    frames = squares.repeat_interleave(half, 2).repeat_interleave(half, 3)
+    pixels = squares.repeat_interleave(half, 2).repeat_interleave(half, 3)
     names = tuple(ClipName(f"{n}.mp4", 0.0) for n in numbers)
-    return PixelBatch(frames, tuple(numbers), names)
+    return PixelBatch(pixels, tuple(numbers), names)
 
 
 def step_batches(config: TrainConfig, ranks: RunRanks, step: int, clips: int) -> list[PixelBatch]:
@@ -120,7 +123,7 @@ def weights(state: TrainState) -> dict[str, Tensor]:
     }
 
 
-def start_ranks(arguments: Sequence[str], size: int) -> list[subprocess.Popen[str]]:
+def start_ranks(arguments: Sequence[str], size: int) -> list[Python]:
     """Start `python -m ARGUMENTS` as the ranks of one run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -133,15 +136,14 @@ def start_ranks(arguments: Sequence[str], size: int) -> list[subprocess.Popen[st
         "CUDA_VISIBLE_DEVICES": "",  # gloo, whatever the machine
     }
     return [
-        subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        Python(["-m", *arguments], shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(size)
     ]
+
+
+def thinned(layers: Sequence[Layer], times: int) -> tuple[Layer, ...]:
+    """Return layers with so many times fewer filters."""
+    return tuple((-(-filters // times), *shape) for filters, *shape in layers)  # type: ignore[misc]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +152,17 @@ class Trial:
 
     steps: int
     clips: int = 4
-    """In a step: a rank alone accumulates batches of two, each of two ranks batches of one."""
+    """In a step."""
+    accumulate: int = 2
+    """Batches in which a rank sees its clips of a step."""
     kinks: bool = False
     """L1 and LeakyReLU, as published; else L2 and SiLU."""
     resynchronised: bool = False
     """Two ranks start every step from the state of the one."""
     exact: bool = False
     """In float64."""
+    thin: bool = False
+    """An eighth of the discriminators' filters."""
     yardstick: bool = False
     """Also train one rank whose first weights are wrong by a rounding error each."""
 
@@ -168,10 +174,13 @@ class Trial:
             model=replace(TINY, target="difference"),
             loss=LossConfig(perceptual="none", reconstruction="l1" if self.kinks else "l2"),
             train=OptimisationConfig(
-                precision="fp32", accumulate=self.clips // 2, max_grad_norm=3.0, ema_decay=0.99
+                precision="fp32", accumulate=self.accumulate, max_grad_norm=3.0, ema_decay=0.99
             ),
             adversarial=AdversarialConfig(
-                discriminators=("3d", "2d"), start_step=1, schedule=Schedule(), lr_factor=1.0
+                discriminators=("3d", "2d"),
+                start_step=min(1, self.steps - 1),
+                schedule=Schedule(),
+                lr_factor=1.0,
             ),
         )
 
@@ -180,7 +189,12 @@ class Trial:
             torch.set_default_dtype(torch.float64)
             torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
             training.to_unit = partial(to_unit, dtype=torch.float64)  # type: ignore[attr-defined]
-        state = build_state(config, ALONE.device)
+        filters = 8 if self.thin else 1
+        with (
+            mock.patch.object(discriminator, "LAYERS_3D", thinned(LAYERS_3D, filters)),
+            mock.patch.object(discriminator, "LAYERS_2D", thinned(LAYERS_2D, filters)),
+        ):
+            state = build_state(config, ALONE.device)
         for layers in state.discriminators.modules():
             if isinstance(layers, nn.Sequential) and not self.kinks:
                 for i, layer in enumerate(layers):
@@ -191,10 +205,11 @@ class Trial:
     def options(self) -> list[str]:
         """Return the command line that says the same."""
         chosen = [f"--{name}" for name in FLAGS if getattr(self, name)]
-        return ["--steps", str(self.steps), "--clips", str(self.clips), *chosen]
+        numbers = ("steps", "clips", "accumulate")
+        return [*(f"--{name}={getattr(self, name)}" for name in numbers), *chosen]
 
 
-FLAGS = ("kinks", "resynchronised", "exact", "yardstick")
+FLAGS = ("kinks", "resynchronised", "exact", "thin", "yardstick")
 
 Apart = dict[str, list[float]]
 """How far apart every value and network was after each step, as a share of what it is.
@@ -206,7 +221,7 @@ Of a value: its mean size. Of weights: how far they had moved since the runs wer
 def compare(trial: Trial, folder: Path) -> list[Apart]:
     """Return how far two ranks come from one, and how far its yardstick if there is one."""
     ranks = start_ranks(["tests.train_ranks", *trial.options(), "--out", str(folder)], 2)
-    outputs = [process.communicate()[0] for process in ranks]
+    outputs = [process.communicate() for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
@@ -310,6 +325,7 @@ def main() -> None:
     parser.add_argument("--compare", type=int, metavar="STEPS")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--clips", type=int, default=Trial.clips, help="In a step.")
+    parser.add_argument("--accumulate", type=int, default=Trial.accumulate)
     parser.add_argument("--out", type=Path, help="Be one of the ranks, and write there.")
     for flag in FLAGS:
         parser.add_argument(f"--{flag}", action="store_true")
@@ -317,14 +333,21 @@ def main() -> None:
     torch.set_num_threads(1)
     flags = {flag: getattr(arguments, flag) for flag in FLAGS}
     if arguments.out:
-        trial = Trial(steps=arguments.steps, clips=arguments.clips, **flags)
+        trial = Trial(
+            steps=arguments.steps, clips=arguments.clips, accumulate=arguments.accumulate, **flags
+        )
         with join_ranks() as ranks:
             apart = train_side_by_side(trial, ranks)
             (arguments.out / f"{ranks.rank}.json").write_text(json.dumps(apart))
         return
     flags["yardstick"] = True
     with tempfile.TemporaryDirectory() as folder:
-        trial = Trial(steps=arguments.compare, clips=arguments.clips, **flags)
+        trial = Trial(
+            steps=arguments.compare,
+            clips=arguments.clips,
+            accumulate=arguments.accumulate,
+            **flags,
+        )
         ranks_apart, yardstick = compare(trial, Path(folder))
     print(f"{'largest, last':20} two ranks from one   one from itself")
     for name, course in ranks_apart.items():

@@ -1,0 +1,194 @@
+"""Python processes that cost no imports: forked off one that has imported all and used nothing.
+
+A test's own process will not do: autograd refuses to work in a fork of a process that used it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
+
+PR_SET_CHILD_SUBREAPER = 36
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+class Python:
+    """`python WORDS`, as subprocess.Popen would start it: a child of this process."""
+
+    def __init__(self, words: Sequence[object], env: Mapping[str, str] = os.environ) -> None:
+        self.returncode: int | None = None
+        self._output: list[IO[str]] = [tempfile.TemporaryFile("w+") for _ in range(2)]
+        fds = [file.fileno() for file in self._output]
+        request = {"words": [*map(str, words)], "env": dict(env), "folder": str(Path.cwd())}
+        with _adopting():
+            line = json.dumps(request).encode()
+            server = _server()
+            socket.send_fds(server, [len(line).to_bytes(8, "little")], fds)
+            server.sendall(line)
+            self.pid = int.from_bytes(server.recv(8, socket.MSG_WAITALL), "little")
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout_s: float = 600.0) -> int:
+        end_s = time.monotonic() + timeout_s
+        while self.poll() is None:
+            if time.monotonic() > end_s:
+                self.kill()
+                raise AssertionError(f"it went on for {timeout_s:g} s: {self._texts()}")
+            time.sleep(0.005)
+        assert self.returncode is not None
+        return self.returncode
+
+    def communicate(self, timeout_s: float = 600.0) -> tuple[str, str]:
+        """Wait, and return what was printed, and what to stderr."""
+        self.wait(timeout_s)
+        return self._texts()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _texts(self) -> tuple[str, str]:
+        texts = []
+        for file in self._output:
+            file.seek(0)
+            texts.append(file.read())
+        return texts[0], texts[1]
+
+
+SERVERS: list[subprocess.Popen[bytes]] = []
+"""The process that others are forked off, once it is there."""
+
+
+@cache
+def _server() -> socket.socket:
+    ours, theirs = socket.socketpair()
+    words = [sys.executable, "-m", __name__, str(theirs.fileno())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # no threads where forks are made
+    server = subprocess.Popen(
+        words, env=environment, pass_fds=[theirs.fileno()], cwd=Path(__file__).parents[1]
+    )
+    SERVERS.append(server)
+    theirs.close()
+    return ours  # the server ends when this process does
+
+
+@contextmanager
+def _adopting() -> Iterator[None]:
+    """Let processes whose parents end become this one's children."""
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 0)
+
+
+def serve(requests: socket.socket) -> None:
+    """Fork off what is asked for, twice: the parent in between ends, so that the asker adopts."""
+    while True:
+        size, fds, _, _ = socket.recv_fds(requests, 8, 2)
+        if not size:
+            return
+        request = json.loads(requests.recv(int.from_bytes(size, "little"), socket.MSG_WAITALL))
+        told, tell = os.pipe()
+        between = os.fork()
+        if between == 0:
+            pid = os.fork()
+            if pid == 0:
+                requests.close()
+                os.close(told)
+                os.close(tell)
+                for fd, target in zip(fds, (1, 2), strict=True):
+                    os.dup2(fd, target)
+                be(request)
+            os.write(tell, pid.to_bytes(8, "little"))
+            os._exit(0)
+        os.waitpid(between, 0)
+        requests.sendall(os.read(told, 8))
+        for fd in (*fds, told, tell):
+            os.close(fd)
+
+
+def be(request: dict[str, Any]) -> None:
+    """Run a script, a module or code in place of this process, and end it as Python would."""
+    code: Any = 1
+    try:
+        code = _run(**request)
+    except SystemExit as err:
+        code = err.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for file in (sys.stdout, sys.stderr):
+            file.flush()
+        os._exit(int(code or 0))
+
+
+def _run(words: list[str], env: dict[str, str], folder: str) -> int:
+    import runpy
+
+    import torch
+
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
+    sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(":") if path]
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
+    return 0
+
+
+PRELOADED = [
+    "torch._dynamo",  # what every optimiser imports
+    "reducio_latents.cli.encoding",
+    "reducio_latents.encode.run",
+    "reducio_latents.train.loop",
+    "reducio_latents.upkeep.convert",
+    "reducio_latents.upkeep.verify",
+]
+
+if __name__ == "__main__":
+    for name in PRELOADED:
+        import_module(name)
+    serve(socket.socket(fileno=int(sys.argv[1])))
