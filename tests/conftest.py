@@ -50,9 +50,9 @@ def cpu_seconds() -> float:
     A fork server lives on, and workers are its to wait for.
     """
     used_s, ticks_s = sum(os.times()[:4]), os.sysconf("SC_CLK_TCK")
-    server = getattr(forkserver, "_forkserver", None)
-    workers = [process.pid for process in (*multiprocessing.active_children(), *SERVERS)]
-    for pid in (getattr(server, "_forkserver_pid", None), *workers):
+    workers = [worker.pid for worker in multiprocessing.active_children()]
+    servers = [server.pid for server in SERVERS]
+    for pid in (getattr(STARTER, "_forkserver_pid", None), *servers, *workers):
         try:
             fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         except OSError:  # it has just ended, or there is no /proc
@@ -73,5 +73,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         if cpu_s > MOST_CPU_S:
             terminalreporter.write_line(f"{cpu_s:.0f} s of CPU: {name}")
 
+
+STARTER = getattr(forkserver, "_forkserver", None)
+"""What knows multiprocessing's fork server."""
 
 _BEGUN_S = pytest.StashKey[float]()
