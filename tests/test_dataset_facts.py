@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reducio_latents.check.clips import select_clips
+from reducio_latents.check.options import Selection, StatsOptions
+from reducio_latents.cli import main
 from reducio_latents.corpus.build import plan_part
 from reducio_latents.dataset import LatentDataset, LatentLoader, LatentTable
 from reducio_latents.dataset.conditions import parse_conditions, passing
@@ -24,6 +30,7 @@ from reducio_latents.store import Store
 from reducio_latents.store.plan import read_plan, write_part
 from tests.latent_stores import (
     StoreSpec,
+    moments_of,
     numbers_in,
     record_of,
     scores_of,
@@ -59,7 +66,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     path = tmp_path_factory.mktemp("store")
     store = write_store(path, SPEC)
     ids = store.plan.clips["clip_id"].to_pylist()
-    quality = {"clip_id": ids[:9], "psnr": [20.0 + n for n in range(9)]}
+    quality = {"clip_id": ids[:9], "psnr": [20.0 + n for n in range(9)], "psnr_whole": [None] * 9}
     pq.write_table(pa.table(quality), path / "quality.parquet")
     return store
 
@@ -364,3 +371,53 @@ def test_conditions_are_pyarrows_but_for_what_is_not_known(
     known = pa.table({"x": column, "n": range(len(values))}).filter(~pc.field("x").is_null())
     theirs = known.filter(expression)["n"].to_pylist()
     assert np.flatnonzero(ours).tolist() == theirs
+
+
+def chosen(store: Store, **selection: Any) -> list[int]:
+    ids = store.plan.clips["clip_id"].to_pylist()
+    return [ids.index(clip.clip_id) for clip in select_clips(store, Selection(**selection))]
+
+
+def test_clips_to_look_at_are_sorted_and_filtered(store: Store) -> None:
+    assert chosen(store, sort="motion", num=3) == [0, 1, 2]
+    assert chosen(store, sort="-motion", num=3) == [23, 22, 21]
+    assert [n % 5 for n in chosen(store, sort="brightness", num=COUNT)][-4:] == [3] * 4
+    assert len(chosen(store, sort="brightness", num=COUNT)) == 20  # those of which it is known
+    assert chosen(store, sort="-aesthetic score", num=2, filters="good = True") == [16, 17]
+    drawn = chosen(store, filters="[('motion', '>', 15)]", num=4)
+    assert drawn == sorted(drawn) == chosen(store, filters="motion > 15", num=4)
+    assert set(drawn) < set(range(16, 24))
+    assert chosen(store, sort="psnr", num=2, filters="motion > 4") == [5, 6]
+    with pytest.raises(ConfigError, match="did you mean 'motion'"):
+        chosen(store, sort="motoin")
+    for wrong in ({"worst": True, "sort": "motion"}, {"ids": ("a",), "sort": "motion"}):
+        with pytest.raises(ConfigError):
+            Selection(**wrong)
+    with pytest.raises(ConfigError, match="write a list"):
+        StatsOptions(filters="motion")
+
+
+def test_stats_are_of_the_clips_that_pass(store: Store) -> None:
+    words = ["stats", store.files.url, "--look", "0", "--filters"]
+    result = CliRunner().invoke(main, [*words, "motion >= 22", "--json"])
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    rows = [moments_of(number)[:2].astype(float) for number in (22, 23)]
+    mean = np.mean(rows, axis=(0, 2, 3, 4))
+    assert said["clips"] == 2
+    assert said["statistics"]["motion/all"]["mean"]["mean"] == pytest.approx(mean.tolist())
+    every = CliRunner().invoke(main, [*words, "rating > 0"])
+    assert "16 clips" in every.output
+    assert "8 clips have no rating" in every.output
+
+
+def test_info_shows_the_range_of_what_is_known(store: Store) -> None:
+    shown = CliRunner().invoke(main, ["info", store.files.url]).output
+    line = next(line for line in shown.splitlines() if line.startswith("motion "))
+    assert line.split()[1:] == ["24", "0", "0", "1.15", "5.75", "11.5", "17.25", "21.85", "23"]
+    assert "3 texts" in next(line for line in shown.splitlines() if "camera motion" in line)
+    found = json.loads(CliRunner().invoke(main, ["info", store.files.url, "--json"]).stdout)
+    known = found["known_of_clips"]
+    assert known["rating"] == {"known": 16, "missing": 8, "quantiles": ANY, "texts": 0}
+    assert (known["psnr"]["quantiles"][0], known["psnr"]["missing"]) == (20, 15)
+    assert known["brightness"]["missing"] == 4

@@ -7,17 +7,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from reducio_latents.check.options import Selection
 from reducio_latents.core.geometry import Bucket
+from reducio_latents.dataset.conditions import known, parse_conditions
+from reducio_latents.dataset.facts import clip_facts
+from reducio_latents.dataset.filters import Filters
+from reducio_latents.dataset.selection import select
 from reducio_latents.errors import StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.reports import read_quality
 
 MOTION, CONTENT_IMAGE = "motion", "content_image"
+SHOWN_COLUMNS = ("clip_id", "video", "start_s", "bucket", "shard", "row", "captions")
 
 
 class StoredClip(NamedTuple):
@@ -62,8 +68,8 @@ def select_clips(store: Store, selection: Selection) -> list[StoredClip]:
         raise StoreError(
             f"{store.files.url} holds no encoded clip{what}. See `status` for what it holds."
         )
-    if selection.worst:
-        return _worst(store, shards, selection.num)
+    if selection.sort or selection.worst or selection.filters:
+        return _by_facts(store, selection)
     chosen = random.Random(selection.seed).sample(range(total), min(selection.num, total))
     return list(_at_positions(store, shards, sorted(chosen)))
 
@@ -133,17 +139,32 @@ def _require_stored(
         raise StoreError(f"clip {clip.clip_id} of {clip.video} failed: {failed[clip.row]}")
 
 
-def _worst(store: Store, shards: _Shards, num: int) -> list[StoredClip]:
-    measured = sorted(recorded_quality(store), key=lambda clip: (clip.psnr_db, clip.clip_id))
-    if not measured:
+def _by_facts(store: Store, selection: Selection) -> list[StoredClip]:
+    """Return clips that pass the filters: the first ones by a fact, or some at random."""
+    conditions = parse_conditions(selection.filters)
+    choice = select(store, [MOTION], Filters(buckets=selection.buckets or None, filters=conditions))
+    sort = selection.sort or ("quality.psnr" if selection.worst else "")
+    if selection.worst and not recorded_quality(store):
         raise StoreError(
             f"{store.files.url} has no recorded PSNR, so the worst clips are not known. Encode "
             "with --check-every, or look at clips at random: leave --worst out."
         )
-    clips = _planned(store, [clip.clip_id for clip in measured])
-    ranked = [clips[clip.clip_id] for clip in measured if clip.clip_id in clips]
-    stored = [c for c in ranked if c.key in shards and c.row not in shards[c.key][1]]
-    return stored[:num]
+    name, order = sort.removeprefix("-"), "descending" if sort[:1] == "-" else "ascending"
+    clips = clip_facts(store, ["plan.clip_id", name] if name else ["plan.clip_id"])
+    good = choice.places(clips)
+    if name:
+        good &= np.asarray(known(clips[name]))
+        if not good.any():
+            raise StoreError(f"{store.files.url} has no clip of which {name} is known.")
+        places = np.flatnonzero(good)
+        keys = [(name, order), ("plan.clip_id", "ascending")]
+        chosen = places[pc.sort_indices(clips.take(places), sort_keys=keys).to_numpy()]
+    else:
+        count = int(good.sum())
+        drawn = random.Random(selection.seed).sample(range(count), min(selection.num, count))
+        chosen = np.flatnonzero(good)[sorted(drawn)]
+    table = store.plan.clip_columns(SHOWN_COLUMNS).take(chosen[: selection.num])
+    return _rows(table.to_pylist())
 
 
 def recorded_quality(store: Store) -> list[RecordedClip]:

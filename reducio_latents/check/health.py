@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from reducio_latents.check.clips import CONTENT_IMAGE, MOTION, StoredClip
 from reducio_latents.check.decoding import content_pixels
+from reducio_latents.dataset.selection import RowFlags
 from reducio_latents.errors import StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.writer import row_checksum
 
 FP16_MAX = 65504.0
+NONE_OF_THEM: NDArray[np.bool_] = np.zeros(0, np.bool_)
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -159,16 +161,27 @@ def scan_store(
     store: Store,
     scan: LatentScan,
     progress: Callable[[int, int], None] = lambda _, __: None,
+    only: RowFlags | None = None,
 ) -> None:
-    """Read every stored moment and content image once; `progress` is told (clips done, in all)."""
+    """Read every stored moment and content image once, or those of `only` some rows.
+
+    `progress` is told (clips done, in all).
+    """
     store.require_columns([MOTION])
     shards = store.index.shards([MOTION])
     total = sum(rows - len(empty) for rows, empty in shards.values())
+    if only is not None:
+        total = sum(int(flags.sum()) for found in only.values() for flags in found.values())
     images = store.index.shards([CONTENT_IMAGE])
     for key in shards:
+        wanted = None if only is None else only.get(key.bucket, {}).get(key.shard, NONE_OF_THEM)
+        if wanted is not None and not wanted.any():
+            continue
         clip_ids = store.plan.shard_clips(key.bucket, key.shard)["clip_id"].to_pylist()
         for column in (MOTION, CONTENT_IMAGE) if key in images else (MOTION,):
             for row, payload in _payloads(store, key, column):
+                if wanted is not None and not wanted[row]:
+                    continue
                 if payload is None:
                     scan.add_damaged(clip_ids[row], column)
                 else:

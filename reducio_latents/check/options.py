@@ -34,8 +34,14 @@ class Selection:
     """How many clips, if no ids are given; fewer if the store holds fewer."""
     seed: int = 0
     """Seed of the random choice."""
+    sort: str | None = None
+    """Take the clips with the lowest value of this, such as motion; -motion: the highest.
+
+    It may be all that filters may name."""
     worst: bool = False
-    """Take the clips with the lowest PSNR that was recorded while encoding."""
+    """Take the clips with the lowest PSNR that was recorded while encoding: sort by psnr."""
+    filters: str | None = None
+    """Only clips for which this holds: "motion > 2", or a list as LatentDataset takes it."""
     buckets: tuple[str, ...] = ()
     """Only clips of these buckets."""
 
@@ -44,6 +50,18 @@ class Selection:
             raise ConfigError(f"the number of clips is {self.num}; ask for at least 1.")
         for name in self.buckets:
             Bucket.parse(name)
+        if self.ids and (self.sort or self.filters):
+            raise ConfigError("clips that are named by ids are neither sorted nor filtered.")
+        if self.sort and self.worst:
+            raise ConfigError("worst is sort by psnr; give one of the two.")
+        _require_conditions(self.filters)
+
+
+def _require_conditions(filters: str | None) -> None:
+    if filters is not None:
+        from reducio_latents.dataset.conditions import parse_conditions
+
+        parse_conditions(filters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +111,8 @@ class StatsOptions:
     """Clips whose original frames are read again, to find frozen and cut-through ones. 0: none."""
     seed: int = 0
     """Seed of the choice of these clips."""
+    filters: str | None = None
+    """Only clips for which this holds: "motion > 2", or a list as LatentDataset takes it."""
     corpus: str | None = None
     """Where the original videos are now, by default where the store says they were."""
     root: str | None = None
@@ -101,6 +121,7 @@ class StatsOptions:
     def __post_init__(self) -> None:
         if self.look < 0:
             raise ConfigError(f"look must be >= 0, got {self.look}.")
+        _require_conditions(self.filters)
 
 
 @dataclass(frozen=True, kw_only=True)

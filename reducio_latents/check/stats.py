@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from reducio_latents.check.clips import select_clips
+from reducio_latents.check.clips import MOTION, select_clips
 from reducio_latents.check.health import HealthWarning, LatentScan, scan_store
 from reducio_latents.check.options import Selection, StatsOptions
 from reducio_latents.check.originals import Originals
+from reducio_latents.dataset.conditions import parse_conditions
+from reducio_latents.dataset.filters import Filters
+from reducio_latents.dataset.selection import select
 from reducio_latents.errors import StoreError, VideoError
 from reducio_latents.store import Store, open_store
 
@@ -24,6 +27,17 @@ class StoreStats:
     looked: int
     """Clips whose original frames were seen."""
     notes: tuple[str, ...]
+    filtered: bool = False
+
+    @property
+    def statistics(self) -> dict[str, dict[str, dict[str, list[float]]]]:
+        """As the store keeps them; of clips that filters have chosen, the means of the latents."""
+        if not self.filtered:
+            return self.store.meta.statistics
+        std = self.scan.channel_std.tolist()
+        count = float(self.scan.count)
+        mean = (self.scan.total / max(self.scan.count, 1)).tolist()
+        return {f"{MOTION}/all": {"mean": {"mean": mean, "std": std, "count": [count] * len(std)}}}
 
 
 def store_stats(
@@ -39,7 +53,10 @@ def store_stats(
     options = options or StatsOptions()
     store = open_store(path)
     scan = LatentScan()
-    scan_store(store, scan, progress)
+    chosen = None
+    if conditions := parse_conditions(options.filters):
+        chosen = select(store, [MOTION], Filters(filters=conditions))
+    scan_store(store, scan, progress, None if chosen is None else chosen.rows)
     if not scan.clips:
         raise StoreError(
             f"{store.files.url} holds no encoded clip. See `status` for what it holds."
@@ -49,8 +66,15 @@ def store_stats(
         notes.append(
             f"Frozen and cut-through clips were looked for in {looked} of {scan.clips} clips."
         )
+    missing = {} if chosen is None else chosen.missing
+    notes += [f"{n} clips have no {name}, so they are left out." for name, n in missing.items()]
     return StoreStats(
-        store=store, scan=scan, warnings=scan.warnings(), looked=looked, notes=tuple(notes)
+        store=store,
+        scan=scan,
+        warnings=scan.warnings(),
+        looked=looked,
+        notes=tuple(notes),
+        filtered=chosen is not None,
     )
 
 
@@ -58,7 +82,9 @@ def _look_at_originals(
     store: Store, scan: LatentScan, options: StatsOptions
 ) -> tuple[int, list[str]]:
     """Return how many originals were seen, and what must be said of the others."""
-    chosen = select_clips(store, Selection(num=options.look, seed=options.seed))
+    chosen = select_clips(
+        store, Selection(num=options.look, seed=options.seed, filters=options.filters)
+    )
     missed: list[str] = []
     with Originals(store, options.corpus, root=options.root) as originals:
         if originals.problem is not None:

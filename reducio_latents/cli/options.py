@@ -34,6 +34,7 @@ SPELLED = {
 """Options that are called otherwise than their field."""
 METAVARS = {
     "corpus": "CORPUS",
+    "filters": "CONDITIONS",
     "lpips_weights": "NET=FILE",
     "models": "NAME[=WEIGHTS]",
     "policy": "POLICY",
@@ -43,6 +44,7 @@ METAVARS = {
     "root": "DIR",
     "scorer": "MODULE:FUNCTION",
     "shots": "detect[:NAME]|FILE",
+    "sort": "[-]NAME",
     "selection.buckets": "TxHxW,...",
     "weights": "FILE|DIR",
 }

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from reducio_latents.check.decode import DecodeResult
 
 
-LOOKED_AT = """selection.ids selection.num selection.seed selection.worst selection.buckets
+LOOKED_AT = """selection.ids selection.num selection.seed selection.sort selection.worst
+    selection.filters selection.buckets
     model weights corpus root sample_seed device dtype"""
 REPORT = "report.html"
 
@@ -34,8 +35,8 @@ REPORT = "report.html"
 def decode(store: str, out: Path, options: DecodeOptions) -> None:
     """Decode clips of STORE into DIR beside their originals: videos, and one contact sheet.
 
-    Clips are chosen at random with --num and --seed, by --ids, or by --worst recorded PSNR. The
-    model is the one that the store names; any other is refused.
+    Clips are chosen at random with --num and --seed, by --ids, or by --sort: a score, a column of
+    the corpus' table, psnr. The model is the one that the store names; any other is refused.
 
     \b
     reducio-latents decode pexels.latents --num 8 --out checks/ --weights reducio-ft4-fs32.ckpt
@@ -90,6 +91,7 @@ def check(store: str, report: Path | None, options: CheckOptions) -> None:
 
     \b
     reducio-latents check pexels.latents --num 24 --report pexels.html --weights FILE
+    reducio-latents check pexels.latents --sort motion --filters "brightness > 20"
     """
     from reducio_latents.check.html import write_report
     from reducio_latents.check.report import build_report

@@ -15,6 +15,7 @@ from reducio_latents.cli.options import command, takes
 
 if TYPE_CHECKING:
     from reducio_latents.files import Files
+    from reducio_latents.store import Store
     from reducio_latents.store.meta import StoreMeta
 
 every_clip = click.option(
@@ -59,13 +60,15 @@ def status(store: str) -> None:
 def info(store: str, as_json: bool) -> None:
     """Describe STORE: what it holds, what made it, how large it is."""
     from reducio_latents.core.geometry import Bucket
+    from reducio_latents.dataset.facts import summarise_facts
     from reducio_latents.store import open_store
     from reducio_latents.upkeep.progress import progress_of
 
     opened = open_store(store)
     meta = opened.meta
     if as_json:
-        click.echo(json.dumps(asdict(meta), indent=2))
+        known = {name: summary._asdict() for name, summary in summarise_facts(opened).items()}
+        click.echo(json.dumps({**asdict(meta), "known_of_clips": known}, indent=2))
         return
     clip = meta.clip
     frames = sorted({Bucket.parse(name).frames for name in meta.buckets}, reverse=True)
@@ -96,6 +99,26 @@ def info(store: str, as_json: bool) -> None:
             _about_column(meta, name)
             | {"size": f"{show.size(total)}, {show.size(total / clips if clips else 0)} a clip"}
         )
+    _show_facts(opened)
+
+
+def _show_facts(opened: Store) -> None:
+    """Show the range and quantiles of what is known of clips."""
+    from reducio_latents.dataset.facts import QUANTILES, summarise_facts
+
+    facts = summarise_facts(opened)
+    if not facts:
+        return
+    show.echo()
+    shares = ["least", *(f"{share:.0%}" for share in QUANTILES[1:-1]), "most"]
+    rows = [
+        [name, show.count(f.known), show.count(f.missing)]
+        + ([f"{v:.4g}" for v in f.quantiles] or [f"{show.count(f.texts)} texts"])
+        for name, f in facts.items()
+    ]
+    width = max(map(len, rows))
+    head = ["known of clips", "clips", "missing", *shares][:width]
+    show.table(head, [[*row, *[""] * (width - len(row))] for row in rows])
 
 
 def _about_shots(files: Files) -> dict[str, str]:
@@ -170,7 +193,7 @@ def verify(store: str, every_clip: bool) -> None:
 
 @command("stats")
 @click.argument("store")
-@takes(StatsOptions, {"Options": "look seed corpus root"})
+@takes(StatsOptions, {"Options": "filters look seed corpus root"})
 @every_clip
 @json_instead
 def stats(store: str, options: StatsOptions, every_clip: bool, as_json: bool) -> None:
@@ -183,7 +206,7 @@ def stats(store: str, options: StatsOptions, every_clip: bool, as_json: bool) ->
 
     with show.bar("clip") as advance:
         found = store_stats(store, options, partial(advance, "scan"))
-    statistics, kl = found.store.meta.statistics, found.scan.channel_kl
+    statistics, kl = found.statistics, found.scan.channel_kl
     if as_json:
         as_dict = {
             "clips": found.scan.clips,

@@ -5,6 +5,7 @@ A name that two of them have is written with where it is from: `scores.motion`, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from reducio_latents.dataset.conditions import is_text
 from reducio_latents.dataset.mapped import MappedColumn
 from reducio_latents.dataset.reader import ColumnReader, Ints
 from reducio_latents.dataset.zarr_rows import ZarrColumn
@@ -26,6 +28,8 @@ from reducio_latents.store.reports import QUALITY, read_quality
 from reducio_latents.store.row_kinds import ScoresRows
 
 Home = Literal["plan", "corpus", "scores", "quality"]
+log = logging.getLogger(__name__)
+
 SCORES_COLUMN = "scores"
 QUALITY_FACTS = ("psnr", "psnr_whole")
 PLACE_FIELDS = ("bucket", "shard", "row", "status")
@@ -33,6 +37,7 @@ PLACE_FIELDS = ("bucket", "shard", "row", "status")
 CAPTIONS_FACT = "captions"
 """As a fact it is how many there are."""
 SHOWN_NAMES = 30
+QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 ONE_COLUMN = (
     "name one or more of the store's, each once. What is known of clips may stand beside them, as "
     "clip_id, video, start_s."
@@ -132,6 +137,48 @@ def clip_facts(store: Store, names: Iterable[str]) -> pa.Table:
         else:
             columns[name] = clips[fact.name]
     return pa.table(columns)
+
+
+class FactSummary(NamedTuple):
+    """What a fact is like over the clips that are planned."""
+
+    known: int
+    missing: int
+    quantiles: list[float]
+    """Of numbers, at QUANTILES."""
+    texts: int
+    """Texts that differ; 0 of numbers."""
+
+
+def summarise_facts(store: Store) -> dict[str, FactSummary]:
+    """Return how scores, PSNR and the columns of the corpus' table are spread, by name."""
+    facts = [fact for fact in store_facts(store) if fact.home != "plan"]
+    if store.files.size(QUALITY) is None:
+        facts = [fact for fact in facts if fact.home != "quality"]
+    found = {}
+    names = [fact.name for fact in facts]
+    taken = {*CLIP_SCHEMA.names, *(name for name in names if names.count(name) > 1)}
+    called = {f"{f.home}.{f.name}" if f.name in taken else f.name: f for f in facts}
+    scores = [name for name, fact in called.items() if fact.home == "scores"]
+    for group in [scores, *([name] for name in called if name not in scores)]:
+        try:
+            table = clip_facts(store, group)
+        except StoreError as err:  # the rest can still be told
+            log.warning("%s cannot be read: %s", ", ".join(group), err)
+            continue
+        table = table.filter(pc.equal(table["status"], "planned"))
+        for name in group:
+            column = table[name].drop_null()
+            is_number = not (is_text(column) or pa.types.is_list(column.type))
+            values = column.cast(pa.float64()).to_numpy() if is_number else np.zeros(0)
+            values = values[~np.isnan(values)]
+            count = len(values) if is_number else len(column)
+            if not count and called[name].home == "quality":  # nothing was encoded in tiles
+                continue
+            quantiles = np.quantile(values, QUANTILES).tolist() if len(values) else []
+            texts = 0 if is_number else len(column.unique())
+            found[name] = FactSummary(count, len(table) - count, quantiles, texts)
+    return found
 
 
 def shard_fact(store: Store, fact: Fact, bucket: str, shard: int) -> list[Any]:

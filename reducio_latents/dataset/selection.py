@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -51,6 +52,16 @@ class Choice(NamedTuple):
     """Where samples begin."""
     missing: dict[str, int]
     """By a name in the filters: clips of which it is not known, so that they do not pass."""
+
+    def places(self, clips: pa.Table) -> NDArray[np.bool_]:
+        """Return which rows of a table of clips, which has `PLACE_FIELDS`, are chosen."""
+        found = np.zeros(len(clips), np.bool_)
+        for key, part in by_shard(clips, np.asarray(pc.equal(clips["status"], "planned"))):
+            flags = self.rows.get(key.bucket, {}).get(key.shard)
+            if flags is not None:
+                rows = clips["row"].take(part).to_numpy()
+                found[part[rows < len(flags)]] = flags[rows[rows < len(flags)]]
+        return found
 
     def packed(self) -> dict[str, BucketSelection]:
         found = {bucket: _pack(shards) for bucket, shards in self.rows.items()}
