@@ -234,6 +234,8 @@ def test_members_with_dots_in_their_names_keep_what_stands_beside_them(tmp_path:
     captions = [video.captions for video in found]
     assert captions == [("one",), ("two",), ("three",), ("four",), ()]
     assert found[1].extra == {"n": 2}
+    labels = [video.extra.get("label") for video in list_corpus(tmp_path, label="folder")]
+    assert labels == ["a", "a", "a", "b.c", None]
 
 
 def test_an_option_for_tables_is_refused_for_tars(tmp_path: Path) -> None:

@@ -209,7 +209,8 @@ def _list_files(tree: Tree, found: _Sorted, caption_key: str | None) -> list[Cor
 def _labelled(video: CorpusVideo) -> CorpusVideo:
     """Add the name of the folder that a video is in as a field, and as the caption without one."""
     folder = posixpath.basename(posixpath.dirname(video.video.rstrip("/")))
-    if not folder or video.problem is not None:
+    inside = video.source.offset is not None and (is_tar_name(folder) or is_table_name(folder))
+    if not folder or inside or video.problem is not None:
         return video
     captions = video.captions or (folder,)
     spans = [
