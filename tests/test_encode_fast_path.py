@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import nn
+from torch import Tensor, nn
 
-from reducio_latents import load_autoencoder, open_store
+from reducio_latents import autoencoders, load_autoencoder, open_store
 from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.autoencoders.reducio import ReducioAutoencoder
 from reducio_latents.cli import main
 from reducio_latents.core.geometry import Bucket, aspect_buckets
+from reducio_latents.encode import fast_path, registry
 from reducio_latents.encode.columns import MotionColumn
 from reducio_latents.encode.fast_path import (
     FastPathError,
     fast_path_error,
+    fastest_batch,
     is_exact,
     made_up_clips,
     true_float32,
 )
 from reducio_latents.encode.gpu import BatchEncoder, input_sizes, raise_compile_limit
+from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.vae.blocks import Downsample
 from reducio_latents.vae.norm import NormSiLU, fuse_norms
 from reducio_latents.vae.tiling import Tiling
@@ -122,6 +126,86 @@ def test_what_was_measured_stays_when_a_run_is_taken_up_again(
     monkeypatch.setattr(MotionColumn, "measure", None)  # it must not be asked again
     encode(tmp_path / "corpus", tmp_path / "store", **settings)
     assert files_of(tmp_path / "store") == before
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU with bfloat16, in whose stead the CPU computes."""
+
+    def load(*args: Any, device: str, **settings: Any) -> Autoencoder:
+        assert device == "cuda"
+        return load_autoencoder(*args, **settings)
+
+    monkeypatch.setattr(EncodeOptions, "torch_device", "cuda")
+    monkeypatch.setattr(EncodeOptions, "resizes_on_device", False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(autoencoders, "load_autoencoder", load)
+    monkeypatch.setattr(fast_path, "batch_sizes", lambda bucket: [1, 2])
+
+
+def precision_of(store: Path) -> tuple[str, dict[str, float]]:
+    motion = open_store(store).meta.columns["motion"]
+    return motion.config["precision"]["dtype"], motion.measured
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_a_gpu_has_bfloat16_and_a_measured_batch_by_default_and_a_resumed_run_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "corpus" / "v.mp4", 3.1, seed=1)
+    settings: dict[str, Any] = {"columns": ("motion",), "batch_size": "auto", "shard_rows": 2}
+    encode(tmp_path / "corpus", tmp_path / "store", **settings)
+    dtype, measured = precision_of(tmp_path / "store")
+    assert dtype == "bfloat16"
+    assert set(measured) == {"float32_error", "batch_size"}
+    assert measured["batch_size"] in (1, 2)
+    before = files_of(tmp_path / "store")
+    (tmp_path / "store/commits/16x32x32/motion/000001.json").unlink()
+    # Another machine would find another batch size, and has no bfloat16.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(MotionColumn, "measure", None)
+    encode(tmp_path / "corpus", tmp_path / "store", **settings)
+    assert files_of(tmp_path / "store") == before
+
+
+@pytest.mark.usefixtures("pretended_gpu")
+def test_bfloat16_that_is_too_far_off_is_not_used_unless_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_video(tmp_path / "corpus" / "v.mp4", 1.1, seed=1)
+    monkeypatch.setattr(registry, "MOST_ERROR", 1e-6)
+    for asked, expected, said in (("auto", "float32", 1), ("bfloat16", "bfloat16", 0)):
+        caplog.clear()
+        store = tmp_path / asked
+        encode(tmp_path / "corpus", store, columns=("motion",), batch_size=2, dtype=asked)
+        assert precision_of(store)[0] == expected
+        assert caplog.text.count("going on in float32") == said
+
+
+def test_the_fastest_batch_is_the_smallest_that_is_as_fast_and_fits() -> None:
+    bucket, now = Bucket(16, 256, 256), [0.0]
+
+    def times(seconds: dict[int, float]) -> int:
+        def launch(frames: Tensor) -> Callable[[], None]:
+            if len(frames) not in seconds:
+                raise torch.OutOfMemoryError
+
+            def wait() -> None:
+                now[0] += seconds[len(frames)]
+
+            return wait
+
+        return fastest_batch(launch, bucket, lambda: now[0])
+
+    assert times({8: 1.0, 16: 1.9, 32: 3.2, 64: 6.36}) == 32
+    assert times({8: 1.0, 16: 1.9, 32: 4.2, 64: 9.0}) == 16
+    assert times({8: 1.0}) == 8
+    assert times({}) == 1
+    assert [fast_path.batch_sizes(Bucket(16, side, side)) for side in (256, 1024, 4096)] == [
+        [8, 16, 32, 64],
+        [1, 2, 4],
+        [1],
+    ]
 
 
 class Programs:

@@ -152,10 +152,8 @@ def _about_column(meta: StoreMeta, name: str) -> dict[str, str]:
     if stored := meta.statistics.get(f"{name}/all", {}).get("int8_error"):
         measured["int8_error"] = stored["mean"][0]
     for what, value in measured.items():
-        in_db = what.endswith("_db")
-        about[what.removesuffix("_db").replace("_", " ")] = (
-            f"{value:.3f} dB" if in_db else f"{value:.2%}"
-        )
+        form = "{:.3f} dB" if what.endswith("_db") else "{:.2%}" if "error" in what else "{:g}"
+        about[what.removesuffix("_db").replace("_", " ")] = form.format(value)
     return about
 
 

@@ -61,7 +61,8 @@ def add_column(
     opened = Store(open_files(store))
     names = tuple(dict.fromkeys([*columns, *replacing]))
     chosen = _options_for(opened.meta, names, options)
-    encoders = build_columns(chosen)
+    kept = {name: meta for name, meta in opened.meta.columns.items() if name not in replacing}
+    encoders = build_columns(chosen, kept)
     meta = _describe(opened, encoders, chosen, replacing)
     needs_videos = _lacks_exact_content(opened, encoders)
     if corpus is None and chosen.root is None:

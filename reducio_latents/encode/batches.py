@@ -42,7 +42,7 @@ def read_batches(
 
     What can be made exactly of the store's own content images is; a video is opened for the rest.
     """
-    needs, batch_size = needs_of(encoders), job.options.clips_per_batch
+    needs, batch_size = needs_of(encoders), job.batch_size
     works = (None if key is None else job.planned.work(key) for key in keys)
     images = StoredContent(job.writer.files)
     if needs <= {CAPTIONS}:
@@ -84,7 +84,7 @@ def _decoded(
         whole_px=whole_px,
         fit=DeviceFit(options.torch_device) if whole_px else fit_clip,
     ) as reader:
-        yield from decode_batches(reader, works, request, options.clips_per_batch, needs)
+        yield from decode_batches(reader, works, request, job.batch_size, needs)
 
 
 def read_carefully(
@@ -97,7 +97,7 @@ def read_carefully(
     for key in keys:
         assert key is not None
         work = job.planned.work(key)
-        for clips, last in cut_shard(work, job.options.clips_per_batch):
+        for clips, last in cut_shard(work, job.batch_size):
             videos = tuple(dict.fromkeys(clip.video for clip in clips))
             parts = [list(clips)]
             if attempts[key].must_part(videos):

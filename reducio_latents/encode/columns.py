@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from reducio_latents.core.gaussian import final_latents
 from reducio_latents.core.geometry import Bucket, require_fits
 from reducio_latents.core.images import IMAGE_MEDIA_TYPES
 from reducio_latents.core.values import Posterior
-from reducio_latents.encode.fast_path import is_exact, measure
+from reducio_latents.encode.fast_path import BATCH_SIZE, fastest_batch, is_exact, measure
 from reducio_latents.encode.gpu import BatchEncoder
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.meta import ColumnMeta
@@ -116,6 +116,8 @@ class MotionColumn:
     load_exact: Callable[[], Autoencoder] | None = None
     """Loads the same in float32, to measure against; None where nothing is to be measured."""
     decodes_to_measure: bool = False
+    finds_batch_size: bool = False
+    """Whether to measure with which batch size the GPU is fastest."""
     name: str = "motion"
     needs: frozenset[str] = frozenset({FRAMES})
 
@@ -141,15 +143,23 @@ class MotionColumn:
         )
 
     def measure(self, bucket: Bucket) -> dict[str, float]:
-        """Return the error of this way to encode against float32; see `fast_path`."""
-        if self.load_exact is None or is_exact(self.autoencoder.precision):
-            return {}
-        return measure(
-            lambda frames: self.batches.launch(frames)(),
-            self.load_exact,
-            bucket,
-            decode=self.decodes_to_measure,
-        )
+        """Return the error of this way to encode against float32 (see `fast_path`), and the batch
+        size that is found; both once, though asked for again."""
+        return dict(self._measured(bucket))
+
+    @cache  # noqa: B019
+    def _measured(self, bucket: Bucket) -> dict[str, float]:
+        found = {}
+        if self.load_exact is not None and not is_exact(self.autoencoder.precision):
+            found = measure(
+                lambda frames: self.batches.launch(frames)(),
+                self.load_exact,
+                bucket,
+                decode=self.decodes_to_measure,
+            )
+        if self.finds_batch_size:
+            found[BATCH_SIZE] = fastest_batch(self.batches.launch, bucket)
+        return found
 
     def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row]]:
         assert batch.frames_BTHWC is not None

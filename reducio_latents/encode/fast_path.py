@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,9 +17,24 @@ from reducio_latents.autoencoders.protocol import Autoencoder
 from reducio_latents.autoencoders.psnr import decoded_psnr
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.core.values import Posterior
+from reducio_latents.errors import ConfigError
 from reducio_latents.video.pixels import to_unit
 
 log = logging.getLogger(__name__)
+
+DEFAULT_BATCH = 8
+BATCH_SIZE = "batch_size"
+"""Under which a column keeps what `fastest_batch` found."""
+BATCHES = 3
+"""Batches of one measurement."""
+MOST_PIXELS = 64 * 16 * 256**2
+"""Of all frames of a batch."""
+
+FLOAT32_ERROR = "float32_error"
+"""Under which a column keeps `FastPathError.relative`."""
+MOST_ERROR = 0.05
+"""The `float32_error` above which `--dtype auto` takes float32. bfloat16 rounds by 0.2 % at each of
+some 100 layers, which come to 1.5 to 3 % for Reducio-VAE; broken kernels give 100 %."""
 
 
 class FastPathError(NamedTuple):
@@ -76,10 +92,42 @@ def measure(
     except torch.OutOfMemoryError:
         log.warning("float32 does not fit in memory, so the error of the fast path is not known.")
         return {}
-    found = {"float32_error": float(f"{error.relative:.3g}")}
+    found = {FLOAT32_ERROR: float(f"{error.relative:.3g}")}
     if error.psnr_loss_db is not None:
         found["float32_psnr_loss_db"] = round(error.psnr_loss_db, 4)
     return found
+
+
+def fastest_batch(
+    launch: Callable[[Tensor], Callable[[], object]],
+    bucket: Bucket,
+    clock: Callable[[], float] = time.perf_counter,
+) -> int:
+    """Return with how many clips of a bucket a GPU is fastest: the smallest of `batch_sizes` within
+    2 % of the best, and the last before one that does not fit in memory.
+
+    `launch` begins to encode uint8 frames (B, T, H, W, 3) and returns what waits for that.
+    """
+    rates: dict[int, float] = {}
+    frames = made_up_clips(1, bucket)
+    for size in batch_sizes(bucket):
+        batch = frames.expand(size, *frames.shape[1:])
+        try:
+            launch(batch)()  # what is done at the first time only
+            start = clock()
+            for wait in [launch(batch) for _ in range(BATCHES)]:
+                wait()
+            rates[size] = BATCHES * size / (clock() - start)
+        except (torch.OutOfMemoryError, ConfigError):
+            break
+    best = max(rates.values(), default=0.0)
+    return next((size for size, rate in rates.items() if rate >= 0.98 * best), 1)
+
+
+def batch_sizes(bucket: Bucket) -> list[int]:
+    """Return the sizes to try: 8 to 64 for clips of 16x256x256, fewer of larger ones."""
+    most = MOST_PIXELS // (bucket.frames * bucket.height * bucket.width)
+    return [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= max(1, most)][-4:]
 
 
 @contextmanager

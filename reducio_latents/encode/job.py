@@ -18,7 +18,7 @@ from reducio_latents.encode.columns import ColumnEncoder
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.encode.prepare import GONE, Planned, failed_videos, make_plan
 from reducio_latents.encode.progress import Progress
-from reducio_latents.encode.registry import build_columns, describe_column
+from reducio_latents.encode.registry import batch_size_of, build_columns, describe_column
 from reducio_latents.encode.stop import Stop
 from reducio_latents.errors import StoreError
 from reducio_latents.files import open_files
@@ -60,6 +60,11 @@ class Job:
         videos = self.planned.plan.video_columns("status", "width", "height")
         sizes = videos.filter(pc.equal(videos["status"], "planned"))
         return pc.max(pc.multiply(sizes["width"], sizes["height"])).as_py() or 0
+
+    @property
+    def batch_size(self) -> int:
+        """How many rows of a shard are handed to the encoders at once."""
+        return batch_size_of(self.options, self.writer.meta.columns)
 
     @property
     def names(self) -> list[str]:
@@ -125,8 +130,8 @@ def prepare(
     stop = stop or Stop()
     with stop.at_once():
         stored = read_meta_if_any(open_files(store))  # before a model is loaded for nothing
-        encoders = build_columns(options)
-        known = () if stored is None else stored.columns
+        known = {} if stored is None else stored.columns
+        encoders = build_columns(options, known)
         columns = describe_store(encoders, options, known)
         job = plan_job(corpus, store, options, columns, progress, stop)
     return replace(job, encoders=encoders)
@@ -200,7 +205,12 @@ def join(store: str | Path, options: EncodeOptions, root: str, moved: Moved, sto
         return moved[video] if video in moved else plan.source(video, root)
 
     return Job(
-        options, Planned(find, plan), build_columns(options), StoreWriter(files, meta), root, stop
+        options,
+        Planned(find, plan),
+        build_columns(options, meta.columns),
+        StoreWriter(files, meta),
+        root,
+        stop,
     )
 
 

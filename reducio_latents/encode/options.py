@@ -15,7 +15,7 @@ from reducio_latents.core.choices import (
     Compile,
     Container,
     Deinterlace,
-    Dtype,
+    DtypeOrAuto,
     Duplicates,
     ImageCodec,
     Label,
@@ -39,8 +39,6 @@ COUNTS: dict[str, str | None] = {
     "gpus": "all",
 }
 """Settings that are numbers from 1, and the word that each may be instead."""
-AUTO_BATCH = 64
-"""Clips of 16x256x256 that `auto` begins with; of larger clips, fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +83,10 @@ class EncodeOptions:
     not known are cut as a whole; `info` counts them."""
     shard_rows: int = 512
     """Clips in a shard."""
-    dtype: Dtype = "float32"
-    """Precision of the encoder."""
+    dtype: DtypeOrAuto = "auto"
+    """Precision of the encoder. `auto`: the store's; at first bfloat16 on a GPU that has it.
+
+    What that costs is measured and kept; where it is too much, and elsewhere, float32."""
     content_latent: ContentLatentOptions = field(default_factory=ContentLatentOptions)
     content_clip: ContentClipOptions = field(default_factory=ContentClipOptions)
     """Also of the column content_clip_pooled."""
@@ -116,10 +116,10 @@ class EncodeOptions:
     label: Label = "none"
     """`folder`: the folder that a video is in is a field, `label`, and the caption without one."""
 
-    batch_size: int | Literal["auto"] = 8
-    """Clips that are encoded together. `auto`: as many as fit in the GPU's memory.
+    batch_size: int | Literal["auto"] = "auto"
+    """Clips that are encoded together. `auto`: the store's; at first 8, or what suits the GPU best.
 
-    Part of the low bits: keep it for equal bytes."""
+    Part of the low bits, so a number must be kept for equal bytes."""
     device: str = "auto"
     """Device: cpu, cuda, cuda:1, ... `auto`: the first GPU if there is one, else the CPU.
 
@@ -260,15 +260,6 @@ class EncodeOptions:
         That takes work off them, and whole frames go to the device.
         """
         return self.torch_device.startswith("cuda")
-
-    @property
-    def clips_per_batch(self) -> int:
-        """How many rows of a shard are handed to the encoders at once."""
-        if self.batch_size != "auto":
-            return self.batch_size
-        sizes = self.named_buckets or [Bucket(self.clip.frames, *parse_size(self.resolution))]
-        pixels = max(size.frames * size.height * size.width for size in sizes)
-        return max(1, min(AUTO_BATCH, AUTO_BATCH * 16 * 256**2 // pixels, self.shard_rows))
 
     def bucket_list(self, multiple: int) -> tuple[Bucket, ...]:
         """Return the buckets of the run, sides divisible by `multiple` px."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
+from reducio_latents.core.choices import Dtype
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import (
     CONTENT,
@@ -18,12 +20,16 @@ from reducio_latents.encode.columns import (
     FrameTimesColumn,
     MotionColumn,
 )
+from reducio_latents.encode.fast_path import BATCH_SIZE, DEFAULT_BATCH, FLOAT32_ERROR, MOST_ERROR
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.errors import ConfigError
 from reducio_latents.store.meta import ColumnMeta
 
 if TYPE_CHECKING:
     from reducio_latents.encode.conditioning_columns import SharedImageEncoder
+    from reducio_latents.vae.model import Parts
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Build:
     """What the columns of one run are built from; models that two of them use are loaded once."""
 
     options: EncodeOptions
+    stored: Mapping[str, ColumnMeta]
+    """The columns that the store has, which decide what the options leave open."""
 
     @cached_property
     def image_encoder(self) -> SharedImageEncoder:
@@ -56,22 +64,47 @@ def _motion(build: Build) -> ColumnEncoder:
         tiling="auto" if options.tiling == "auto" else None,
     )
     on_gpu = options.torch_device.startswith("cuda")
-    autoencoder = load(
-        dtype=getattr(torch, options.dtype),
-        parts="all" if options.check_every else "encoder",
-        compile=options.compile,
-        memory_format=torch.channels_last_3d if on_gpu else torch.contiguous_format,
+    parts: Parts = "all" if options.check_every else "encoder"
+    buckets = options.bucket_list(BUCKET_MULTIPLE)
+
+    def column(dtype: str) -> MotionColumn:
+        autoencoder = load(
+            dtype=getattr(torch, dtype),
+            parts=parts,
+            compile=options.compile,
+            memory_format=torch.channels_last_3d if on_gpu else torch.contiguous_format,
+        )
+        compiled = options.compile != "none"
+        if compiled:
+            raise_compile_limit(autoencoder, buckets)
+        return MotionColumn(
+            autoencoder,
+            options.resize,
+            pad_to=batch_size_of(options, build.stored) if compiled else None,
+            load_exact=partial(load, parts=parts),
+            decodes_to_measure=bool(options.check_every),
+            finds_batch_size=on_gpu and not compiled and options.batch_size == "auto",
+        )
+
+    if options.dtype != "auto":
+        return column(options.dtype)
+    if "motion" in build.stored:
+        precision = build.stored["motion"].config.get("precision")
+        stored = str(precision.get("dtype")) if isinstance(precision, dict) else ""
+        return column(stored if stored in get_args(Dtype) else "float32")
+    if not (on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)):
+        return column("float32")
+    fast = column("bfloat16")
+    error = fast.measure(buckets[0]).get(FLOAT32_ERROR, 0.0)
+    if error <= MOST_ERROR:
+        return fast
+    log.warning(
+        "moments made in bfloat16 are %.1f%% from those of float32 here, more than %.0f%%: "
+        "going on in float32. To have bfloat16 all the same: --dtype bfloat16.",
+        100 * error,
+        100 * MOST_ERROR,
     )
-    if options.compile != "none":
-        raise_compile_limit(autoencoder, options.bucket_list(BUCKET_MULTIPLE))
-    decodes = bool(options.check_every)
-    return MotionColumn(
-        autoencoder,
-        options.resize,
-        pad_to=options.clips_per_batch if options.compile != "none" else None,
-        load_exact=partial(load, parts="all" if decodes else "encoder"),
-        decodes_to_measure=decodes,
-    )
+    return column("float32")
 
 
 def _content_image(build: Build) -> ColumnEncoder:
@@ -134,8 +167,21 @@ COLUMN_BUILDERS: dict[str, Callable[[Build], ColumnEncoder]] = {
 }
 
 
-def build_columns(options: EncodeOptions) -> Sequence[ColumnEncoder]:
-    """Load the encoders of `options.columns`, in that order.
+def batch_size_of(options: EncodeOptions, stored: Mapping[str, ColumnMeta]) -> int:
+    """Return how many rows of a shard are handed to the encoders at once.
+
+    `stored` are the store's columns, of which motion says what `auto` has been found to be.
+    """
+    if options.batch_size != "auto":
+        return options.batch_size
+    found = stored["motion"].measured.get(BATCH_SIZE) if "motion" in stored else None
+    return int(found or DEFAULT_BATCH)
+
+
+def build_columns(
+    options: EncodeOptions, stored: Mapping[str, ColumnMeta] | None = None
+) -> Sequence[ColumnEncoder]:
+    """Load the encoders of `options.columns`, in that order, for a store that has columns.
 
     Raise ConfigError for an unknown name, or one that is given twice.
     """
@@ -147,7 +193,7 @@ def build_columns(options: EncodeOptions) -> Sequence[ColumnEncoder]:
         raise ConfigError("zstd compresses rows of the zarr container only; leave it out.")
     for name in options.zstd:
         check_column_name(name)
-    build = Build(options)
+    build = Build(options, stored or {})
     return [COLUMN_BUILDERS[name](build) for name in options.columns]
 
 

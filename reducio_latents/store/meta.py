@@ -59,9 +59,10 @@ class ColumnMeta:
     compression: Literal["none", "zstd"] = "none"
     """Of each row by itself; see `row_kinds`."""
     measured: dict[str, float] = field(default_factory=dict)
-    """What a fast path costs, such as `float32_error`: the relative error (2-norm) of its precision
-    against float32. Like `empty_row` it differs in low bits from machine to machine, so neither is
-    part of the fingerprint or of what makes two runs different."""
+    """What was measured when the column was begun: `float32_error`, a fast path's relative error
+    (2-norm) against float32; `batch_size`, the clips at once with which the GPU was fastest. Like
+    `empty_row` it differs from machine to machine, so neither is part of the fingerprint or of what
+    makes two runs different."""
     empty_row: str | None = None
     """For text: base64 of the row of a clip without captions."""
 

@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -282,7 +282,7 @@ def _plan(request: RunRequest) -> Job:
     import ray
 
     stored = read_meta_if_any(open_files(request.store))
-    known = () if stored is None else tuple(stored.columns)
+    known = {} if stored is None else stored.columns
     gpus = gpus_there(request.options)
     options = actor_options(request.options, gpus)
     if gpus_for(options) > gpus:
@@ -296,8 +296,8 @@ def _plan(request: RunRequest) -> Job:
     return plan_job(request.corpus, request.store, request.options, columns, request.progress, stop)
 
 
-def _describe(options: EncodeOptions, known: tuple[str, ...]) -> dict[str, ColumnMeta]:
-    return describe_store(build_columns(options), options, known)
+def _describe(options: EncodeOptions, known: Mapping[str, ColumnMeta]) -> dict[str, ColumnMeta]:
+    return describe_store(build_columns(options, known), options, known)
 
 
 def gpus_there(options: EncodeOptions) -> int:
