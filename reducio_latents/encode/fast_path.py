@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 DEFAULT_BATCH = 8
 BATCH_SIZE = "batch_size"
 """Under which a column keeps what `fastest_batch` found."""
-BATCHES = 3
+TIMED_BATCHES = 3
 """Batches of one measurement."""
 MOST_PIXELS = 64 * 16 * 256**2
 """Of all frames of a batch."""
@@ -115,9 +115,9 @@ def fastest_batch(
         try:
             launch(batch)()  # what is done at the first time only
             start = clock()
-            for wait in [launch(batch) for _ in range(BATCHES)]:
+            for wait in [launch(batch) for _ in range(TIMED_BATCHES)]:
                 wait()
-            rates[size] = BATCHES * size / (clock() - start)
+            rates[size] = TIMED_BATCHES * size / (clock() - start)
         except (torch.OutOfMemoryError, ConfigError):
             break
     best = max(rates.values(), default=0.0)
