@@ -24,6 +24,7 @@ from reducio_latents.store.index import build_index, write_index
 from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.plan import Plan, PlanSpec, write_part
 from reducio_latents.store.reports import quality_parquet
+from reducio_latents.store.row_statistics import row_statistics
 from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
 from reducio_latents.video import get_backend
 from reducio_latents.video.pixels import fit_frame
@@ -164,4 +165,5 @@ def _column(
     for row, value in zip(batch.rows, made, strict=True):
         assert not isinstance(value, RowFailed)
         rows[row] = value
-    return ColumnRows(rows=rows, failed=failed, statistics=encoder.statistics(rows))
+    statistics = row_statistics(encoder.describe([batch.bucket]), rows)
+    return ColumnRows(rows=rows, failed=failed, statistics=statistics)

@@ -34,7 +34,7 @@ MOTION = ColumnMeta(
     encoder="fake",
     config={"weights_sha256": "a" * 64},
     row_shapes={BUCKET: SHAPE},
-    final={"rule": "identity"},
+    final={"rule": "layer_norm", "eps": 1e-5},
 )
 IMAGE = ColumnMeta(kind="bytes", content="image/webp", encoder="webp", config={}, dtype="bytes")
 CAPTION = ColumnMeta(kind="bytes", content="text/plain", encoder="utf-8", config={}, dtype="bytes")

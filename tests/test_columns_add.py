@@ -23,7 +23,7 @@ from reducio_latents.conditioning.options import (
     TextOptions,
 )
 from reducio_latents.core.images import decode_image
-from reducio_latents.encode import EncodeOptions, EncodeReport, add_column
+from reducio_latents.encode import EncodeOptions, EncodeReport, Tally, add_column
 from reducio_latents.encode.progress import Silent
 from reducio_latents.errors import ConfigError, CorpusError, GeometryError, StoreError
 from reducio_latents.files.local import LocalFiles
@@ -112,6 +112,42 @@ def no_video_opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(ClipReader, "__init__", refuse)
         yield
+
+
+def test_new_captions_are_taken_for_their_clips_alone(
+    corpus: Path, models: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed, store, fresh = copy_of(corpus, tmp_path / "corpus"), tmp_path / "a", tmp_path / "b"
+    columns = ("motion", "caption", "text")
+    encode(listed, store, models, columns=columns)
+    before = files_of(store)
+    (listed / "b.txt").write_text("the blue fox sleeps")
+    report = encode(listed, store, models, columns=columns)
+    assert (report.captions_changed, report.captions_updated, report.videos_gone) == (1, False, 0)
+    assert files_of(store) == before
+    report = encode(listed, store, models, columns=columns, update_captions=True)
+    assert (report.captions_changed, report.captions_updated) == (1, True)
+    assert report.clips == Tally(found=5, encoded=3, skipped=2)
+    after = files_of(store)
+    made = {name for name in before if after[name] != before[name] and "x32x32/" in name}
+    assert {n.split("/")[1] for n in made if not n.startswith("commits/")} == {"caption", "text"}
+    assert all("/c/0" in n or n.endswith("/000000.json") for n in made)
+    encode(listed, fresh, models, columns=columns)
+    expected = files_of(fresh)
+    plan = ("plan/sha256-00000.txt", "plan/part-00000.parquet")
+    assert [n for n in expected if after[n] != expected[n] and n not in plan] == []
+    assert after.keys() == expected.keys()
+    assert open_store(store).plan.clips.equals(open_store(fresh).plan.clips)
+    assert verify(open_store(store)).ok
+    # By a run without `text`, whose rows are then missing, not stale; and one video is gone.
+    (listed / "b.txt").write_text("the fox is back")
+    (listed / "d.mp4").unlink()
+    report = encode(listed, store, models, columns=columns[:2], update_captions=True)
+    assert (report.captions_changed, report.videos_gone) == (1, 1)
+    assert "add-column" in caplog.text
+    assert verify(open_store(store)).missing == {"text": 1}
+    add_column(store, ["text"], **settings(models))
+    assert verify(open_store(store)).missing == {}
 
 
 def test_a_store_made_in_one_go_equals_one_made_column_by_column(

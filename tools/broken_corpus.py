@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from sample_corpus import plasma, regular, write_video
 
 from reducio_latents import open_store
-from reducio_latents.encode.report import Tally
+from reducio_latents.encode import Tally
 
 PYTHON = [sys.executable, "-m"]
 ENGINES: dict[str, tuple[list[str], list[str]]] = {

@@ -25,6 +25,7 @@ COMMANDS = {
     "check": "pictures",
     "evaluate": "evaluate",
     "convert": "convert",
+    "remove": "remove",
     "train": "train",
     "import-checkpoint": "import_checkpoint",
     "bench": "bench",

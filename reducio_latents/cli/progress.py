@@ -113,6 +113,7 @@ def _print_whole(report: EncodeReport, store: str) -> None:
     for what, reasons in (("skipped", report.skipped), ("failed", report.failed)):
         for reason, number in reasons.items():
             show.echo(f"  {what} {number}: {reason}")
+    print_changes(report.captions_changed, report.videos_gone, updated=report.captions_updated)
     if report.failed:
         show.echo(f"  each one with its reason: {store}/errors.parquet")
     show.channels(report.statistics)
@@ -123,6 +124,16 @@ def _print_whole(report: EncodeReport, store: str) -> None:
         rate = f"{report.clips.encoded / report.seconds:.2f} clips/s"
         took = ", ".join(filter(None, (show.duration(report.seconds), rate, busy)))
         show.echo(f"{took}; time went to: {shares}")
+
+
+def print_changes(captions: int, gone: int, *, updated: bool = False) -> None:
+    """Print what has changed in the corpus since it was planned."""
+    if captions:
+        rest = "were taken" if updated else "are not taken without --update-captions"
+        show.echo(f"captions of {show.counted(captions, 'clip')} have changed: they {rest}")
+    if gone:
+        stay = "what is stored of them stays; `remove` takes it out"
+        show.echo(f"{show.counted(gone, 'video')} of the store no longer in the corpus: {stay}")
 
 
 def print_summary(summary: PlanSummary) -> None:
@@ -146,4 +157,5 @@ def print_summary(summary: PlanSummary) -> None:
             show.echo(f"bucket  {bucket.bucket}: {clips}, about {show.size(bucket.bytes or 0)}")
     for reason, number in summary.reasons.items():
         show.echo(f"  {show.count(number)}: {reason}")
+    print_changes(summary.captions_changed, summary.videos_gone)
     show.echo(f"store   about {show.size(summary.bytes or 0)}")

@@ -34,11 +34,11 @@ def status(store: str) -> None:
     opened = open_store(store)
     rows = progress_of(opened)
     show.table(
-        ["column", "bucket", "shards", "clips", "failed", "left", "bytes"],
+        ["column", "bucket", "shards", "clips", "failed", "removed", "left", "bytes"],
         [
             [
                 *[row.column, row.bucket, f"{row.shards_done}/{row.shards}"],
-                *map(show.count, (row.clips_done, row.failed, row.clips_left)),
+                *map(show.count, (row.clips_done, row.failed, row.removed, row.clips_left)),
                 show.size(row.bytes),
             ]
             for row in rows

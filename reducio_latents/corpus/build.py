@@ -24,6 +24,7 @@ from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import (
     CLIP_SCHEMA,
     CLIP_STATUS,
+    REMOVED,
     SPAN_SCHEMA,
     VIDEO_SCHEMA,
     VIDEO_SHOT_SCHEMA,
@@ -138,7 +139,8 @@ def gone(listed: Sequence[str], plan: Plan) -> tuple[str, ...]:
     """Return the videos of the plan that are not listed any more."""
     names = plan.known.names
     left = names.filter(pc.invert(pc.is_in(names, pa.array(listed, pa.string()))))
-    return tuple(left.to_pylist())
+    removed = plan.known.with_status(REMOVED).combine_chunks()
+    return tuple(left.filter(pc.invert(pc.is_in(left, removed))).to_pylist())
 
 
 def _lists_other_spans(video: CorpusVideo, old: Known) -> bool:

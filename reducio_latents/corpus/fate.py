@@ -18,6 +18,7 @@ from reducio_latents.corpus.rows import bare_spans
 from reducio_latents.errors import CorpusError
 from reducio_latents.store.plan.plan import Plan
 from reducio_latents.store.plan.spec import PlanSpec
+from reducio_latents.store.plan.tables import REMOVED
 from reducio_latents.video import is_still_name, may_move
 
 if TYPE_CHECKING:
@@ -132,10 +133,12 @@ def decide(
     hashes = {record.sha256 for v in videos if (record := records.get(v.video)) and record.sha256}
     # A part that is stored does not say which spans it had: only whole videos refer to it.
     originals: dict[tuple[str, bool, tuple[TimeSpan, ...]], str] = {}
+    removed: dict[str, str] = {}
     if previous is not None:
         for sha256, name in previous.known.planned_with(sorted(hashes)).items():
             shots = (previous.shots(name) or ()) if spec.shots else ()
             originals[sha256, False, shots] = name
+        removed = previous.known.removed_with(sorted(hashes))
     sizes = Sizes(spec)
     fates: dict[str, Fate] = {}
     for video in videos:
@@ -152,6 +155,10 @@ def decide(
             continue
         if record is None:
             raise CorpusError(f"{video.video} was listed, but not probed. Probe it first.")
+        if record.sha256 in removed:
+            reason = f"has the same bytes as {removed[record.sha256]}, which was removed"
+            fates[video.video] = Fate(REMOVED, reason)
+            continue
         spans, without_clips = _spans(video, record)
         name = video.video
         if spec.duplicates == "refer" and record.sha256:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from reducio_latents.core.clips import TimeSpan
@@ -16,7 +18,8 @@ from reducio_latents.corpus.fate import Sizes
 from reducio_latents.corpus.probe import OnProbe, ProbeRecord, Probing, probe_videos
 from reducio_latents.corpus.shots import ShotTable
 from reducio_latents.errors import StoreError
-from reducio_latents.store.plan import Plan, PlanPart, PlanSpec
+from reducio_latents.store.plan import REMOVED, SPAN_SCHEMA, Plan, PlanPart, PlanSpec
+from reducio_latents.store.row_kinds import CAPTION_SEPARATOR as SEPARATOR
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,10 @@ class NewPlan:
     """What is new in it, and not in the store yet; None if nothing is."""
     stamps: Mapping[str, str]
     """What `stamp_of` said of the videos that were probed, before their bytes were hashed."""
+    captions: Mapping[str, tuple[str, ...]]
+    """Clip id -> captions, where the corpus has others now than the plan."""
+    gone: int
+    """Videos of the plan that the corpus does not list any more."""
 
 
 def plan_listed(
@@ -73,6 +80,8 @@ def plan_listed(
         plan,
         part if part.videos.num_rows else None,
         {name: record.stamp for name, record in records.items()},
+        {} if previous is None else changed_captions(listed, previous),
+        len(part.gone),
     )
 
 
@@ -107,3 +116,71 @@ def _warn_of_lost_shots(part: PlanPart) -> None:
                 printable(first["video"]),
                 printable(first["shots_problem"]),
             )
+
+
+def changed_captions(listed: Sequence[CorpusVideo], plan: Plan) -> dict[str, tuple[str, ...]]:
+    """Return clip id -> captions, where the corpus has others now than the plan has.
+
+    A clip has those of the span that it lies in; of one whose span is not listed any more, or that
+    lies in several with different captions, the plan's stay.
+    """
+    whole = [video for video in listed if not video.spans]
+    names = pa.array([video.video for video in whole], pa.string())
+    texts = pa.array([SEPARATOR.join(video.captions) for video in whole], pa.large_string())
+    by_span = _captions_by_span([video for video in listed if video.spans], plan)
+    found: dict[str, tuple[str, ...]] = {}
+    for clips in plan.clip_tables("clip_id", "video", "status", "captions", *SPAN_SCHEMA.names):
+        clips = clips.filter(pc.not_equal(clips["status"], REMOVED))
+        now = texts.take(pc.index_in(clips["video"], names).combine_chunks())
+        if by_span and SPAN_SCHEMA.names[0] in clips.schema.names:
+            columns = (clips[n].to_pylist() for n in ("video", *SPAN_SCHEMA.names))
+            said = [
+                _caption_of(by_span.get(name, ()), *span)
+                for name, *span in zip(*columns, strict=True)
+            ]
+            now = pc.coalesce(now, pa.array(said, pa.large_string()))
+        was = pc.binary_join(clips["captions"].combine_chunks(), SEPARATOR).cast(pa.large_string())
+        other = pc.fill_null(pc.not_equal(now, was), False)
+        for clip_id, text in zip(
+            clips["clip_id"].filter(other).to_pylist(), now.filter(other).to_pylist(), strict=True
+        ):
+            found[clip_id] = tuple(text.split(SEPARATOR)) if text else ()
+    return found
+
+
+SpanText = tuple[float, float, str]
+"""Start and end of a listed span, in seconds, and its captions."""
+
+
+def _captions_by_span(videos: Sequence[CorpusVideo], plan: Plan) -> dict[str, list[SpanText]]:
+    """Return the spans of each video. A video's only span has all of its clips."""
+    if not videos:
+        return {}
+    about = plan.video_columns("video", "duration_s", "rate_fps")
+    columns = (about[name].to_pylist() for name in about.schema.names)
+    known = {name: rest for name, *rest in zip(*columns, strict=True)}
+    found: dict[str, list[SpanText]] = {}
+    for video in videos:
+        length, rate = known.get(video.video, (None, None))
+        if length is None or rate is None:
+            continue
+        for span in video.spans:
+            within = span.within(length, rate)
+            text = SEPARATOR.join(span.captions)
+            if len(video.spans) == 1:
+                found[video.video] = [(-math.inf, math.inf, text)]
+            elif not isinstance(within, str):
+                found.setdefault(video.video, []).append((*within, text))
+    return found
+
+
+def _caption_of(
+    spans: Sequence[SpanText], start_s: float | None, end_s: float | None
+) -> str | None:
+    """Return the captions of the span that is a part of a video, or that it lies in; None if no
+    span, or several with others, can be meant."""
+    if start_s is None or end_s is None:
+        return None
+    exact = {text for begin, end, text in spans if (begin, end) == (start_s, end_s)}
+    around = exact or {text for begin, end, text in spans if begin <= start_s and end_s <= end}
+    return around.pop() if len(around) == 1 else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
 
@@ -34,6 +34,10 @@ class PlanSummary:
     buckets: tuple[BucketSummary, ...]
     """In the order of the spec, empty ones too."""
     bytes: int | None
+    captions_changed: int = field(default=0, kw_only=True)
+    """Clips of which the corpus has other captions now."""
+    videos_gone: int = field(default=0, kw_only=True)
+    """Videos that the corpus does not list any more."""
     reasons: dict[str, int]
     """Why videos have no clips of their own -> how many; the most frequent first."""
 

@@ -115,7 +115,9 @@ def wanted_clips(store: Store, filters: Filters) -> tuple[pa.Table, Flags]:
     flags = np.asarray(pc.equal(clips["status"], "planned"))
     if filters.clip_ids is not None:
         # A clip that is a duplicate names its original's row, so it is looked up among all.
-        flags = _rows_of(clips, _has_id(clips, _read_ids(filters.clip_ids), store)) & flags
+        place = store.plan.places(clips)
+        named = _has_id(clips, _read_ids(filters.clip_ids), store)
+        flags = np.isin(place, place[named]) & flags
     if alternatives:
         flags = flags & passing(alternatives, clips)
     if filters.split is not None:
@@ -147,20 +149,6 @@ def _has_id(clips: pa.Table, wanted: pa.Array, store: Store) -> Flags:
             f"{names}. Is the list of another store?"
         )
     return np.asarray(pc.is_in(clips["clip_id"], wanted))
-
-
-def _rows_of(clips: pa.Table, flags: Flags) -> Flags:
-    """Return which clips have the same row as one that is flagged."""
-    place = _places(clips)
-    return np.isin(place, place[flags])
-
-
-def _places(clips: pa.Table) -> NDArray[np.int64]:
-    """Return a number for each clip that is equal for clips of the same row."""
-    bucket = clips["bucket"].combine_chunks().dictionary_encode().indices.to_numpy()
-    shard, row = (clips[name].to_numpy().astype(np.int64) for name in ("shard", "row"))
-    place = (bucket * (shard.max(initial=0) + 1) + shard) * (row.max(initial=0) + 1) + row
-    return np.asarray(place, np.int64)
 
 
 def _is_held_out(store: Store, clips: pa.Table, fraction: float) -> Flags:

@@ -24,6 +24,7 @@ from reducio_latents.dataset.filters import Filters, wanted_clips
 from reducio_latents.dataset.reader import Ints
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store import Store
+from reducio_latents.store.plan import first_sums
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,9 @@ def selection_digest(
 
 
 def _identity(store: Store) -> bytes:
-    """Return what no two stores share: the checksums of the first part of the plan."""
+    """Return what no two stores share, and no update of captions changes."""
     try:
-        return store.files.read("plan/sha256-00000.txt")
+        return first_sums(store.files)
     except FileNotFoundError:
         return store.meta.corpus.encode()
 
@@ -150,7 +151,7 @@ def _exclude(choice: Choice, store: Store, filters: Filters) -> None:
     lacking = {name: ~np.asarray(known(clips[name])) for name in sorted(names)}
     video = clips["video"].combine_chunks().dictionary_encode().indices.to_numpy()
     start_s = clips["start_s"].to_numpy()
-    for key, part in by_shard(clips, np.asarray(pc.equal(clips["status"], "planned"))):
+    for key, part in by_shard(clips, store.plan.owns_row):
         flags = choice.rows.get(key.bucket, {}).get(key.shard)
         if flags is None:
             continue

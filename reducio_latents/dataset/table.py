@@ -16,7 +16,8 @@ from reducio_latents.dataset.facts import SCORES_COLUMN, by_shard, clip_facts, s
 from reducio_latents.dataset.source import as_store
 from reducio_latents.errors import LatentsError, StoreError
 from reducio_latents.store import Store
-from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.commit import WAS_REMOVED, ShardKey
+from reducio_latents.store.plan import REMOVED
 
 Entry = dict[str, Any]
 
@@ -90,8 +91,10 @@ class LatentTable:
         where = self.store.files.url
         if isinstance(clip, str):
             if clip not in self._place_of:
-                known = pc.index(self._clips["clip_id"], clip).as_py() >= 0
-                why = "failed, or is not done yet" if known else "is not in its plan"
+                at = pc.index(self._clips["clip_id"], clip).as_py()
+                removed = at >= 0 and self._clips["status"][at].as_py() == REMOVED
+                why = WAS_REMOVED if removed else "failed, or is not done yet"
+                why = why if at >= 0 else "is not in its plan"
                 raise NoSuchClipError(f"{where}: clip {clip} {why}.")
             return self._place_of[clip]
         if not -len(self) <= clip < len(self):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reducio_latents.encode.add import add_column
     from reducio_latents.encode.options import EncodeOptions
-    from reducio_latents.encode.report import EncodeReport, Tally
+    from reducio_latents.encode.report import EncodeReport
     from reducio_latents.encode.run import encode_corpus, plan_corpus
+    from reducio_latents.store.whole import Tally
 
 __all__ = ["EncodeOptions", "EncodeReport", "Tally", "add_column", "encode_corpus", "plan_corpus"]
 

@@ -30,6 +30,7 @@ from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.drop import drop_column
 from reducio_latents.store.meta import ColumnMeta, StoreMeta, column_differences
+from reducio_latents.store.turns import at_work
 from reducio_latents.store.writer import StoreWriter
 
 
@@ -59,6 +60,19 @@ def add_column(
     ledger = Ledger()
     options = made_from(EncodeOptions, options, settings, "add_column")
     opened = Store(open_files(store))
+    with at_work(opened.files, "adding columns"):
+        return _add(opened, columns, options, replacing, corpus, progress, ledger)
+
+
+def _add(
+    opened: Store,
+    columns: Sequence[str],
+    options: EncodeOptions,
+    replacing: Sequence[str],
+    corpus: str | Path | None,
+    progress: Progress,
+    ledger: Ledger,
+) -> EncodeReport:
     names = tuple(dict.fromkeys([*columns, *replacing]))
     chosen = _options_for(opened.meta, names, options)
     kept = {name: meta for name, meta in opened.meta.columns.items() if name not in replacing}

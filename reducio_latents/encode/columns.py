@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.autoencoders.protocol import Autoencoder
-from reducio_latents.core.gaussian import final_latents
 from reducio_latents.core.geometry import Bucket, require_fits
 from reducio_latents.core.images import IMAGE_MEDIA_TYPES
-from reducio_latents.core.values import Posterior
 from reducio_latents.encode.fast_path import BATCH_SIZE, fastest_batch, is_exact, measure
 from reducio_latents.encode.gpu import BatchEncoder
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.meta import ColumnMeta
-from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.writer import Row
 
 FRAMES, TIMES, CONTENT, CAPTIONS = "frames", "times", "content", "captions"
@@ -81,9 +77,6 @@ class ColumnEncoder(Protocol):
     def take_busy_s(self) -> float | None:
         """Return the GPU's seconds in what was encoded since the last call; None if not known."""
 
-    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
-        """Return per-channel statistics over the rows of a shard that are not None."""
-
 
 class PlainColumn:
     """A column that is encoded at once: all of a `ColumnEncoder` but its name and description."""
@@ -100,9 +93,6 @@ class PlainColumn:
 
     def take_busy_s(self) -> float | None:
         return None
-
-    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
-        return {}
 
 
 @dataclass(frozen=True)
@@ -168,17 +158,6 @@ class MotionColumn:
 
     def take_busy_s(self) -> float | None:
         return self.batches.take_busy_s()
-
-    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
-        moments = [row for row in rows if isinstance(row, np.ndarray)]
-        if not moments:
-            return {}
-        posterior = Posterior.of_moments(torch.from_numpy(np.stack(moments)).float())
-        final = final_latents(posterior, None, self.autoencoder.final_rule)
-        return {
-            "mean": ChannelStatistics.of(posterior.mean.numpy()),
-            "final": ChannelStatistics.of(final.numpy()),
-        }
 
 
 @dataclass(frozen=True)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.conditioning.clip import ImageCodes, ImageEncoder
 from reducio_latents.conditioning.content_latent import ImageAutoencoder
 from reducio_latents.conditioning.text import TextEncoder
-from reducio_latents.core.gaussian import apply_final_rule
 from reducio_latents.core.geometry import Bucket
-from reducio_latents.core.values import Posterior
 from reducio_latents.encode.columns import CAPTIONS, CONTENT, ClipBatch, PlainColumn
 from reducio_latents.errors import ConfigError
 from reducio_latents.store.commit import ShardKey
@@ -25,26 +22,16 @@ from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.quantize import (
     INT8_MEDIA_TYPE,
     TAIL_BYTES,
-    dequantize,
     quantize,
-    relative_errors,
 )
-from reducio_latents.store.statistics import ChannelStatistics
+from reducio_latents.store.row_statistics import TOKENS, VECTOR
 from reducio_latents.store.text_rows import (
     TEXT_MEDIA_TYPE,
     CaptionTokens,
-    decode_text_row,
     pack_text_row,
-    text_row_errors,
-    text_row_lengths,
 )
 from reducio_latents.store.writer import Row
 from reducio_latents.video.pixels import to_unit
-
-TOKENS, VECTOR = "tokens", "vector"
-"""`ColumnMeta.content` of rows (tokens, dim), and of rows (dim,)."""
-ROWS_AT_ONCE = 32
-"""Rows whose statistics are taken together; bounds memory."""
 
 
 def pixels_of(batch: ClipBatch) -> Tensor:
@@ -56,21 +43,6 @@ def pixels_of(batch: ClipBatch) -> Tensor:
 def measured(error: float | None) -> dict[str, float]:
     """Return what `ColumnMeta.measured` says of the precision."""
     return {} if error is None else {"float32_error": float(f"{error:.3g}")}
-
-
-class _Running:
-    """Statistics of many rows, a few at a time, in order."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, ChannelStatistics] = {}
-
-    def add(self, name: str, values: NDArray[np.floating]) -> None:
-        """Add values (N, C, ...)."""
-        part = ChannelStatistics.of(values)
-        self._sums[name] = self._sums[name].merge(part) if name in self._sums else part
-
-    def result(self) -> dict[str, ChannelStatistics]:
-        return self._sums
 
 
 @dataclass(frozen=True)
@@ -100,14 +72,6 @@ class ContentLatentColumn(PlainColumn):
     def encode(self, batch: ClipBatch) -> Sequence[Row]:
         moments = self.encoder.encode(pixels_of(batch)).moments
         return list(moments.to(torch.float16).cpu().contiguous().numpy())
-
-    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
-        running = _Running()
-        for part in _stacks(rows):
-            mean = Posterior.of_moments(torch.from_numpy(part).float()).mean
-            running.add("mean", mean.numpy())
-            running.add("final", apply_final_rule(self.encoder.final_rule, mean).numpy())
-        return running.result()
 
 
 class _Codes(NamedTuple):
@@ -161,15 +125,6 @@ class ContentClipColumn(PlainColumn):
             return list(quantize(tokens.cpu().numpy()))
         return list(tokens.to(torch.float16).cpu().contiguous().numpy())
 
-    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
-        running = _Running()
-        for part in _stacks(rows):
-            tokens = dequantize(part) if self._is_int8 else part
-            running.add("final", tokens.reshape(-1, tokens.shape[-1]))
-            if self._is_int8:
-                running.add("int8_error", relative_errors(part).reshape(-1, 1))
-        return running.result()
-
 
 @dataclass(frozen=True)
 class ContentClipPooledColumn(PlainColumn):
@@ -199,12 +154,6 @@ class ContentClipPooledColumn(PlainColumn):
         pooled = self.shared.encode(batch).pooled
         assert pooled is not None
         return list(pooled.to(torch.float16).cpu().contiguous().numpy())
-
-    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
-        running = _Running()
-        for part in _stacks(rows):
-            running.add("final", part)
-        return running.result()
 
 
 @dataclass
@@ -255,23 +204,3 @@ class TextColumn(PlainColumn):
                     "float32 or bfloat16, and store text as bfloat16."
                 )
         return pack_text_row(captions, self.values)
-
-    def statistics(self, rows: Sequence[Row]) -> Mapping[str, ChannelStatistics]:
-        running = _Running()
-        payloads = [row for row in rows if isinstance(row, bytes)]
-        for start in range(0, len(payloads), ROWS_AT_ONCE):
-            part = payloads[start : start + ROWS_AT_ONCE]
-            lengths = np.concatenate([text_row_lengths(row) for row in part]).astype(np.float64)
-            kept, full = lengths[:, :1], lengths[:, 1:]
-            running.add("tokens", kept)
-            running.add("truncated", (kept < full).astype(np.float64))
-            running.add("final", np.concatenate([v for row in part for v in decode_text_row(row)]))
-            if self.values == "int8":
-                errors = np.concatenate([text_row_errors(row) for row in part])
-                running.add("int8_error", errors[:, None])
-        return running.result()
-
-
-def _stacks(rows: Sequence[Row]) -> list[NDArray[Any]]:
-    arrays = [row for row in rows if isinstance(row, np.ndarray)]
-    return [np.stack(arrays[i : i + ROWS_AT_ONCE]) for i in range(0, len(arrays), ROWS_AT_ONCE)]

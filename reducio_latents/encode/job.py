@@ -16,7 +16,7 @@ from reducio_latents.corpus import corpus_root
 from reducio_latents.encode.attempts import Journal
 from reducio_latents.encode.columns import ColumnEncoder
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
-from reducio_latents.encode.prepare import GONE, Planned, failed_videos, make_plan
+from reducio_latents.encode.prepare import GONE, Planned, failed_videos, make_plan, take_captions
 from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.registry import batch_size_of, build_columns, describe_column
 from reducio_latents.encode.stop import Stop
@@ -71,8 +71,12 @@ class Job:
         return list(self.options.columns)
 
     def shards(self) -> dict[ShardKey, int]:
-        """Return the rows of every shard of the plan."""
-        return {ShardKey(s.bucket, s.shard): s.rows for s in self.planned.plan.shards()}
+        """Return the rows of every shard of the plan, but for those of clips that were removed."""
+        plan = self.planned.plan
+        return {
+            ShardKey(s.bucket, s.shard): s.rows - len(plan.removed.get((s.bucket, s.shard), ()))
+            for s in plan.shards()
+        }
 
     def take_in_plan(self) -> None:
         """Take in what another run has planned since, so that all of the store is counted."""
@@ -125,15 +129,19 @@ def prepare(
     options: EncodeOptions,
     progress: Progress,
     stop: Stop | None = None,
+    run: str = "",
 ) -> Job:
-    """Load the encoders, refuse what does not fit, plan what is new, open the store."""
+    """Load the encoders, refuse what does not fit, plan what is new, open the store.
+
+    `run` is the name under which the run is at work.
+    """
     stop = stop or Stop()
     with stop.at_once():
         stored = read_meta_if_any(open_files(store))  # before a model is loaded for nothing
         known = {} if stored is None else stored.columns
         encoders = build_columns(options, known)
         columns = describe_store(encoders, options, known)
-        job = plan_job(corpus, store, options, columns, progress, stop)
+        job = plan_job(corpus, store, options, columns, progress, stop, run)
     return replace(job, encoders=encoders)
 
 
@@ -158,6 +166,7 @@ def plan_job(
     columns: Mapping[str, ColumnMeta],
     progress: Progress,
     stop: Stop | None = None,
+    run: str = "",
 ) -> Job:
     """Return a job without encoders, for a process that only plans; else as `prepare`."""
     files = open_files(store)
@@ -181,10 +190,12 @@ def plan_job(
         planned = make_plan(corpus, files, options, buckets, progress.probed)
     writer = StoreWriter.open(files, meta, _rows(planned.plan, options.shard_rows))
     writer.drop_other_clips()
+    if options.update_captions and planned.captions:
+        planned = take_captions(writer, planned, options.columns, run)
     if options.retry_failed:
-        forget_failures(writer)
+        forget_failures(writer, planned.plan)
     elif gone := failed_videos(files, GONE):
-        forget_failures(writer, lambda key: planned.has_again(key, gone))
+        forget_failures(writer, planned.plan, lambda key: planned.has_again(key, gone))
     root = corpus_root(corpus, options.root)
     return Job(options, planned, (), writer, root, stop)
 
@@ -215,13 +226,14 @@ def join(store: str | Path, options: EncodeOptions, root: str, moved: Moved, sto
 
 
 def forget_failures(
-    writer: StoreWriter, wanted: Callable[[ShardKey], bool] = lambda _: True
+    writer: StoreWriter, plan: Plan, wanted: Callable[[ShardKey], bool] = lambda _: True
 ) -> None:
     """Make every shard with a failed clip that is `wanted` count as not done."""
     failed = [
         (entry.key, entry.column)
         for entry in index.build_index(writer.files, use_cache=False, prove=False).entries.values()
-        if entry.failed and wanted(entry.key)
+        if not plan.removed.get(entry.key, frozenset()).issuperset(entry.failed)
+        and wanted(entry.key)
     ]
     if failed:
         writer.files.delete(index.PATH)

@@ -149,6 +149,8 @@ class EncodeOptions:
     """A decoder that brings no clip for this long has hung."""
     retry_failed: bool = False
     """Try again what failed in an earlier run."""
+    update_captions: bool = False
+    """Take the captions that the corpus has changed, and make what is made of them anew."""
     max_failed: float = 0.1
     """Share of failed videos or clips above which the exit code is 3."""
     worker_memory_mb: ClassVar[int] = 4096

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import CorpusVideo, list_corpus
@@ -20,9 +21,20 @@ from reducio_latents.encode.source import PlannedClip, ShardWork
 from reducio_latents.files import Files
 from reducio_latents.files.parquet import read_parquet
 from reducio_latents.files.source import VideoSource
-from reducio_latents.store.commit import ShardKey
-from reducio_latents.store.plan import Plan, PlanSpec, PlanTakenError, read_plan, write_part
+from reducio_latents.store.commit import ShardKey, list_commits
+from reducio_latents.store.plan import (
+    REMOVED,
+    Plan,
+    PlanSpec,
+    PlanTakenError,
+    edit_part,
+    read_plan,
+    write_part,
+)
 from reducio_latents.store.reports import ERRORS, SHOTS, shots_parquet
+from reducio_latents.store.row_kinds import TextRows, TokenVectorRows, row_kind
+from reducio_latents.store.turns import alone
+from reducio_latents.store.writer import StoreWriter
 from reducio_latents.video.identity import CHANGED, Expected
 
 log = logging.getLogger(__name__)
@@ -39,6 +51,10 @@ class Planned:
     plan: Plan
     stamps: Mapping[str, str] = field(default_factory=dict)
     """Of the videos that this run has probed: see `stamp_of`."""
+    captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Clip id -> captions, where the corpus has others now than the plan."""
+    gone: int = 0
+    """Videos of the plan that the corpus does not list any more."""
 
     def locate(self, key: ShardKey, video: str) -> dict[str, Any]:
         """Return where a video of a shard lies now and what it must be, or why it is not read."""
@@ -57,20 +73,25 @@ class Planned:
         return not gone.isdisjoint(videos) and all(map(self.find, videos))
 
     def has_some(self, key: ShardKey) -> bool:
-        """Whether some video of a shard is listed now."""
-        return any(map(self.find, self._videos(key)))
+        """Whether some video of a shard is listed now, or none is wanted any more."""
+        videos = self._videos(key)
+        return not videos or any(map(self.find, videos))
 
     def _videos(self, key: ShardKey) -> list[str]:
-        found: list[str] = self.plan.shard_clips(*key, ["video"])["video"].unique().to_pylist()
+        """Return the videos of a shard, but for those of which all was removed."""
+        clips = self.plan.shard_clips(*key, ["video", "status"])
+        kept = clips.filter(pc.not_equal(clips["status"], REMOVED))
+        found: list[str] = kept["video"].unique().to_pylist()
         return found
 
     def work(self, key: ShardKey) -> ShardWork:
         """Return the clips of one shard."""
         names = ("row", "clip_id", "video", "start_s")
-        table = self.plan.shard_clips(key.bucket, key.shard, [*names, "captions"])
+        table = self.plan.shard_clips(key.bucket, key.shard, [*names, "captions", "status"])
         columns = (table[name].to_pylist() for name in names)
         captions = (tuple(found or ()) for found in table["captions"].to_pylist())
-        clips = tuple(PlannedClip(*row) for row in zip(*columns, captions, strict=True))
+        removed = (status == REMOVED for status in table["status"].to_pylist())
+        clips = tuple(PlannedClip(*row) for row in zip(*columns, captions, removed, strict=True))
         return ShardWork(key, clips)
 
 
@@ -137,7 +158,56 @@ def make_plan(
             break
         except PlanTakenError:
             log.info("another run has planned meanwhile: planning what is still missing.")
-    return Planned({video.video: video.source for video in listed}.get, new.plan, new.stamps)
+    find = {video.video: video.source for video in listed}.get
+    return Planned(find, new.plan, new.stamps, new.captions, new.gone)
+
+
+def take_captions(
+    writer: StoreWriter, planned: Planned, columns: Sequence[str], run: str
+) -> Planned:
+    """Put new captions into the plan; what was made of the old ones counts as not done.
+
+    The run makes `columns` anew; of others it is said what is to be done. The commits go first:
+    killed in between, the same run finds the same changes again.
+    """
+    clips = pa.array(planned.captions, pa.string())
+
+    def edit(table: pa.Table) -> pa.Table:
+        changed = pc.is_in(table["clip_id"], clips)
+        if not pc.any(changed).as_py():
+            return table
+        rows = zip(table["clip_id"].to_pylist(), table["captions"].to_pylist(), strict=True)
+        now = [list(planned.captions.get(clip_id, old)) for clip_id, old in rows]
+        number = table.schema.get_field_index("captions")
+        field_ = table.schema.field(number)
+        return table.set_column(number, field_, pa.array(now, field_.type))
+
+    with alone(writer.files, "updating captions", run):
+        shards, others = set(), set[str]()
+        for table in planned.plan.clip_tables("clip_id", "bucket", "shard"):
+            here = table.filter(pc.is_in(table["clip_id"], clips))
+            pairs = zip(here["bucket"].to_pylist(), here["shard"].to_pylist(), strict=True)
+            shards |= {ShardKey(*pair) for pair in pairs}
+        for column, key in sorted(list_commits(writer.files)):
+            if key in shards and column in writer.meta.columns:
+                kind = row_kind(writer.meta.columns[column])
+                if isinstance(kind, TextRows | TokenVectorRows):
+                    writer.drop_commit(key, column)
+                    others |= {column}.difference(columns)
+        for number in range(planned.plan.parts):
+            edit_part(writer.files, number, {"part": edit})
+    for column in sorted(others):
+        log.warning(
+            "%s was made of captions that have changed: to make %d shards of it anew, run "
+            "add-column %s %s with its options.",
+            column,
+            len(shards),
+            writer.files.url,
+            column,
+        )
+    plan = read_plan(writer.files)
+    assert plan is not None
+    return replace(planned, plan=plan)
 
 
 def failed_videos(files: Files, reason: str) -> frozenset[str]:

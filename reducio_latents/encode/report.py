@@ -7,24 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True)
-class Tally:
-    """Where a number of things went."""
-
-    found: int = 0
-    encoded: int = 0
-    skipped: int = 0
-    failed: int = 0
-
-    def __post_init__(self) -> None:
-        assert self.found == self.encoded + self.skipped + self.failed, self
-
-    def __str__(self) -> str:
-        return (
-            f"{self.found} found = {self.encoded} encoded + {self.skipped} skipped + "
-            f"{self.failed} failed"
-        )
+from reducio_latents.store.whole import Tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +18,12 @@ class EncodeReport:
     clips: Tally = field(default_factory=Tally)
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Reason -> clips or videos, as the text says."""
+    captions_changed: int = 0
+    """Clips of which the corpus has other captions than those that the run found in the plan."""
+    captions_updated: bool = False
+    """Whether the run has taken them."""
+    videos_gone: int = 0
+    """Videos of the plan that the corpus does not list any more; what is stored of them stays."""
     failed: Mapping[str, int] = field(default_factory=dict)
     """Reason, without the names and numbers in it -> how often."""
     statistics: Mapping[str, Mapping[str, Mapping[str, list[float]]]] = field(default_factory=dict)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from reducio_latents.encode.progress import Progress, Silent
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.stop import Stop, StoppedError
 from reducio_latents.files import open_files
+from reducio_latents.store.turns import at_work
+from reducio_latents.store.writer import read_meta_if_any
 
 
 def encode_corpus(
@@ -48,9 +52,15 @@ def encode_corpus(
     progress, stop = progress or Silent(), stop or Stop()
     engine = ray_engine() if chosen.engine == "ray" else local_engine(chosen)
     try:
-        if engine is not None:
-            return engine(RunRequest(str(corpus), str(store), chosen, progress, stop))
-        return run_job(prepare(corpus, store, chosen, progress, stop), progress)
+        request = RunRequest(str(corpus), str(store), chosen, progress, stop)
+        if engine is not None and chosen.engine == "local":
+            return engine(request)
+        files = open_files(store)
+        read_meta_if_any(files)  # refuses a place that is taken by something else
+        with at_work(files, "encoding") as run:
+            if engine is not None:
+                return engine(replace(request, run=run))
+            return run_job(prepare(corpus, store, chosen, progress, stop, run), progress)
     except StoppedError:  # before the first shard was begun
         return EncodeReport(signal=stop.signal)
 
@@ -78,5 +88,7 @@ def plan_corpus(
     options, files = as_begun(options, store), open_files(store)
     buckets = options.bucket_list(BUCKET_MULTIPLE)
     told = (progress or Silent()).probed
-    planned = make_plan(corpus, files, options, buckets, told, write=write)
-    return summarise(planned.plan, {b.name: bytes_per_clip(b, options) for b in buckets})
+    with at_work(files, "planning") if write else nullcontext():
+        planned = make_plan(corpus, files, options, buckets, told, write=write)
+    found = summarise(planned.plan, {b.name: bytes_per_clip(b, options) for b in buckets})
+    return replace(found, captions_changed=len(planned.captions), videos_gone=planned.gone)

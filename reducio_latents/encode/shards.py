@@ -21,11 +21,12 @@ from reducio_latents.encode.columns import CAPTIONS, ClipBatch, ColumnEncoder, R
 from reducio_latents.encode.job import Job
 from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.quality import QualityCheck
-from reducio_latents.encode.source import ReadyBatch, ShardWork, clip_batch
+from reducio_latents.encode.source import ReadyBatch, ShardWork, clip_batch, part_removed
 from reducio_latents.encode.stop import StoppedError
 from reducio_latents.errors import LatentsError
 from reducio_latents.store.commit import ClipQuality, Failure, ShardKey
 from reducio_latents.store.row_kinds import BytesRows, row_kind
+from reducio_latents.store.row_statistics import row_statistics
 from reducio_latents.store.writer import ColumnRows, Row
 
 LAUNCHES_AHEAD = 1
@@ -44,6 +45,7 @@ class ShardDone:
 
     key: ShardKey
     rows: int
+    """But for those of clips that were removed."""
     failed: tuple[Failure, ...]
     """One for each row that at least one column lacks."""
     timings: dict[str, float]
@@ -219,13 +221,13 @@ class _ShardEncoder:
 
     def write(self, shard: _Shard) -> ShardDone:
         """Write a shard's rows and commit them."""
-        columns = {}
+        columns, metas = {}, self._job.writer.meta.columns
         with shard.stages.time("statistics"):
             for encoder in self.columns:
                 failed, rows = shard.failed[encoder.name], shard.rows[encoder.name]
                 columns[encoder.name] = ColumnRows(
                     rows=rows,
-                    statistics=encoder.statistics([row for row in rows if row is not None]),
+                    statistics=row_statistics(metas[encoder.name], rows),
                     failed=[failed[row] for row in sorted(failed)],
                     quality=shard.quality if encoder.name == QualityCheck.column else (),
                 )
@@ -240,8 +242,8 @@ class _ShardEncoder:
         )
         stages.add("write", time.perf_counter() - start)
         every = {row: failure for found in shard.failed.values() for row, failure in found.items()}
-        failures = tuple(every[row] for row in sorted(every))
-        return ShardDone(shard.work.key, len(clips), failures, stages.seconds)
+        failures = tuple(every[row] for row in sorted(every) if not clips[row].removed)
+        return ShardDone(shard.work.key, len(part_removed(clips)[0]), failures, stages.seconds)
 
     def _inputs(
         self, shard: _Shard, ready: ReadyBatch
@@ -249,7 +251,10 @@ class _ShardEncoder:
         """Yield each encoder, with what it is to encode of a batch."""
         for encoder in self.columns:
             if encoder.needs <= {CAPTIONS}:  # captions do not fail with their video
-                yield encoder, clip_batch(ready.work, ready.clips)
+                kept, gone = part_removed(ready.clips)
+                shard.failed[encoder.name] |= {failure.row: failure for failure in gone}
+                if kept:
+                    yield encoder, clip_batch(ready.work, kept)
                 continue
             shard.failed[encoder.name] |= {failure.row: failure for failure in ready.failed}
             if ready.batch is not None:
@@ -269,7 +274,9 @@ class _ShardEncoder:
             if self._check is not None and encoder.name == self._check.column:
                 with shard.stages.time("check"):
                     shard.quality += self._check.measure(batch, rows)
-        self._progress.encoded(len(ready.clips) - len(ready.failed), len(ready.failed))
+        kept, gone = part_removed(ready.clips)
+        failed = len(ready.failed) - len(gone)
+        self._progress.encoded(len(kept) - failed, failed)
         if ready.last:
             yield shard
 

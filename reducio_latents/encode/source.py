@@ -17,7 +17,7 @@ import torch
 from reducio_latents.core.clips import centre_frame
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import CONTENT, FRAMES, ClipBatch
-from reducio_latents.store.commit import Failure, ShardKey
+from reducio_latents.store.commit import WAS_REMOVED, Failure, ShardKey
 from reducio_latents.video.reading import Clip, ClipFailed, ClipRead, ClipReader, ClipRequest
 
 
@@ -29,6 +29,8 @@ class PlannedClip(NamedTuple):
     video: str
     start_s: float
     captions: tuple[str, ...]
+    removed: bool = False
+    """Whether it was taken out for good: nothing of it is made again."""
 
     def failure(self, reason: str) -> Failure:
         return Failure(row=self.row, clip_id=self.clip_id, video=self.video, reason=reason)
@@ -68,7 +70,16 @@ def read_captions(shards: Iterable[ShardWork], batch_size: int) -> Iterator[Read
     """Yield batches that hold captions only; no video is opened."""
     for work in shards:
         for clips, last in cut_shard(work, batch_size):
-            yield ReadyBatch(work, clips, clip_batch(work, clips), (), last)
+            kept, gone = part_removed(clips)
+            yield ReadyBatch(work, clips, clip_batch(work, kept) if kept else None, gone, last)
+
+
+def part_removed(
+    clips: Sequence[PlannedClip],
+) -> tuple[Sequence[PlannedClip], tuple[Failure, ...]]:
+    """Return the clips that are to be made, and what is said of those that were removed."""
+    gone = tuple(clip.failure(WAS_REMOVED) for clip in clips if clip.removed)
+    return [clip for clip in clips if not clip.removed], gone
 
 
 def decode_batches(
@@ -91,9 +102,10 @@ def decode_batches(
                 yield None
                 continue
             cut.extend((work, *batch) for batch in cut_shard(work, batch_size))
-            for video, clips in groupby(work.clips, key=lambda clip: clip.video):
+            for (video, gone), clips in groupby(work.clips, key=lambda c: (c.video, c.removed)):
                 starts_s = tuple(clip.start_s for clip in clips)
-                yield replace(request(work, video), starts_s=starts_s)
+                asked = replace(request(work, video), starts_s=starts_s)
+                yield replace(asked, problem=WAS_REMOVED) if gone else asked
 
     clips: list[Clip] = []
     for clip in reader.read(requests()):

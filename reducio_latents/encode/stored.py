@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from reducio_latents.core.images import LOSSLESS
 from reducio_latents.encode.columns import CAPTIONS, CONTENT
-from reducio_latents.encode.source import PlannedClip, ReadyBatch, ShardWork, clip_batch, cut_shard
+from reducio_latents.encode.source import (
+    PlannedClip,
+    ReadyBatch,
+    ShardWork,
+    clip_batch,
+    cut_shard,
+    part_removed,
+)
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.store import Store
@@ -80,6 +87,8 @@ class _Shard:
         self._commit: Commit = store.commit(work.key, COLUMN)
         self._ranges = store.ranges(self._commit).tolist()
         self._failed = {failure.row: failure for failure in self._commit.failed}
+        # Also where the image is still there, since the removal was killed.
+        self._failed |= {failure.row: failure for failure in part_removed(work.clips)[1]}
 
     def read(self, clips: Sequence[PlannedClip], last: bool) -> ReadyBatch:
         failed = tuple(self._failed[clip.row] for clip in clips if clip.row in self._failed)

@@ -106,6 +106,14 @@ def hold(
         lock.release()
 
 
+def has_died(files: Files, path: str) -> bool:
+    """Return whether a lock's holder is a process of this machine that has ended."""
+    try:
+        return _is_alive(_load(files.read(path))) is False
+    except FileNotFoundError:
+        return False
+
+
 def _take(lock: Lock, files: Files, path: str, wait: bool, silence_s: float) -> None:
     mine = _dump(lock._record)
     seen: bytes | None = None

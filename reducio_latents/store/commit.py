@@ -27,6 +27,8 @@ from reducio_latents.store.seal import seal, unseal
 from reducio_latents.store.statistics import ChannelStatistics
 
 COMMITS_FOLDER = "commits"
+WAS_REMOVED = "was removed"
+"""Why a row is empty whose clip was taken out for good: no failure, so no report names it."""
 
 
 class ShardKey(NamedTuple):
@@ -101,6 +103,11 @@ class Commit:
     @property
     def done(self) -> int:
         return self.rows - len(self.failed)
+
+    @property
+    def removed(self) -> set[int]:
+        """The rows of clips that were taken out."""
+        return {failure.row for failure in self.failed if failure.reason == WAS_REMOVED}
 
     def to_json(self) -> bytes:
         """Return the bytes of the stored commit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import StoreError
@@ -28,6 +28,15 @@ class RowsFile:
     """As in `Commit.ranges`."""
     must_be_new: bool = False
     """Whether a file that another run has put there meanwhile would have to be looked at first."""
+
+
+class Repacked(NamedTuple):
+    """What a file that was packed anew holds of one column."""
+
+    rows: Sequence[Buffer | None]
+    """As they are stored."""
+    ranges: tuple[tuple[int, int], ...]
+    """As in `Commit.ranges`."""
 
 
 class Ranged(Protocol):
@@ -64,6 +73,21 @@ class Layout(Protocol):
 
         `clips` holds what is known of each row's clip, its `clip_id` at least; `columns` each row
         as it is stored. What the shard has already at `files` is looked at, and not changed.
+        """
+
+    def repack(
+        self,
+        meta: StoreMeta,
+        key: ShardKey,
+        clips: Sequence[Mapping[str, Any]],
+        data: bytes,
+        without: Collection[int],
+        columns: Collection[str],
+    ) -> tuple[bytes, Mapping[str, Repacked]]:
+        """Return a file with some rows of `columns` left out, and what each holds then.
+
+        Where rows are is told by the file alone, so that its commits may be of an earlier one.
+        Raise StoreError if it does not tell.
         """
 
     def locate(self, files: Ranged, meta: StoreMeta, commit: Commit | IndexEntry) -> Ranges:
@@ -110,6 +134,21 @@ class ZarrLayout:
             [path] = self.paths(meta, key, name)
             found[name] = RowsFile(path, parts)
         return found
+
+    def repack(
+        self,
+        meta: StoreMeta,
+        key: ShardKey,
+        clips: Sequence[Mapping[str, Any]],
+        data: bytes,
+        without: Collection[int],
+        columns: Collection[str],
+    ) -> tuple[bytes, Mapping[str, Repacked]]:
+        [name] = columns
+        kind, tail = row_kind(meta.columns[name]), data[-zarr.index_bytes(meta.shard_rows) :]
+        ranges = zarr.read_ranges(tail, kind, meta.shard_rows, len(data), f"{key} {name}")
+        rows = _left_of(data, ranges[: len(clips)].tolist(), without)
+        return b"".join(zarr.pack_shard(rows, kind, meta.shard_rows)), {name: Repacked(rows, ())}
 
     def locate(self, files: Ranged, meta: StoreMeta, commit: Commit | IndexEntry) -> Ranges:
         length = zarr.index_bytes(meta.shard_rows)
@@ -189,6 +228,26 @@ class TarLayout:
                 found[name] = RowsFile(tar.tar_path(key, name), [data], ranges[name])
         return found
 
+    def repack(
+        self,
+        meta: StoreMeta,
+        key: ShardKey,
+        clips: Sequence[Mapping[str, Any]],
+        data: bytes,
+        without: Collection[int],
+        columns: Collection[str],
+    ) -> tuple[bytes, Mapping[str, Repacked]]:
+        places = tar.member_places(data)
+        if places is None:
+            raise StoreError(f"{tar.tar_path(key)} is no whole tar.")
+        members = {}
+        for name in columns:
+            member = tar.member_of(row_kind(meta.columns[name]), name, key.bucket, ())
+            found = [tar.row_place(places, clip, member) for clip in clips]
+            members[name] = member._replace(rows=_left_of(data, found, without))
+        packed, ranges = tar.pack_tar(clips, key.bucket, members)
+        return bytes(packed), {n: Repacked(members[n].rows, ranges[n]) for n in columns}
+
     def locate(self, files: Ranged, meta: StoreMeta, commit: Commit | IndexEntry) -> Ranges:
         assert isinstance(commit, Commit)
         if len(commit.ranges) != commit.rows:
@@ -203,6 +262,16 @@ class TarLayout:
 
     def lies_otherwise(self, files: Files, meta: StoreMeta, column: str, bucket: str) -> bool:
         return False
+
+
+def _left_of(
+    data: bytes, ranges: Sequence[Sequence[int]], without: Collection[int]
+) -> list[Buffer | None]:
+    """Return the rows that lie at `ranges`, None for empty ones and for those to be left out."""
+    return [
+        None if start < 0 or row in without else data[start : start + size]
+        for row, (start, size) in enumerate(ranges)
+    ]
 
 
 def _committed_file(files: Files, key: ShardKey, column: str) -> str | None:

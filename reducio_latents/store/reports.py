@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
-from reducio_latents.store.commit import ClipQuality, Commit, ShardKey
+from reducio_latents.store.commit import WAS_REMOVED, ClipQuality, Commit, ShardKey
 from reducio_latents.store.plan import Plan
 from reducio_latents.store.plan.bounded import bounded_table
 
@@ -92,7 +92,8 @@ class Reports:
     def add(self, commit: Commit) -> None:
         for failure in commit.failed:
             error = ClipError(failure.video, failure.clip_id, commit.column, failure.reason)
-            self._errors.setdefault(failure.clip_id, error)
+            if failure.reason != WAS_REMOVED:
+                self._errors.setdefault(failure.clip_id, error)
         self.quality += [(commit.key, quality) for quality in commit.quality]
 
     @property

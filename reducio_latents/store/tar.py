@@ -116,25 +116,34 @@ def columns_of(files_head: bytes) -> set[str] | None:
 
 def find_rows(data: bytes, clips: Sequence[Mapping[str, Any]], member: Member) -> Places | None:
     """Return where a tar holds exactly these rows; None if it does not."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            places = {info.name: (info.offset_data, info.size) for info in tar}
-    except (tarfile.TarError, ValueError, EOFError, OverflowError):
+    places = member_places(data)
+    if places is None:
         return None
-    suffix, head, rows = member
     found = []
-    for clip, row in zip(clips, rows, strict=True):
-        place = places.get(clip_key(clip["clip_id"]) + suffix)
-        if (place is None) != (row is None):
-            return None
-        if place is None or row is None:
-            found.append((-1, 0))
-            continue
-        start, size = place[0] + len(head), place[1] - len(head)
-        if data[place[0] : place[0] + place[1]] != head + bytes(row):
+    for clip, row in zip(clips, member.rows, strict=True):
+        start, size = row_place(places, clip, member)
+        whole = data[start - len(member.head) : start + size] if start >= 0 else None
+        if whole != (None if row is None else member.head + bytes(row)):
             return None
         found.append((start, size))
     return tuple(found)
+
+
+def member_places(data: bytes) -> dict[str, tuple[int, int]] | None:
+    """Return where each member of a tar lies; None if it is no whole tar."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            return {info.name: (info.offset_data, info.size) for info in tar}
+    except (tarfile.TarError, ValueError, EOFError, OverflowError):
+        return None
+
+
+def row_place(
+    places: Mapping[str, tuple[int, int]], clip: Mapping[str, Any], member: Member
+) -> tuple[int, int]:
+    """Return where a clip's payload lies among the members of a tar; (-1, 0) if it has none."""
+    start, size = places.get(clip_key(clip["clip_id"]) + member.suffix, (-1, 0))
+    return (-1, 0) if start < 0 else (start + len(member.head), size - len(member.head))
 
 
 def clip_key(clip_id: str) -> str:

@@ -12,6 +12,7 @@ import google_crc32c
 
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Buffer, Files, LocalFiles
+from reducio_latents.files.lock import has_died
 from reducio_latents.store.commit import (
     ClipQuality,
     Commit,
@@ -31,6 +32,7 @@ from reducio_latents.store.reports import SHOTS
 from reducio_latents.store.row_kinds import Row as Row
 from reducio_latents.store.row_kinds import row_kind
 from reducio_latents.store.statistics import ChannelStatistics
+from reducio_latents.store.turns import AT_WORK
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,10 +188,13 @@ class StoreWriter:
 
     def sweep(self) -> None:
         """Remove what killed processes left: files half-written, of which object stores have none,
-        and a lock."""
+        and locks."""
         if isinstance(self.files, LocalFiles):
             self.files.sweep()
         sweep_lock(self.files)
+        for path in list(self.files.list(AT_WORK)):
+            if has_died(self.files, path):
+                self.files.delete(path)
 
     def take_in_columns(self) -> None:
         """Take in the columns that another process has described since; ours stay what they are."""
@@ -234,7 +239,8 @@ def read_meta_if_any(files: Files) -> StoreMeta | None:
     """
     if files.size(ROOT) is not None:
         return StoreMeta.read(files)
-    taken = next((p for p in files.list("") if not p.startswith(("plan/", "runs/", SHOTS))), None)
+    begun = ("plan/", "runs/", f"{AT_WORK}/", SHOTS)
+    taken = next((p for p in files.list("") if not p.startswith(begun)), None)
     if taken is not None and next(list_commits(files), None) is not None:
         raise StoreError(
             f"{files.url} holds commits of a latent store, but its {ROOT} is gone. "

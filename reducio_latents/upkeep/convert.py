@@ -15,7 +15,8 @@ from reducio_latents.store.index import build_index, write_index
 from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.plan.parts import PENDING
 from reducio_latents.store.store import Store
-from reducio_latents.store.writer import ColumnRows, StoreWriter, row_checksum
+from reducio_latents.store.turns import at_work
+from reducio_latents.store.writer import ColumnRows, StoreWriter, read_meta_if_any, row_checksum
 
 PLAN = "plan"
 REPORTS = ("quality.parquet", "errors.parquet")
@@ -65,6 +66,14 @@ def convert_store(
         raise StoreError(f"{target.url} cannot be converted onto itself. Give a new folder.")
     if source.meta.container == container:
         raise StoreError(f"{source.files.url} is a {container} store already. Copy it as it is.")
+    read_meta_if_any(target)  # refuses a place that is taken by something else
+    with at_work(target, "converting"):
+        return _convert(source, target, container, progress)
+
+
+def _convert(
+    source: Store, target: Files, container: Container, progress: Callable[[int, int], None]
+) -> ConvertReport:
     _copy_plan(source.files, target)
     rows = array_rows(source.plan.shards(), source.meta.shard_rows)
     writer = StoreWriter.open(target, replace(source.meta, container=container), rows)
@@ -78,6 +87,7 @@ def convert_store(
                 written[commit.file] = commit.file_bytes
         _prove_shard(target, writer.meta, shard)
         progress(number + 1, len(commits))
+    _copy_plan(source.files, target)  # again: clips may have been removed meanwhile
     _finish(source, writer)
     every = [commit for shard in commits.values() for commit in shard.values()]
     return ConvertReport(

@@ -20,6 +20,7 @@ class ColumnProgress:
     shards_done: int
     clips_done: int
     failed: int
+    removed: int
     clips_left: int
     bytes: int
     """Of the column's files. In tars, which columns share, each one counts the whole tar."""
@@ -35,7 +36,9 @@ def progress_of(store: Store) -> list[ColumnProgress]:
     for column in store.columns:
         for bucket, shards in sorted(planned.items()):
             done = [entries[column, key] for key in shards if (column, key) in entries]
-            failed = sum(len(entry.failed) for entry in done)
+            empty = sum(len(entry.failed) for entry in done)
+            commits = (store.commit(entry.key, column) for entry in done if entry.failed)
+            removed = sum(len(commit.removed) for commit in commits)
             rows = sum(entry.rows for entry in done)
             found.append(
                 ColumnProgress(
@@ -43,8 +46,9 @@ def progress_of(store: Store) -> list[ColumnProgress]:
                     bucket=bucket,
                     shards=len(shards),
                     shards_done=len(done),
-                    clips_done=rows - failed,
-                    failed=failed,
+                    clips_done=rows - empty,
+                    failed=empty - removed,
+                    removed=removed,
                     clips_left=sum(shards.values()) - rows,
                     bytes=sum(entry.file_bytes for entry in done),
                 )

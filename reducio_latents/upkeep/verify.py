@@ -17,9 +17,10 @@ from reducio_latents.store.plan import VIDEO_SCHEMA, verify_parts
 from reducio_latents.store.plan.parts import PART_KINDS, PENDING, part_path
 from reducio_latents.store.reports import ERRORS, QUALITY, SHOTS, Reports, report_damage
 from reducio_latents.store.store import Store
+from reducio_latents.store.turns import ALONE, AT_WORK
 from reducio_latents.store.writer import row_checksum
 
-WORKING = ("runs/", "attempts/", f"{PENDING}/")
+WORKING = ("runs/", "attempts/", f"{PENDING}/", f"{AT_WORK}/")
 """Folders of runs that are under way, or were killed."""
 BESIDE = ("README.md", "LICENSE", ".gitattributes")
 """Files that whoever publishes a store lays beside it."""
@@ -170,7 +171,7 @@ def _unknown_files(
     # A plan's next part may have been begun.
     known.update(part_path(kind, n) for kind in PART_KINDS for n in range(store.plan.parts + 1))
     for path in store.files.list(""):
-        if path not in known and not path.startswith(WORKING) and path != LOCK:
+        if path not in known and not path.startswith(WORKING) and path not in (LOCK, ALONE):
             yield Damage(f"{store.files.url}/{path}", "it is no file of this store; move it away")
 
 
@@ -223,7 +224,8 @@ class _CommitProof:
         if commit.fingerprint != store.meta.columns[column].fingerprint:
             what = "the commit was made by an encoder with another fingerprint"
             yield Damage(name, what, clip_ids)
-        yield from _verify_failures(commit, clip_ids)
+        gone = store.plan.removed.get(key, frozenset())
+        yield from _verify_failures(commit, clip_ids, gone)
         yield from self._verify_file(commit, clip_ids)
 
     def _verify_file(self, commit: Commit, clip_ids: tuple[str, ...]) -> Iterator[Damage]:
@@ -249,12 +251,19 @@ class _CommitProof:
         return self._file[1:]
 
 
-def _verify_failures(commit: Commit, clip_ids: tuple[str, ...]) -> Iterator[Damage]:
+def _verify_failures(
+    commit: Commit, clip_ids: tuple[str, ...], gone: frozenset[int]
+) -> Iterator[Damage]:
     failed = {failure.row: failure.clip_id for failure in commit.failed}
     empty = {row for row, crc in enumerate(commit.row_crc32c) if crc is None}
     for row in sorted(failed.keys() ^ empty):
         state = "failed, but has a checksum" if row in failed else "empty without a reason"
         yield Damage(f"{commit.key} {commit.column}", f"row {row} is {state}", clip_ids[row:][:1])
+    for row in sorted(commit.removed ^ gone):
+        what = "its clip was removed, but not its bytes: run the remove command again"
+        if row not in gone:
+            what = "it was removed, but the plan has it: restore the plan from a copy"
+        yield Damage(f"{commit.key} {commit.column} row {row}", what)
 
 
 def _damaged_rows(

@@ -33,6 +33,7 @@ from reducio_latents.encode.stop import Stop, stop_on_signals
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource, join_url
+from reducio_latents.store.turns import at_work
 from reducio_latents.store.writer import read_meta_if_any
 from reducio_latents.video.processes import end_with
 
@@ -48,6 +49,8 @@ class RunRequest:
     options: EncodeOptions
     progress: Progress = field(default_factory=Silent)
     stop: Stop = field(default_factory=Stop)
+    run: str = ""
+    """The name under which it is at work, if it is already."""
 
 
 def local_engine(options: EncodeOptions) -> Callable[[RunRequest], EncodeReport] | None:
@@ -120,8 +123,10 @@ def run_rank(
     if rank.leads:
         read_meta_if_any(files)  # refuses a place that is taken by something else
         run.clear()
-        return _lead(request, rank, run, others or ())
-    return _follow(request, rank, run)
+    with at_work(files, f"encoding, {rank}", rank.run):
+        if rank.leads:
+            return _lead(request, rank, run, others or ())
+        return _follow(request, rank, run)
 
 
 def _lead(
@@ -130,7 +135,12 @@ def _lead(
     ledger = Ledger()
     with run.alive():
         job = prepare(
-            request.corpus, request.store, request.options, request.progress, request.stop
+            request.corpus,
+            request.store,
+            request.options,
+            request.progress,
+            request.stop,
+            rank.run,
         )
         todo = job.todo()
         run.announce(Order.of(job.root, todo, moved_sources(job)))

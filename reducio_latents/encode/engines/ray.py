@@ -292,8 +292,10 @@ def _plan(request: RunRequest) -> Job:
         columns = ray.get(describe_there.remote(options, known))
     except ray.exceptions.RayTaskError as err:
         raise _cause(err) from None
-    stop = request.stop
-    return plan_job(request.corpus, request.store, request.options, columns, request.progress, stop)
+    corpus, store = request.corpus, request.store
+    return plan_job(
+        corpus, store, request.options, columns, request.progress, request.stop, request.run
+    )
 
 
 def _describe(options: EncodeOptions, known: Mapping[str, ColumnMeta]) -> dict[str, ColumnMeta]:

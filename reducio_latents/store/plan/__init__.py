@@ -4,6 +4,8 @@ from reducio_latents.store.plan.parts import (
     PlanPart,
     PlanTakenError,
     complete_parts,
+    edit_part,
+    first_sums,
     read_parts,
     verify_parts,
     write_part,
@@ -13,6 +15,7 @@ from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.sums import ShardSums
 from reducio_latents.store.plan.tables import (
     CLIP_SCHEMA,
+    REMOVED,
     SPAN_SCHEMA,
     VIDEO_SCHEMA,
     VIDEO_SHOT_SCHEMA,
@@ -21,6 +24,7 @@ from reducio_latents.store.plan.tables import (
 
 __all__ = [
     "CLIP_SCHEMA",
+    "REMOVED",
     "SPAN_SCHEMA",
     "VIDEO_SCHEMA",
     "VIDEO_SHOT_SCHEMA",
@@ -33,6 +37,8 @@ __all__ = [
     "PlannedShard",
     "ShardSums",
     "complete_parts",
+    "edit_part",
+    "first_sums",
     "read_parts",
     "read_plan",
     "verify_parts",

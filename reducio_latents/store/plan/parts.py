@@ -22,7 +22,7 @@ from reducio_latents.files import Files
 from reducio_latents.store.limits import MAX_SHARDS, must_hold, require_count
 from reducio_latents.store.plan.bounded import BoundedParquet, require_few_rows
 from reducio_latents.store.plan.spec import PlanSpec
-from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
+from reducio_latents.store.plan.tables import CLIP_SCHEMA, REMOVED, VIDEO_SCHEMA
 
 PLAN_FOLDER = "plan"
 PENDING = f"{PLAN_FOLDER}/pending"
@@ -39,6 +39,7 @@ CHECKSUM_KEY = b"reducio_latents.plan.sha256"
 FOOTER_BYTES = 1 << 16
 """Read at once from the end of a part: enough for the metadata of a million clips."""
 ROW_GROUP = 1 << 16
+COMMENT = "# "
 DAMAGED = "Restore it from a copy, or make the store anew"
 
 
@@ -87,7 +88,12 @@ class PlanPart:
     def group_at(self, kind: Kind, row: int) -> tuple[int, int]:
         return 0, 0
 
-    def groups_with(self, kind: Kind, videos: Sequence[str]) -> Iterator[int]:
+    def group_begin(self, number: int) -> int:
+        return 0
+
+    def groups_with(
+        self, kind: Kind, values: Sequence[str], column: str = "video"
+    ) -> Iterator[int]:
         return iter([0])
 
     def tables(self, kind: Kind, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
@@ -163,9 +169,15 @@ class StoredPart:
         number = int(np.searchsorted(begins, row, "right")) - 1
         return number, int(begins[number])
 
-    def groups_with(self, kind: Kind, videos: Sequence[str]) -> Iterator[int]:
-        """Yield the row groups that may hold some of these videos, which are sorted by name."""
-        return self._parquet(kind).groups_with("video", videos)
+    def group_begin(self, number: int) -> int:
+        """Return the number of the first row of a row group of clips."""
+        return int(self._parquet("part").begins[number])
+
+    def groups_with(
+        self, kind: Kind, values: Sequence[str], column: str = "video"
+    ) -> Iterator[int]:
+        """Yield the row groups that may hold some of `values`, which are sorted, in a column."""
+        return self._parquet(kind).groups_with(column, values)
 
     def tables(self, kind: Kind, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield a table, or columns of it, a row group at a time."""
@@ -238,12 +250,15 @@ def _stand_as_planned(clips: pa.Table, begin: int, part: StoredPart) -> bool:
         numbers = np.arange(here.start - at, here.stop - at)
         good = good and np.array_equal(shard[here], first + numbers // size)
         good = good and np.array_equal(row[here], numbers % size)
-        for column, value in ((buckets, bucket), (status, "planned")):
-            same = pc.equal(column.slice(here.start, len(numbers)), value)
-            good = good and pc.all(same).as_py() is not False
+        for column, values in ((buckets, [bucket]), (status, ["planned", REMOVED])):
+            good = good and _all_in(column.slice(here.start, len(numbers)), values)
         at += rows
-    good = good and pc.all(pc.equal(status.slice(max(at, 0)), "duplicate")).as_py() is not False
+    good = good and _all_in(status.slice(max(at, 0)), ["duplicate", REMOVED])
     return bool(good and (shard >= 0).all() and (row >= 0).all() and (row < size).all())
+
+
+def _all_in(column: pa.Array, values: list[str]) -> bool:
+    return pc.all(pc.is_in(column, pa.array(values, pa.string()))).as_py() is not False
 
 
 def part_path(kind: str, number: int) -> str:
@@ -297,6 +312,50 @@ def complete_parts(files: Files) -> None:
         files.delete(path)
 
 
+def edit_part(
+    files: Files, number: int, edit: Mapping[Kind, Callable[[pa.Table], pa.Table]]
+) -> None:
+    """Store what `edit` makes of the pieces of a part's tables, every row keeping its place.
+
+    Nobody else may plan meanwhile. Killed in between, each table is the old or the new one, proven
+    as before, and the same edit again ends it. What the first checksums were is kept as a comment.
+    """
+    part, where = StoredPart.of(files, number), part_path("sha256", number)
+    new = {}
+    for kind in reversed(KINDS):
+        before = list(part.tables(kind))
+        after = [edit[kind](table) for table in before] if kind in edit else before
+        same = all(a.equals(b) for a, b in zip(after, before, strict=True))
+        new[kind] = part.load(kind) if same else _to_parquet(pa.concat_tables(after), part)
+    text = files.read(where).decode()
+    first, sums = _first_sums(text), _sums(number, new["part"], new["videos"]).decode()
+    if text in (sums, first + sums):
+        return
+    files.write(where, (first + _without_comments(text) + sums).encode())
+    for kind, data in new.items():
+        files.write(part_path(kind, number), data)
+    files.write(where, (first + sums).encode())
+
+
+def first_sums(files: Files) -> bytes:
+    """Return the checksums that the plan's first part was made with, whatever was edited since: no
+    two stores share them."""
+    first = _first_sums(files.read(part_path("sha256", 0)).decode())
+    return first.replace(COMMENT, "").encode()
+
+
+def _first_sums(text: str) -> str:
+    """Return the first checksums of a part as comments, which sha256sum passes over."""
+    lines = text.splitlines(keepends=True)
+    comments = [line for line in lines if line.startswith(COMMENT)]
+    return "".join(comments or [COMMENT + line for line in lines])
+
+
+def _without_comments(text: str) -> str:
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith(COMMENT))
+
+
 def _pending(files: Files) -> list[tuple[str, int]]:
     pattern = re.compile(rf"{PENDING}/(\d{{5,}})-[0-9a-f-]+\.parquet")
     found = [match for path in files.list(PENDING) if (match := pattern.fullmatch(path))]
@@ -316,7 +375,7 @@ def _sums(number: int, clips: bytes, videos: bytes) -> bytes:
     return "".join(f"{_sum(data)}  {name}\n" for name, data in files.items()).encode()
 
 
-def _to_parquet(table: pa.Table, part: PlanPart) -> bytes:
+def _to_parquet(table: pa.Table, part: AnyPart) -> bytes:
     """Serialise with nothing in it that depends on when or where."""
     about = {
         "format_version": PLAN_FORMAT_VERSION,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,7 +20,9 @@ from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.files.source import VideoSource, join_url
+from reducio_latents.store.limits import MAX_SHARD_ROWS, MAX_SHARDS
 from reducio_latents.store.plan.parts import (
+    PLACE,
     AnyPart,
     Kind,
     ShardRange,
@@ -31,6 +33,7 @@ from reducio_latents.store.plan.parts import (
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import (
     CLIP_SCHEMA,
+    REMOVED,
     VIDEO_SCHEMA,
     VIDEO_SPAN_SCHEMA,
     VIDEO_STATUS,
@@ -105,11 +108,20 @@ class KnownVideos:
 
     def planned_with(self, hashes: Sequence[str]) -> dict[str, str]:
         """Return sha256 -> video, of those of `hashes` that a planned video without spans has."""
+        return self._with(hashes, "planned", lambda table: pc.is_null(table["spans"]))
+
+    def removed_with(self, hashes: Sequence[str]) -> dict[str, str]:
+        """Return sha256 -> video, of those of `hashes` that a removed video has."""
+        return self._with(hashes, REMOVED, lambda table: pc.is_valid(table["sha256"]))
+
+    def _with(
+        self, hashes: Sequence[str], status: str, are: Callable[[pa.Table], pa.Array]
+    ) -> dict[str, str]:
         found: dict[str, str] = {}
         wanted = pa.array(hashes, pa.string())
         for table in self._tables:
-            same = pc.and_(pc.is_in(table["sha256"], wanted), pc.equal(table["status"], "planned"))
-            here = table.filter(pc.and_(same, pc.is_null(table["spans"])))
+            same = pc.and_(pc.is_in(table["sha256"], wanted), pc.equal(table["status"], status))
+            here = table.filter(pc.and_(same, are(table)))
             found |= dict(zip(*(here[n].to_pylist() for n in ("sha256", "video")), strict=True))
         return found
 
@@ -137,9 +149,9 @@ class PlanCounts:
     """How many there are by status; `found` is their sum."""
 
     videos: dict[str, int]
-    """found, planned, too_short, duplicate, failed."""
+    """found, planned, too_short, duplicate, failed; removed, if any was."""
     clips: dict[str, int]
-    """found, planned, duplicate."""
+    """found, planned, duplicate; removed, if any was."""
     spans: dict[str, int]
     """found, and how many have no clip for which reason; empty where the corpus lists none."""
     shots: dict[str, int]
@@ -221,6 +233,41 @@ class Plan:
         for part in self._parts:
             yield from part.tables("part", names or None)
 
+    @cached_property
+    def owns_row(self) -> NDArray[np.bool_]:
+        """Whether each clip has a row of its own; others have that of a video with the same bytes.
+
+        Those of a part stand first in its table.
+        """
+        parts = [np.arange(part.clip_count) < _own_rows(part) for part in self._parts]
+        return np.concatenate(parts)
+
+    @cached_property
+    def removed(self) -> Mapping[tuple[str, int], frozenset[int]]:
+        """The rows of clips that were taken out for good, by bucket and number of their shard."""
+        found: dict[tuple[str, int], set[int]] = {}
+        for _, table in self._removed_clips():
+            for bucket, shard, row in zip(*(table[n].to_pylist() for n in PLACE[:3]), strict=True):
+                found.setdefault((bucket, shard), set()).add(row)
+        return {key: frozenset(rows) for key, rows in found.items()}
+
+    def _removed_clips(self) -> Iterator[tuple[int, pa.Table]]:
+        """Yield where clips stand that were taken out, and how many of them own their row."""
+        for part in self._parts:
+            for number in part.groups_with("part", [REMOVED], "status"):
+                table, begin = part.group("part", number, PLACE), part.group_begin(number)
+                gone = np.asarray(pc.equal(table["status"], REMOVED))
+                own = int(gone[: max(0, _own_rows(part) - begin)].sum())
+                if gone.any():
+                    yield own, table.filter(pa.array(gone))
+
+    def places(self, clips: pa.Table) -> NDArray[np.int64]:
+        """Return a number for each clip that is equal for clips of the same row."""
+        names = pa.array([bucket.name for bucket in self.spec.buckets])
+        bucket = pc.index_in(clips["bucket"], names).to_numpy().astype(np.int64)
+        shard, row = (clips[name].to_numpy().astype(np.int64) for name in ("shard", "row"))
+        return np.asarray((bucket * MAX_SHARDS + shard) * MAX_SHARD_ROWS + row, np.int64)
+
     def shards(self) -> list[PlannedShard]:
         """Return every shard, by bucket and number. Reads no table: O(shards)."""
         size = self.spec.shard_rows
@@ -297,6 +344,15 @@ class Plan:
                 known = known.plus(table)
         return known
 
+    def with_copies(self, videos: Sequence[str]) -> set[str]:
+        """Return these videos and all that have, or had, the same bytes as one of them."""
+        names = ["video", "sha256"]
+        every = concat_parts([t for part in self._parts for t in part.tables("videos", names)])
+        named = pc.is_in(every["video"], pa.array(videos, pa.string()))
+        sums = every.filter(named)["sha256"].drop_null().combine_chunks()
+        same = every.filter(pc.or_(named, pc.is_in(every["sha256"], sums)))
+        return set(same["video"].to_pylist())
+
     def own_clips(self, videos: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
         """Return the planned clips of these videos, or columns of them; those of one stand
         together, by start.
@@ -359,12 +415,13 @@ class Plan:
                 said = parse_json(pair["values"] or "{}")
                 for reason, number in convert(said, dict[str, int], where="spans").items():
                     spans[reason] += number * pair["counts"]
-        return PlanCounts(
-            _count(videos["status"], VIDEO_STATUS),
-            {"found": found, "planned": planned, "duplicate": found - planned},
-            dict(spans),
-            self._shot_counts(),
-        )
+        clips = {"found": found, "planned": planned, "duplicate": found - planned}
+        for own, table in self._removed_clips():
+            clips["planned"] -= own
+            clips["duplicate"] -= len(table) - own
+            clips[REMOVED] = clips.get(REMOVED, 0) + len(table)
+        videos_by_status = _count(videos["status"], VIDEO_STATUS)
+        return PlanCounts(videos_by_status, clips, dict(spans), self._shot_counts())
 
     def _shot_counts(self) -> dict[str, int]:
         if not self.spec.shots:
@@ -378,7 +435,12 @@ class Plan:
 
 def _count(column: pa.ChunkedArray, values: Sequence[str]) -> dict[str, int]:
     found = {pair["values"]: pair["counts"] for pair in pc.value_counts(column).to_pylist()}
-    return {"found": len(column), **{value: found.get(value, 0) for value in values}}
+    shown = [value for value in values if value != REMOVED or value in found]
+    return {"found": len(column), **{value: found.get(value, 0) for value in shown}}
+
+
+def _own_rows(part: AnyPart) -> int:
+    return sum(shards.rows for shards in part.shards.values())
 
 
 def read_plan(files: Files) -> Plan | None:

@@ -10,8 +10,10 @@ import pyarrow as pa
 
 from reducio_latents.core.config import Scalar
 
-VIDEO_STATUS = ("planned", "too_short", "duplicate", "failed")
-CLIP_STATUS = ("planned", "duplicate")
+REMOVED = "removed"
+"""Of a video or clip that was taken out for good: it keeps its place and name, not its content."""
+VIDEO_STATUS = ("planned", "too_short", "duplicate", "failed", REMOVED)
+CLIP_STATUS = ("planned", "duplicate", REMOVED)
 EXACT_FLOAT_INT = 2**53
 
 
@@ -46,7 +48,7 @@ CLIP_SCHEMA = pa.schema(
         _field(
             "status",
             pa.string(),
-            "Whether the row is this clip's own, or that of a video with the same bytes.",
+            "Whether the row is this clip's own, or that of a video with the same bytes, or empty.",
             enum=CLIP_STATUS,
         ),
         _field("captions", pa.list_(pa.string()), "Captions of the video, if it has any."),

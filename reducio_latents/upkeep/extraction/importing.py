@@ -49,7 +49,8 @@ from reducio_latents.store.plan.parts import ShardRange
 from reducio_latents.store.row_kinds import Row, row_kind
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.text_rows import TEXT_MEDIA_TYPE
-from reducio_latents.store.writer import ColumnRows, StoreWriter
+from reducio_latents.store.turns import at_work
+from reducio_latents.store.writer import ColumnRows, StoreWriter, read_meta_if_any
 from reducio_latents.upkeep.convert import ConvertReport, FileMemo, read_payloads
 from reducio_latents.upkeep.extraction.options import ReferenceOptions
 from reducio_latents.upkeep.extraction.reading import (
@@ -101,13 +102,15 @@ def import_reference(
         why = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
         raise StoreError(f"{folder} has no .safetensors files that fit. {why or 'Check the path'}.")
     part = _plan(files, failed, options)
-    write_part(target, 0, part)
-    plan = Plan.of(part)
-    meta = _describe(files, part.spec, options, with_text=text is not None)
-    writer = StoreWriter.open(target, meta, array_rows(plan.shards(), options.shard_rows))
-    run = _Import({file.video: file for file in files}, plan, writer, text)
-    stored = run.shards(progress)
-    run.finish(len(failed))
+    read_meta_if_any(target)  # refuses a place that is taken by something else
+    with at_work(target, "importing"):
+        write_part(target, 0, part)
+        plan = Plan.of(part)
+        meta = _describe(files, part.spec, options, with_text=text is not None)
+        writer = StoreWriter.open(target, meta, array_rows(plan.shards(), options.shard_rows))
+        run = _Import({file.video: file for file in files}, plan, writer, text)
+        stored = run.shards(progress)
+        run.finish(len(failed))
     return ReferenceReport(len(paths), part.clips.num_rows, failed, stored)
 
 
