@@ -114,6 +114,6 @@ def test_what_a_user_should_know_of_a_video_is_told_by_its_name(
     recipe = Recipe(codec="mjpeg", pix_fmt="yuvj420p", options={}, time_base=Fraction(1, 25))
     path = write_video(tmp_path / "bare.mjpeg", constant_rate(50, 25), recipe)
     video = CorpusVideo(video="bare.mjpeg", source=VideoSource(str(path)))
-    records = probe_videos([video], Probing(backend="pyav", workers=1, timeout_s=60))
-    assert (records["bare.mjpeg"].frames, records["bare.mjpeg"].rate_fps) == (50, 25.0)
+    (record,) = probe_videos([video], Probing(backend="pyav", workers=1, timeout_s=60))
+    assert (record.frames, record.rate_fps) == (50, 25.0)
     assert "bare.mjpeg: its frames have no times: they are taken as 25 a second." in caplog.text

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reducio_latents.core.collecting import no_collecting
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus.fate import Decided, decide
 from reducio_latents.corpus.place import Column, Placed, Rows, place
@@ -61,12 +63,28 @@ def plan_part(
     ones go to new shards. Raise StoreError if `previous` was made with another spec, CorpusError
     for two videos of one name.
     """
-    if previous is not None:
-        previous.spec.require_same(spec)
     listing = sorted(videos, key=lambda video: video.video)
     for one, other in pairwise(listing):
         if one.video == other.video:
             raise CorpusError(f"{one.video} is listed twice. Remove one.")
+    if previous is not None:
+        previous.spec.require_same(spec)
+    part = plan_some(listing, records, spec, previous, retry_failed=retry_failed, replaced=replaced)
+    left = () if previous is None else gone([video.video for video in listing], previous)
+    return replace(part, gone=left)
+
+
+@no_collecting()
+def plan_some(
+    listing: Sequence[CorpusVideo],
+    records: Mapping[str, ProbeRecord],
+    spec: PlanSpec,
+    previous: Plan | None,
+    *,
+    retry_failed: bool,
+    replaced: Collection[str],
+) -> PlanPart:
+    """Plan as `plan_part` some videos of a listing, in order of name."""
     names = [video.video for video in listing]
     known = {} if previous is None else previous.known.named(names)
     replaced = known.keys() & set(replaced)
@@ -82,9 +100,10 @@ def plan_part(
         )
     fresh = [
         video
-        for video in not_planned(listing, previous, retry=retry_failed, replaced=replaced)
-        if video.video not in replaced
-        or _has_changed(known[video.video].sha256, records.get(video.video))
+        for video in listing
+        if (old := known.get(video.video)) is None
+        or (video.video in replaced and _has_changed(old.sha256, records.get(video.video)))
+        or (retry_failed and old.status == "failed" and video.video not in replaced)
     ]
     fates = decide(fresh, records, spec, previous)
     planned = []
@@ -111,7 +130,6 @@ def plan_part(
         changed=tuple(
             name for name in known if _has_changed(known[name].sha256, records.get(name))
         ),
-        gone=() if previous is None else gone(names, previous),
     )
 
 
@@ -125,13 +143,15 @@ def not_planned(
     """Return the videos that the plan does not have, and those in `replaced`; with `retry`, also
     those that failed."""
     listed = list(listed)
-    known = {} if plan is None else plan.known.named(sorted(video.video for video in listed))
+    if plan is None:
+        return listed
+    failed = plan.known.with_status("failed").to_pylist() if retry else []
+    again, known = {*replaced, *failed}, plan.known.names.combine_chunks()
+    is_known = pc.is_in(pa.array([video.video for video in listed], pa.string()), known)
     return [
         video
-        for video in listed
-        if (old := known.get(video.video)) is None
-        or (retry and old.status == "failed")
-        or video.video in replaced
+        for video, old in zip(listed, is_known.to_pylist(), strict=True)
+        if not old or video.video in again
     ]
 
 

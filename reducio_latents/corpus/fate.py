@@ -69,7 +69,7 @@ class Sizes:
     """The buckets of a plan, and which of them a video, or a part of one, is cut for."""
 
     def __init__(self, spec: PlanSpec) -> None:
-        self._clip, self._buckets = spec.clip, spec.buckets
+        self._rate_fps, self._buckets = spec.clip.rate_fps, spec.buckets
         self._index = {bucket: i for i, bucket in enumerate(spec.buckets)}
         lengths = sorted({bucket.frames for bucket in spec.buckets}, reverse=True)
         self._by_length = {n: [b for b in spec.buckets if b.frames == n] for n in lengths}
@@ -116,8 +116,7 @@ class Sizes:
     @property
     def too_short(self) -> str:
         """Why nothing is cut from what is shorter than the shortest clip."""
-        shortest, rate_fps = min(self._by_length), self._clip.rate_fps
-        return f"shorter than a clip of {shortest} frames at {rate_fps:g} fps"
+        return f"shorter than a clip of {min(self._by_length)} frames at {self._rate_fps:g} fps"
 
 
 Decided = Sequence[tuple[CorpusVideo, Fate]]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from reducio_latents.core.choices import Label
+from reducio_latents.core.collecting import no_collecting
 from reducio_latents.core.text import printable
 from reducio_latents.corpus.entry import (
     VIDEO_EXTENSIONS,
@@ -44,6 +45,7 @@ TAR_READERS = 8
 NOTHING = Described()
 
 
+@no_collecting()
 def list_corpus(
     corpus: str | Path,
     *,

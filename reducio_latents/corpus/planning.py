@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from operator import attrgetter
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reducio_latents.core.clips import TimeSpan
+from reducio_latents.core.clips import ClipSpec, TimeSpan, parse_policy
 from reducio_latents.core.text import printable
-from reducio_latents.corpus.build import not_planned, plan_part
+from reducio_latents.corpus.build import gone, not_planned, plan_some
 from reducio_latents.corpus.entry import CorpusVideo
-from reducio_latents.corpus.fate import Sizes
+from reducio_latents.corpus.fate import MAX_DURATION_S, Sizes
 from reducio_latents.corpus.probe import OnProbe, ProbeRecord, Probing, probe_videos
 from reducio_latents.corpus.shots import ShotTable
 from reducio_latents.errors import StoreError
-from reducio_latents.store.plan import REMOVED, SPAN_SCHEMA, Plan, PlanPart, PlanSpec
+from reducio_latents.store.plan import (
+    REMOVED,
+    SPAN_SCHEMA,
+    Plan,
+    PlanPart,
+    PlanSpec,
+    StoredPart,
+)
 from reducio_latents.store.row_kinds import CAPTION_SEPARATOR as SEPARATOR
 
 log = logging.getLogger(__name__)
+
+PART_CLIPS = 1 << 19
+"""Clips after which a part of the plan is closed. Of so many the rows are in memory at once, and
+so many are probed anew by a run whose planning was killed."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +43,8 @@ class NewPlan:
     """A plan that covers a corpus."""
 
     plan: Plan
-    part: PlanPart | None
-    """What is new in it, and not in the store yet; None if nothing is."""
+    parts: Sequence[StoredPart]
+    """What is new in it."""
     stamps: Mapping[str, str]
     """What `stamp_of` said of the videos that were probed, before their bytes were hashed."""
     captions: Mapping[str, tuple[str, ...]]
@@ -49,11 +63,14 @@ def plan_listed(
     retry_failed: bool = False,
     replaced: Collection[str] = (),
     records: dict[str, ProbeRecord] | None = None,
+    keep: Callable[[PlanPart], StoredPart] = PlanPart.packed,
 ) -> NewPlan:
     """Probe and plan what `previous` does not have, and those of `replaced` with other bytes now.
 
-    With `retry_failed` also what failed before. `records` holds what an earlier try has probed, and
-    takes in what this one does. Raise StoreError for a plan of another spec.
+    `listed` is in order of name. A part of `PART_CLIPS` is handed to `keep` when it is planned, and
+    the next one begun. With `retry_failed` also what failed before is planned. `records` holds what
+    an earlier try has probed and not planned, and takes in what this one does. Raise StoreError for
+    a plan of another spec, and what `keep` raises.
     """
     if previous is not None:
         previous.spec.require_same(spec)
@@ -61,28 +78,75 @@ def plan_listed(
             _require_same_shots(listed, previous, probing.shots.table)
     new = not_planned(listed, previous, retry=retry_failed, replaced=replaced)
     records = {} if records is None else records
-    sizes = Sizes(spec)
-    unknown = [v for v in new if v.video not in records and not sizes.not_taken(v, None)]
-    records |= probe_videos(unknown, probing, on_probe)
-    part = plan_part(listed, records, spec, previous, retry_failed=retry_failed, replaced=replaced)
-    _warn_of_lost_shots(part)
-    if part.changed:
+    plan, parts, stamps, changed = previous, list[StoredPart](), dict[str, str](), list[str]()
+    with closing(_probed(new, spec, probing, on_probe, records)) as probed:
+        for some in _in_parts(probed, records, spec.clip):
+            part = plan_some(
+                some, records, spec, plan, retry_failed=retry_failed, replaced=replaced
+            )
+            _warn_of_lost_shots(part)
+            changed += part.changed
+            if part.videos.num_rows or plan is None:
+                parts.append(keep(part))
+                plan = Plan.of(parts[-1]) if plan is None else plan.extended(parts[-1])
+            del part  # before the next one is made beside it
+            found = {v.video: records.pop(v.video).stamp for v in some if v.video in records}
+            stamps |= found
+    if changed:
         log.warning(
             "%d videos were replaced since they were planned, %s first: they are planned anew. "
             "What is stored of the old ones stays.",
-            len(part.changed),
-            part.changed[0],
+            len(changed),
+            changed[0],
         )
-    plan = previous or Plan.of(part)
-    if previous is not None and part.videos.num_rows:
-        plan = previous.extended(part)
-    return NewPlan(
-        plan,
-        part if part.videos.num_rows else None,
-        {name: record.stamp for name, record in records.items()},
-        {} if previous is None else changed_captions(listed, previous),
-        len(part.gone),
-    )
+    assert plan is not None, "a listing has a video"
+    if previous is None:
+        return NewPlan(plan, parts, stamps, {}, 0)
+    left = gone([video.video for video in listed], previous)
+    return NewPlan(plan, parts, stamps, changed_captions(listed, previous), len(left))
+
+
+def _probed(
+    videos: Sequence[CorpusVideo],
+    spec: PlanSpec,
+    probing: Probing,
+    on_probe: OnProbe,
+    records: dict[str, ProbeRecord],
+) -> Generator[CorpusVideo]:
+    """Yield each video once `records` has its record, if it is one that clips are made of."""
+    sizes = Sizes(spec)
+    unknown = [v for v in videos if v.video not in records and not sizes.not_taken(v, None)]
+    if not unknown:
+        yield from videos
+        return
+    with closing(probe_videos(unknown, probing, on_probe)) as fresh:
+        waiting = iter(unknown)
+        soon = next(waiting, None)
+        for video in videos:
+            if video is soon:
+                records[video.video], soon = next(fresh), next(waiting, None)
+            yield video
+
+
+def _in_parts(
+    videos: Iterator[CorpusVideo], records: Mapping[str, ProbeRecord], clip: ClipSpec
+) -> Iterator[list[CorpusVideo]]:
+    """Yield the videos of one part after another: it is full by their number and durations."""
+    policy, number = parse_policy(clip.policy)
+    step_s = {"all": clip.span_s, "stride": number}.get(policy)
+    some, clips = list[CorpusVideo](), 0.0
+    for video in videos:
+        record = records.get(video.video)
+        duration_s = 0.0 if record is None else record.duration_s
+        lasts_s = duration_s if 0 <= duration_s <= MAX_DURATION_S else 0.0
+        spans = max(1, len(video.spans))
+        clips += spans + (lasts_s / step_s if step_s else spans * number)
+        some.append(video)
+        if clips >= PART_CLIPS:
+            yield some
+            some, clips = [], 0.0
+    if some:
+        yield some
 
 
 def _require_same_shots(listed: Sequence[CorpusVideo], plan: Plan, table: ShotTable) -> None:
@@ -131,7 +195,11 @@ def changed_captions(listed: Sequence[CorpusVideo], plan: Plan) -> dict[str, tup
     found: dict[str, tuple[str, ...]] = {}
     for clips in plan.clip_tables("clip_id", "video", "status", "captions", *SPAN_SCHEMA.names):
         clips = clips.filter(pc.not_equal(clips["status"], REMOVED))
-        now = texts.take(pc.index_in(clips["video"], names).combine_chunks())
+        ends = pc.min_max(clips["video"]).as_py()  # only the names between are looked through
+        low = bisect_left(whole, ends["min"] or "", key=attrgetter("video"))
+        high = bisect_right(whole, ends["max"] or "", key=attrgetter("video"))
+        at = pc.index_in(clips["video"], names.slice(low, high - low)).combine_chunks()
+        now = texts.slice(low, high - low).take(at)
         if by_span and SPAN_SCHEMA.names[0] in clips.schema.names:
             columns = (clips[n].to_pylist() for n in ("video", *SPAN_SCHEMA.names))
             said = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 from reducio_latents.core.text import printable
@@ -37,7 +37,7 @@ class Probing:
     """What says where shots end."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeRecord:
     """A video as the plan keeps it. Where `error` is set, everything that is not known is 0."""
 
@@ -101,36 +101,42 @@ def probe_video(
 
 def probe_videos(
     videos: Sequence[CorpusVideo], probing: Probing, on_probe: OnProbe = lambda _, __: None
-) -> dict[str, ProbeRecord]:
-    """Return the record of each video, by name. One that hangs or kills its prober has an error.
+) -> Generator[ProbeRecord]:
+    """Yield the record of each video, in order. One that hangs or kills its prober has an error.
 
     One on which the detector of shots does that has none, and why. What the listing knows to be bad
     is not opened. Raises ConfigError where the backend or the detector is not installed.
     """
-    records = {v.video: failed_record(v.problem) for v in videos if v.problem is not None}
-    good = [video for video in videos if video.problem is None]
+    good = sum(video.problem is None for video in videos)
     if not good:
-        return records
-    on_probe(len(records), len(videos))
+        yield from (failed_record(video.problem or "") for video in videos)
+        return
+    on_probe(len(videos) - good, len(videos))
     with ProcessPool(
         target=_probe,
-        workers=min(probing.workers, len(good)),
+        workers=min(probing.workers, good),
         timeout_s=probing.timeout_s,
         memory_bytes=probing.memory_bytes,
     ) as pool:
         lean = replace(probing, shots=replace(probing.shots, table=None))  # it may be large
-        found = pool.run((video.video, video.source, lean) for video in good)
-        for video, (_, record, lost) in zip(good, found, strict=True):
+        readable = (video for video in videos if video.problem is None)
+        found = pool.run((video.video, video.source, lean) for video in readable)
+        done = len(videos) - good
+        for video in videos:
+            if video.problem is not None:
+                yield failed_record(video.problem)
+                continue
+            _, record, lost = next(found)
             if lost is not None:
                 record = _without_shots(record, lost)
             if probing.shots.table is not None and record.frames > 1:
                 told = probing.shots.table.of(video, record.duration_s, record.rate_fps)
                 record = replace(record, shots=told)
-            records[video.video] = record
             if record.note:
                 log.warning("%s: %s.", printable(video.video), record.note)
-            on_probe(len(records), len(videos))
-    return records
+            done += 1
+            on_probe(done, len(videos))
+            yield record
 
 
 def _without_shots(record: ProbeRecord | None, lost: str) -> ProbeRecord:

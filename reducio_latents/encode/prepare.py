@@ -25,8 +25,10 @@ from reducio_latents.store.commit import ShardKey, list_commits
 from reducio_latents.store.plan import (
     REMOVED,
     Plan,
+    PlanPart,
     PlanSpec,
     PlanTakenError,
+    StoredPart,
     edit_part,
     read_plan,
     write_part,
@@ -139,25 +141,31 @@ def make_plan(
         shots=shots,
     )
     records: dict[str, ProbeRecord] = {}
+
+    def store(part: PlanPart) -> StoredPart:
+        if spec.shots:
+            files.delete(SHOTS)  # it is made anew, also by the run after one that was killed
+        write_part(files, part.number, part)
+        return StoredPart.of(files, part.number)
+
     while True:
-        new = plan_listed(
-            listed,
-            spec,
-            read_plan(files),
-            probing,
-            on_probe,
-            retry_failed=options.retry_failed,
-            replaced=failed_videos(files, f"{CHANGED} planned"),
-            records=records,
-        )
         try:
-            if write and new.part is not None:
-                write_part(files, new.part.number, new.part)
-                if spec.shots:
-                    files.write(SHOTS, shots_parquet(new.plan))
+            new = plan_listed(
+                listed,
+                spec,
+                read_plan(files),
+                probing,
+                on_probe,
+                retry_failed=options.retry_failed,
+                replaced=failed_videos(files, f"{CHANGED} planned"),
+                records=records,
+                keep=store if write else PlanPart.packed,
+            )
             break
         except PlanTakenError:
             log.info("another run has planned meanwhile: planning what is still missing.")
+    if write and spec.shots and (new.parts or files.size(SHOTS) is None):
+        files.write(SHOTS, shots_parquet(new.plan))
     find = {video.video: video.source for video in listed}.get
     return Planned(find, new.plan, new.stamps, new.captions, new.gone)
 

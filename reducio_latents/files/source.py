@@ -17,7 +17,7 @@ from reducio_latents.files.filesystems import open_filesystem
 from reducio_latents.files.inside import NotAFileError, open_regular
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VideoSource:
     """Address of one video. Small and picklable: it is what travels to a decode worker."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from reducio_latents.core.config import convert
 from reducio_latents.core.fingerprint import compact_json
@@ -109,24 +109,31 @@ def build_index(files: Files, *, use_cache: bool = True, prove: bool = True) -> 
     missing = [(column, key) for column, key in present if (column, key) not in cached]
     sums = ShardSums(files)
 
-    def entry_of(item: tuple[str, ShardKey]) -> IndexEntry:
+    def entry_of(item: tuple[str, ShardKey]) -> tuple[IndexEntry, str]:
         commit = Commit.read(files, item[1], item[0])
-        if prove:
-            require_same_clips(files, commit, sums)
-        return IndexEntry.of(commit)
+        return IndexEntry.of(commit), commit.clips_sha256
 
+    fresh: dict[tuple[str, ShardKey], IndexEntry] = {}
     with ThreadPoolExecutor(READERS) as pool:
-        fresh = dict(zip(missing, pool.map(entry_of, missing), strict=True))
+        for item, (entry, said) in zip(missing, pool.map(entry_of, missing), strict=True):
+            if prove:  # by this thread alone: each would read the same piece of the plan
+                require_planned(files, item, said, sums)
+            fresh[item] = entry
     return Index({item: cached.get(item) or fresh[item] for item in present})
 
 
 def require_same_clips(files: Files, commit: Commit, sums: ShardSums) -> None:
     """Raise StoreError for a commit that was made of other clips than the plan has there."""
-    planned = sums.of(commit.bucket, commit.shard)
-    if planned not in (None, commit.clips_sha256):
+    require_planned(files, (commit.column, commit.key), commit.clips_sha256, sums)
+
+
+def require_planned(files: Files, item: tuple[str, ShardKey], said: str, sums: ShardSums) -> None:
+    """Do the same for a commit that says that `said` is the hash of its clips."""
+    column, key = item
+    if sums.of(*key) not in (None, said):
         raise StoreError(
-            f"{files.url}/{commit_path(commit.key, commit.column)} is of other clips than the "
-            "plan's. Delete it and run the encode command again: only this shard is made anew."
+            f"{files.url}/{commit_path(key, column)} is of other clips than the plan's. Delete it "
+            "and run the encode command again: only this shard is made anew."
         )
 
 
@@ -134,19 +141,17 @@ def same_clips(files: Files) -> set[tuple[str, ShardKey]]:
     """Return the commits that there are, but for those of other clips than the plan's."""
     sums = ShardSums(files)
 
-    def is_same(item: tuple[str, ShardKey]) -> bool:
+    def said_by(item: tuple[str, ShardKey]) -> Any:
         column, key = item
         try:
-            said = unseal(files.read(commit_path(key, column))).get("clips_sha256")
+            return unseal(files.read(commit_path(key, column))).get("clips_sha256")
         except (FileNotFoundError, ValueError):
-            return True  # who reads it says what is wrong
-        return sums.of(*key) in (None, said)
+            return sums  # who reads it says what is wrong
 
     present = list(list_commits(files))
     with ThreadPoolExecutor(READERS) as pool:
-        return {
-            item for item, same in zip(present, pool.map(is_same, present), strict=True) if same
-        }
+        pairs = zip(present, pool.map(said_by, present), strict=True)
+        return {item for item, said in pairs if said is sums or sums.of(*item[1]) in (None, said)}
 
 
 def write_index(files: Files, index: Index) -> None:

@@ -20,7 +20,7 @@ from reducio_latents.corpus.probe import OnProbe, Probing
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource, join_url
-from reducio_latents.store.plan import Plan, PlanPart, PlanSpec, read_plan, write_part
+from reducio_latents.store.plan import Plan, PlanSpec, StoredPart, read_plan, write_part
 from reducio_latents.store.plan.parts import PLAN_FOLDER as PLAN
 from reducio_latents.train.batch import ClipName
 from reducio_latents.train.config import DataConfig
@@ -110,7 +110,7 @@ def make_split(
     """
     check_data(data, training=training)
     train = validation = None
-    fresh: list[tuple[Path, PlanPart]] = []
+    fresh: list[tuple[Path, StoredPart]] = []
     unusable: dict[str, str] = {}
     hashes: set[str] = set()
     if data.corpus is not None:
@@ -131,7 +131,7 @@ def make_split(
         validation = _table("validation", other, data.validation_corpus, apart, trained)
         unusable |= _unusable(other)
     for folder, part in fresh:
-        write_part(open_files(folder), 0, part)
+        write_part(open_files(folder), part.number, part)
     return Split(train, validation, unusable)
 
 
@@ -171,7 +171,11 @@ def _digest(video: str) -> bytes:
 
 
 def _plan(
-    out: Path, corpus: str, data: DataConfig, on_probe: OnProbe, fresh: list[tuple[Path, PlanPart]]
+    out: Path,
+    corpus: str,
+    data: DataConfig,
+    on_probe: OnProbe,
+    fresh: list[tuple[Path, StoredPart]],
 ) -> Plan:
     """Return the plan in `out`; if there is none, make one and add it to `fresh`."""
     files = open_files(out)
@@ -187,8 +191,7 @@ def _plan(
         deinterlace=data.deinterlace != "none",
     )
     new = plan_listed(list_corpus(corpus), spec, None, probing, on_probe)
-    if new.part is not None:
-        fresh.append((out, new.part))
+    fresh += [(out, part) for part in new.parts]
     return new.plan
 
 

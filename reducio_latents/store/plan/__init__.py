@@ -3,6 +3,7 @@
 from reducio_latents.store.plan.parts import (
     PlanPart,
     PlanTakenError,
+    StoredPart,
     complete_parts,
     edit_part,
     first_sums,
@@ -36,6 +37,7 @@ __all__ = [
     "PlanTakenError",
     "PlannedShard",
     "ShardSums",
+    "StoredPart",
     "complete_parts",
     "edit_part",
     "first_sums",

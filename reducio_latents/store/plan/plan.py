@@ -173,7 +173,7 @@ class Plan:
         """Return the plan with one more part."""
         plan = Plan([*self._parts, part])
         if "known" in vars(self):
-            plan.known = self.known.plus(part.videos)
+            plan.known = _known([part], self.known)
         return plan
 
     @property
@@ -338,11 +338,7 @@ class Plan:
 
     @cached_property
     def known(self) -> KnownVideos:
-        known = KnownVideos([])
-        for part in self._parts:
-            for table in part.tables("videos", ["video", *Known._fields]):
-                known = known.plus(table)
-        return known
+        return _known(self._parts, KnownVideos([]))
 
     def with_copies(self, videos: Sequence[str]) -> set[str]:
         """Return these videos and all that have, or had, the same bytes as one of them."""
@@ -431,6 +427,13 @@ class Plan:
         for pair in pc.value_counts(table["shots_problem"].drop_null()).to_pylist():
             found[pair["values"]] = pair["counts"]
         return found
+
+
+def _known(parts: Sequence[AnyPart], known: KnownVideos) -> KnownVideos:
+    for part in parts:
+        for table in part.tables("videos", ["video", *Known._fields]):
+            known = known.plus(table)
+    return known
 
 
 def _count(column: pa.ChunkedArray, values: Sequence[str]) -> dict[str, int]:

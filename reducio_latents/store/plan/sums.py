@@ -34,7 +34,7 @@ class ShardSums:
     def __init__(self, files: Files) -> None:
         self._files = files
         self._sums: dict[tuple[str, int], str] = {}
-        self._tables: dict[str, BoundedParquet] = {}
+        self._remote: dict[str, BoundedParquet] = {}
         self._parts: list[tuple[StoredPart, list[ShardSpan]]] | None = None
 
     def of(self, bucket: str, shard: int) -> str | None:
@@ -64,10 +64,10 @@ class ShardSums:
 
     def _ids(self, path: str, start: int, rows: int) -> tuple[int, list[str]]:
         """Return the ids of the row groups that hold these rows, and the first one's row."""
-        if path not in self._tables:
-            local = self._files.local_path(path)
-            self._tables[path] = BoundedParquet(self._files.read(path) if local is None else local)
-        table = self._tables[path]
+        local = self._files.local_path(path)
+        if local is None and path not in self._remote:
+            self._remote[path] = BoundedParquet(self._files.read(path))
+        table = self._remote[path] if local is None else BoundedParquet(local)
         first = int(np.searchsorted(table.begins, start, "right")) - 1
         last = int(np.searchsorted(table.begins, start + rows, "left"))
         groups = (table.group(number, ["clip_id"]) for number in range(first, last))
