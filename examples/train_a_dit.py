@@ -2,8 +2,9 @@
 
     python examples/train_a_dit.py pexels.latents checkpoint.pt
 
-Run it again to go on where it stopped: the next batch is the one that would have come next.
-`tools/train_dit.py` is a trainer with conditions, guidance, EMA, several GPUs and samples.
+Run it again to go on where it stopped: the next batch is the one that would have come next. Every
+500 steps it writes sampled videos beside the checkpoint. `tools/train_dit.py` is a trainer with
+conditions, guidance, EMA, several GPUs and samples of held-out clips.
 """
 
 from __future__ import annotations
@@ -38,10 +39,23 @@ class TinyDiT(nn.Module):
         return rearrange(tokens, "b (t h w) d -> b d t h w", t=t, h=h, w=w)
 
 
-def main(store: str, checkpoint: str, steps: int = 1000, batch_size: int = 16) -> None:
+@torch.no_grad()
+def sample(model: nn.Module, shape: torch.Size, device: str, steps: int = 20) -> Tensor:
+    """Follow the velocity from noise to latents, by Euler's method."""
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    for step in range(steps):
+        z = z + model(z, torch.full((len(z),), step / steps, device=device)) / steps
+    return z
+
+
+def main(
+    store: str, checkpoint: str, steps: int = 1000, batch_size: int = 16, every: int = 500
+) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dataset = LatentDataset(store, ("motion",), batch_size=batch_size, seed=0)
+    columns = ("motion", "content_image")
+    dataset = LatentDataset(store, columns, batch_size=batch_size, seed=0)
     loader = LatentLoader(dataset, device=device)
+    decoder = dataset.decoder(device=device)  # of the store's own model, loaded at first use
 
     torch.manual_seed(0)
     channels, *grid = dataset.batch(0, 0)["latents"].shape[1:]
@@ -68,6 +82,11 @@ def main(store: str, checkpoint: str, steps: int = 1000, batch_size: int = 16) -
             optimizer.step()
             step += 1
             print(f"step {step}  loss {loss.item():.4f}")
+            if step % every == 0:
+                frames = decoder.decode(
+                    sample(model, x[:4].shape, device), batch["content_image"][:4]
+                )
+                decoder.write(Path(checkpoint).with_name(f"step-{step}.mp4"), frames)
             if step >= steps:
                 break
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}

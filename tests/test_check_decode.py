@@ -16,7 +16,6 @@ from PIL import Image
 from reducio_latents.check.clips import select_clips
 from reducio_latents.check.decode import decode_store, mean_psnr
 from reducio_latents.check.decoding import decode_clips
-from reducio_latents.check.model import load_store_model
 from reducio_latents.check.options import DecodeOptions, Selection
 from reducio_latents.check.originals import Originals
 from reducio_latents.check.pictures import (
@@ -110,10 +109,11 @@ def test_decoded_pixels_are_the_models_own_and_originals_those_that_were_encoded
     made: tuple[Path, Path], store: Store
 ) -> None:
     """What is stored are the moments of exactly the frames that are read again."""
-    model = load_store_model(store)
+    decoder = store.decoder()
+    model = decoder.load()
     clips = select_clips(store, Selection(num=4))
     with Originals(store) as originals:
-        everything = list(decode_clips(store, model, clips, originals))
+        everything = list(decode_clips(decoder, clips, originals))
     assert len(everything) == 4
     for decoded in everything:
         assert decoded.original_THWC is not None
@@ -131,13 +131,15 @@ def test_a_sample_depends_on_its_seed_and_clip_alone(
     )
     corpus.rename(tmp_path / "moved")
     store = open_store(root)
-    model, originals = load_store_model(store), Originals(store)
-    monkeypatch.setattr(model, "decode", lambda z, content: torch.zeros(1, 3, 16, SIDE, SIDE))
+    decoder, originals = store.decoder(), Originals(store)
+    monkeypatch.setattr(
+        decoder.load(), "decode", lambda z, content: torch.zeros(1, 3, 16, SIDE, SIDE)
+    )
     clips = select_clips(store, Selection(num=1000))
 
     def latents(chosen: list[int], seed: int | None) -> list[np.ndarray]:
         picked = [clips[i] for i in chosen]
-        found = decode_clips(store, model, picked, originals, sample_seed=seed)
+        found = decode_clips(decoder, picked, originals, sample_seed=seed)
         return [decoded.latents.numpy() for decoded in found]
 
     both, second, mean = latents([0, 1], 5), latents([1], 5), latents([1], None)

@@ -49,8 +49,11 @@ def test_a_diffusion_transformer_trains_and_goes_on_where_it_stopped(
     first = run("train_a_dit.py", store, tmp_path / "parts.pt", 2, 2).splitlines()
     rest = run("train_a_dit.py", store, tmp_path / "parts.pt", 4, 2).splitlines()
     assert first + rest == undisturbed
+    assert not list(tmp_path.glob("*.mp4"))
+    run("train_a_dit.py", store, tmp_path / "parts.pt", 5, 2, 5)
+    assert (tmp_path / "step-5.mp4").stat().st_size > 1000
     saved = torch.load(tmp_path / "parts.pt", weights_only=True)
-    assert saved["step"] == 4
+    assert saved["step"] == 5
 
 
 def test_latents_are_decoded_to_videos(store: Path, tmp_path: Path) -> None:

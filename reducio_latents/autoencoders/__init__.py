@@ -16,7 +16,7 @@ from reducio_latents.core.choices import Compile
 from reducio_latents.errors import ConfigError
 from reducio_latents.vae.model import Parts
 
-__all__ = ["LOADERS", "Autoencoder", "LoadOptions", "load_autoencoder"]
+__all__ = ["LOADERS", "Autoencoder", "LoadOptions", "load_autoencoder", "weights_place"]
 
 Loader = Callable[[str, Path | None, LoadOptions], Autoencoder]
 
@@ -43,6 +43,16 @@ when asked for, so that one model's libraries are not needed for another."""
 def takes_pictures(name: str) -> bool:
     """Whether a model of that name may take clips of one frame; told without loading it."""
     return not name.startswith(("reducio", "open-sora"))
+
+
+def weights_place(name: str, weights: str | os.PathLike[str] | None) -> str | None:
+    """Return where the weights of a model are, for a store to remember: an absolute path, or a name
+    of the Hub; None for a model without, or one that brings them.
+    """
+    kind, _, rest = name.partition(":")
+    place = os.fspath(weights) if weights is not None else rest if kind == "diffusers" else ""
+    path = Path(place).expanduser()
+    return (str(path.absolute()) if path.exists() else place) if place else None
 
 
 def load_autoencoder(

@@ -134,7 +134,9 @@ def load_diffusers(name: str, weights: Path | None, options: LoadOptions) -> Net
     wanted = name.partition(":")[2]
     if wanted in ARCHITECTURES:
         if weights is None:
-            raise WeightsError(f"{name} needs its weights: give the folder that holds them.")
+            raise WeightsError(
+                f"{name} needs its weights: give the folder that holds them, as --weights."
+            )
         wanted, expected = str(weights), wanted
     elif weights is not None:
         raise ConfigError(f"{name} names its own weights; leave out {weights}.")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.errors import ConfigError
 from reducio_latents.vae.tiling import Tiling
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -49,3 +50,13 @@ def tiling_record(tiling: Tiling | None) -> dict[str, Any] | None:
     if tiling is None:
         return None
     return {"tile_px": tiling.tile_px, "overlap": tiling.overlap}
+
+
+def tiling_of(record: Any) -> Tiling | None:
+    """Return the tiling of a record in a store; raise ConfigError for what is none."""
+    if record is None:
+        return None
+    try:
+        return Tiling(tile_px=int(record["tile_px"]), overlap=float(record["overlap"]))
+    except (KeyError, TypeError, ValueError) as err:
+        raise ConfigError(f"the store's tiling is {record!r}, which is not understood.") from err

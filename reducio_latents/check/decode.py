@@ -9,10 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.check.clips import StoredClip, select_clips
 from reducio_latents.check.decoding import decode_clips
-from reducio_latents.check.model import load_store_model
 from reducio_latents.check.options import DecodeOptions
 from reducio_latents.check.originals import Originals
 from reducio_latents.check.pictures import (
@@ -24,25 +22,20 @@ from reducio_latents.check.pictures import (
 )
 from reducio_latents.check.writing import file_name, make_folder, write_picture
 from reducio_latents.store import Store, open_store
-from reducio_latents.video.write import write_mp4, write_webp
+from reducio_latents.store.decoder import LatentDecoder
 
 SHEET = "contact_sheet.png"
 JOINED = "all_clips"
 JOINED_BYTES = 256 << 20
 """Pixels of the clips in `all_clips`; those that would pass this are left out of it."""
-WRITERS: dict[str, Callable[[Path, Frames, float], None]] = {"mp4": write_mp4, "webp": write_webp}
-"""mp4: H.264, for players. webp: an animation, for pages and chats that show no video."""
 
 
-def load_model(store: Store, options: DecodeOptions) -> Autoencoder:
-    """Load the model that decodes `store`."""
-    return load_store_model(
-        store,
-        model=options.model,
-        weights=options.weights,
-        device=options.device,
-        dtype=getattr(torch, options.dtype),
-    )
+def load_decoder(store: Store, options: DecodeOptions) -> LatentDecoder:
+    """Return what decodes `store`, its model loaded."""
+    dtype = getattr(torch, options.dtype)
+    decoder = LatentDecoder(store, options.weights, options.device, dtype, model=options.model)
+    decoder.load()
+    return decoder
 
 
 def open_originals(store: Store, options: DecodeOptions) -> Originals:
@@ -78,14 +71,13 @@ def decode_store(
     """
     opened = open_store(store)
     clips = select_clips(opened, options.selection)
-    model = load_model(opened, options)
+    decoder = load_decoder(opened, options)
     make_folder(out)
-    write, rate_fps = WRITERS[options.format], opened.meta.clip.rate_fps
     results, rows = [], []
     joined: list[Frames] = []
     with open_originals(opened, options) as originals:
         seed = options.sample_seed
-        for decoded in decode_clips(opened, model, clips, originals, sample_seed=seed):
+        for decoded in decode_clips(decoder, clips, originals, sample_seed=seed):
             panels = decoded.panels
             path = out / f"{file_name(decoded.clip.clip_id)}.{options.format}"
             picture = side_by_side(panels)
@@ -93,7 +85,7 @@ def decode_store(
                 path = path.with_suffix(".png")
                 write_picture(path, picture[0])
             else:
-                write(path, picture, rate_fps)
+                decoder.write(path, picture)
                 if sum(clip.nbytes for clip in joined) + picture.nbytes <= JOINED_BYTES:
                     joined.append(picture)
             result = DecodeResult(decoded.clip, path, decoded.psnr_db, decoded.problem)
@@ -102,7 +94,7 @@ def decode_store(
             on_clip(result)
     write_picture(out / SHEET, contact_sheet(rows))
     if joined:
-        write(out / f"{JOINED}.{options.format}", one_after_another(joined), rate_fps)
+        decoder.write(out / f"{JOINED}.{options.format}", one_after_another(joined))
     return results
 
 

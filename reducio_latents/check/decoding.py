@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reducio_latents.autoencoders import Autoencoder
 from reducio_latents.check.clips import CONTENT_IMAGE, MOTION, StoredClip
 from reducio_latents.check.originals import Originals
 from reducio_latents.check.pictures import Frames, Panel
@@ -20,7 +19,8 @@ from reducio_latents.core.values import Posterior
 from reducio_latents.errors import StoreError, VideoError
 from reducio_latents.metrics.psnr import psnr, to_pictures
 from reducio_latents.store import Store
-from reducio_latents.video.pixels import to_uint8, to_unit
+from reducio_latents.store.decoder import LatentDecoder
+from reducio_latents.video.pixels import to_uint8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +71,19 @@ class DecodedClip:
 
 
 def decode_clips(
-    store: Store,
-    model: Autoencoder,
+    decoder: LatentDecoder,
     clips: Iterable[StoredClip],
     originals: Originals,
     *,
     sample_seed: int | None = None,
 ) -> Iterator[DecodedClip]:
-    """Yield each of `clips` decoded, one at a time, in order.
+    """Yield each of `clips` of the decoder's store decoded, one at a time, in order.
 
     The posterior's mean is decoded, or with `sample_seed` a draw from it, which depends on the
     seed and the clip alone. Raises StoreError for a model that needs content images if the store
     has none, and for rows that are damaged.
     """
-    store.require_columns([MOTION])
+    store, model = decoder.store, decoder.load()
     if model.needs_content and CONTENT_IMAGE not in store.meta.columns:
         raise StoreError(
             f"{store.files.url} has no column content_image, without which {model.name} cannot "
@@ -101,10 +100,7 @@ def decode_clips(
         noise = None if sample_seed is None else _noise(posterior.mean, clip.clip_id, sample_seed)
         latents = final_latents(posterior, noise, rule)
         content = _read_content_image(store, clip)
-        image = None
-        if model.needs_content and content is not None:
-            image = to_unit(torch.from_numpy(content)[None, None])[:, :, 0]
-        pixels = model.decode(latents, image)[0, :, : clip.bucket.frames]
+        image = None if content is None else torch.from_numpy(content).permute(2, 0, 1)[None]
         original, problem = None, None
         try:
             original = originals.read(clip)
@@ -114,7 +110,7 @@ def decode_clips(
             clip=clip,
             posterior=posterior,
             latents=latents[0],
-            decoded_TCHW=to_pictures(pixels.cpu()),
+            decoded_TCHW=to_pictures(decoder.pixels(latents, image)[0]),
             original_THWC=original,
             content_HWC=content,
             problem=problem,

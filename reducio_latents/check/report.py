@@ -19,7 +19,7 @@ from reducio_latents.check.clips import (
     recorded_quality,
     select_clips,
 )
-from reducio_latents.check.decode import load_model, open_originals
+from reducio_latents.check.decode import load_decoder, open_originals
 from reducio_latents.check.decoding import DecodedClip, decode_clips
 from reducio_latents.check.health import (
     HealthWarning,
@@ -122,7 +122,8 @@ def build_report(
     """
     opened = open_store(store)
     clips = select_clips(opened, options.selection)
-    model = load_model(opened, options)
+    decoder = load_decoder(opened, options)
+    model = decoder.load()
     untrained = is_untrained(model)
     recorded = recorded_quality(opened)
     known = {clip.clip_id: clip.psnr_db for clip in recorded}
@@ -131,7 +132,7 @@ def build_report(
     scan, looked = LatentScan(), 0
     with open_originals(opened, options) as originals:
         seed = options.sample_seed
-        for decoded in decode_clips(opened, model, clips, originals, sample_seed=seed):
+        for decoded in decode_clips(decoder, clips, originals, sample_seed=seed):
             clip_id = decoded.clip.clip_id
             page_clip = _measure(decoded, protocol, opened.meta.clip.rate_fps, known.get(clip_id))
             shown.append(page_clip)

@@ -121,7 +121,8 @@ class BatchReader:
         }
         self._kinds = {name: row_kind(meta) for name, meta in self._meta.items()}
         self._columns = list(columns)
-        self._statistics = _statistics(sources, self._meta) if options.normalize else None
+        self.statistics = _statistics(sources, self._meta) if options.normalize else None
+        """Mean and standard deviation of each channel, by which final latents are normalised."""
         for name, kind in self._kinds.items():
             if isinstance(kind, FinalLatentsRows) and options.latents != "sample":
                 raise ConfigError(
@@ -228,9 +229,9 @@ class BatchReader:
         return self._normalized(name, latents)
 
     def _normalized(self, name: str, latents: Tensor) -> Tensor:
-        if self._statistics is None or name not in TRAINED_ON:
+        if self.statistics is None or name not in TRAINED_ON:
             return latents
-        return normalize_channels(latents, *self._statistics)
+        return normalize_channels(latents, *self.statistics)
 
     def _add_payloads(self, batch: LatentBatch, name: str, rows: BatchRows, epoch: int) -> None:
         payloads = rows.payloads(lambda i: self._reader(i, name, rows.bucket))

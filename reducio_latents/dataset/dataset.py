@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
 import torch
 from torch._utils import ExceptionWrapper
@@ -38,6 +38,9 @@ from reducio_latents.dataset.state import FRESH, Identity, check_state, read_pos
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.plan import CLIP_SCHEMA
+
+if TYPE_CHECKING:
+    from reducio_latents.store.decoder import LatentDecoder
 
 log = logging.getLogger(__name__)
 
@@ -255,6 +258,27 @@ class LatentDataset(IterableDataset[LatentBatch]):
     def num_batches(self, epoch: int = 0) -> int:
         """Return the number of batches in an epoch; it differs only for fractional weights."""
         return self._share().order.num_batches(epoch)
+
+    def decoder(
+        self,
+        weights: str | os.PathLike[str] | None = None,
+        device: torch.device | str = "auto",
+        dtype: torch.dtype | None = None,
+    ) -> LatentDecoder:
+        """Return what turns latents like those of the batches into videos; see `Store.decoder`.
+
+        With `normalize="channel"` it undoes that first.
+        """
+        from reducio_latents.store.decoder import ChannelScale, LatentDecoder
+
+        stores = [source.store for source in self.sources]
+        for store in stores:
+            store.require_columns(["motion"])
+        shapes = {k: v for s in stores for k, v in s.meta.columns["motion"].row_shapes.items()}
+        normalized = self._reader.statistics and ChannelScale(*self._reader.statistics)
+        return LatentDecoder(
+            stores[0], weights, device, dtype, shapes=shapes, normalized=normalized
+        )
 
     @property
     def rank(self) -> int:

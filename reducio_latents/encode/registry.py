@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, get_args
 
+from reducio_latents.autoencoders import weights_place
 from reducio_latents.core.choices import Dtype
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import (
@@ -204,6 +205,8 @@ def describe_column(
     meta = encoder.describe(buckets)
     if options.deinterlaces and encoder.needs & {FRAMES, CONTENT}:
         meta = replace(meta, config={**meta.config, "deinterlace": "bwdif"})
+    if encoder.name == "motion":
+        meta = replace(meta, weights=weights_place(options.model, options.weights))
     if encoder.name in options.zstd:
         meta = replace(meta, compression="zstd")
     if measure:

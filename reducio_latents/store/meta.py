@@ -35,7 +35,9 @@ CHECKSUM = "reducio_latents_crc32c"
 """Key of its checksum: crc32c of the description as compact JSON."""
 ROOT = "zarr.json"
 
-MAX_BUCKETS, MAX_COLUMNS = 1000, 200
+MAX_BUCKETS, MAX_COLUMNS, MAX_PLACE = 1000, 200, 4096
+NOT_DECISIVE = ("measured", "empty_row", "weights")
+"""What of a column two runs over the same store may disagree on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,9 @@ class ColumnMeta:
     makes two runs different."""
     empty_row: str | None = None
     """For text: base64 of the row of a clip without captions."""
+    weights: str | None = None
+    """Where the weights of `motion` lay, an absolute path or a name of the Hub; for decoding. None
+    for a model that has none or brings them."""
 
     def __post_init__(self) -> None:
         must_hold(self.dtype in (*ROW_DTYPES, "bytes"), f"dtype {self.dtype[:30]!r} is no such.")
@@ -72,6 +77,10 @@ class ColumnMeta:
             self.kind == "bytes" or self.dtype in ROW_DTYPES, "an array has values of a dtype."
         )
         must_hold(len(self.row_shapes) <= MAX_BUCKETS, "row_shapes names too many buckets.")
+        must_hold(
+            len(self.weights or "") <= MAX_PLACE and "\0" not in (self.weights or ""),
+            "weights names no place.",
+        )
         for bucket, shape in self.row_shapes.items():
             require_bucket(bucket)
             require_shape(shape, np.dtype(self.dtype).itemsize if self.dtype in ROW_DTYPES else 1)
@@ -79,7 +88,7 @@ class ColumnMeta:
     def decisive(self) -> dict[str, Any]:
         """Return all that two runs over the same store must agree on, as JSON-like values."""
         values = asdict(self)
-        return {k: v for k, v in values.items() if k not in ("measured", "empty_row")}
+        return {k: v for k, v in values.items() if k not in NOT_DECISIVE}
 
     @property
     def fingerprint(self) -> str:
@@ -140,6 +149,9 @@ class StoreMeta:
         described = asdict(self)
         if self.deinterlace == "none":  # as stores were written that do not know of it
             del described["deinterlace"]
+        for column in described["columns"].values():
+            if column["weights"] is None:
+                del column["weights"]
         attributes = {ATTRIBUTE: described, CHECKSUM: _checksum(described)}
         group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
         return json.dumps(group, indent=2, ensure_ascii=False).encode() + b"\n"

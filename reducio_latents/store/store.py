@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -17,6 +19,11 @@ from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.plan import Plan, ShardSums, read_plan
 from reducio_latents.store.row_kinds import Array, BytesRows, row_kind
 from reducio_latents.store.writer import row_checksum
+
+if TYPE_CHECKING:
+    import torch
+
+    from reducio_latents.store.decoder import LatentDecoder
 
 IMPORTED = (
     "Its latents are imported samples: a model can be trained on them, LatentDataset(store, "
@@ -116,6 +123,22 @@ class Store:
     def decode_row(self, payload: bytes, bucket: str, column: str) -> Array | bytes:
         """Turn a row's payload into the array or the bytes that it stands for."""
         return self.kind(column).decode(payload, bucket)
+
+    def decoder(
+        self,
+        weights: str | os.PathLike[str] | None = None,
+        device: torch.device | str = "auto",
+        dtype: torch.dtype | None = None,
+    ) -> LatentDecoder:
+        """Return what turns final latents into videos: the model that made column `motion`.
+
+        It loads that model when it is first asked to decode, and refuses any other by its
+        fingerprint. weights: where they are now, by default where the store remembers them to be.
+        device: `auto` is a GPU if there is one. dtype: of the model, float32 by default.
+        """
+        from reducio_latents.store.decoder import LatentDecoder  # imports torch
+
+        return LatentDecoder(self, weights, device, dtype)
 
 
 def open_store(path: str | Path) -> Store:

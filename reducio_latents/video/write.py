@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +45,8 @@ def write_mp4(
     except OSError as err:
         raise VideoError(f"{path} cannot be written: {err.strerror or err}.") from err
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or its folder is none
+            partial.unlink()
 
 
 def write_webp(path: str | Path, frames_THWC: NDArray[np.uint8], rate_fps: float) -> None:
@@ -88,7 +90,8 @@ def _save(image: Image.Image, path: Path, **settings: Any) -> None:
     except (OSError, ValueError, TypeError) as err:  # also an ending that Pillow does not know
         raise VideoError(f"{path} cannot be written: {err}.") from err
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or its folder is none
+            partial.unlink()
 
 
 def _encode(path: Path, frames_THWC: NDArray[np.uint8], rate_fps: float, crf: str) -> None:

@@ -10,21 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dit.data import CONTENT_IMAGE, conditions_of, to_unit_range
+from dit.data import CONTENT_IMAGE, conditions_of
 from dit.flow import Draw, Velocity, flow_loss, sample_euler, start_noise
 from dit.model import Conditions
 from dit.settings import SampleSettings
-from reducio_latents.autoencoders import Autoencoder
-from reducio_latents.check.model import load_store_model
 from reducio_latents.check.pictures import Panel, side_by_side
 from reducio_latents.check.writing import file_name
-from reducio_latents.core.geometry import Bucket
 from reducio_latents.dataset import LatentDataset
 from reducio_latents.dataset.batches import LatentBatch
 from reducio_latents.errors import ConfigError
 from reducio_latents.store import Store
-from reducio_latents.video.pixels import to_uint8
-from reducio_latents.video.write import write_mp4
 
 LOSS_TIMES = 8
 """Times at which the loss of a held-out clip is measured."""
@@ -48,14 +43,12 @@ class Sampler:
         Raises StoreError for other weights than the store's, ConfigError if nothing is held out.
         """
         self.settings, self.columns = settings, columns
-        self.rate_fps = store.meta.clip.rate_fps
         self._seed, self._device = seed, device
-        self.vae: Autoencoder = load_store_model(
-            store, weights=settings.weights, device=str(device)
-        )
+        self.decoder = store.decoder(settings.weights, device)
         shown = [name for name in (CONTENT_IMAGE,) if name in store.columns]
-        if self.vae.needs_content and not shown:
-            raise ConfigError(f"{self.vae.name} decodes with {CONTENT_IMAGE}, which is missing.")
+        vae = self.decoder.load()
+        if vae.needs_content and not shown:
+            raise ConfigError(f"{vae.name} decodes with {CONTENT_IMAGE}, which is missing.")
         held_out = _held_out(store, [*dict.fromkeys([*columns, *shown]), "clip_id"], val_fraction)
         spread = np.linspace(0, held_out.num_batches(0) - 1, settings.count).round().astype(int)
         self.clips = [held_out.batch(0, int(number)) for number in dict.fromkeys(spread.tolist())]
@@ -86,9 +79,8 @@ class Sampler:
 
     def decode(self, latents: Tensor, clip: LatentBatch) -> NDArray[np.uint8]:
         """Return the video of final latents (1, D, t, h, w): uint8 RGB (T, H, W, 3)."""
-        image = to_unit_range(clip[CONTENT_IMAGE]) if CONTENT_IMAGE in clip else None
-        pixels = self.vae.decode(latents, image)[0, :, : Bucket.parse(clip["bucket"]).frames]
-        return np.ascontiguousarray(to_uint8(pixels).permute(1, 2, 3, 0).cpu().numpy())
+        frames: NDArray[np.uint8] = self.decoder.decode(latents, clip.get(CONTENT_IMAGE))[0].numpy()
+        return frames
 
     def write(self, network: Velocity, folder: Path) -> list[Path]:
         """Write one mp4 a clip: its content image, its own latents decoded, what was sampled."""
@@ -104,7 +96,7 @@ class Sampler:
                 frames = np.repeat(still[None], len(panels[0].frames), axis=0)
                 panels.insert(0, Panel("content image", frames))
             paths.append(folder / f"{file_name(clip['clip_id'][0])}.mp4")
-            write_mp4(paths[-1], side_by_side(panels), self.rate_fps)
+            self.decoder.write(paths[-1], side_by_side(panels))
         return paths
 
     def _inputs(self, clip: LatentBatch) -> tuple[Tensor, Conditions]:
