@@ -34,7 +34,8 @@ def at_work(files: Files, what: str, run: str = "") -> Iterator[str]:
                     pass
             yield run
     finally:
-        if is_new and isinstance(files, LocalFiles):  # of a run that came to nothing, nothing stays
+        if is_new and isinstance(files, LocalFiles) and next(files.list(""), None) is None:
+            # Of a run that came to nothing, nothing stays.
             for folder in (files.root / AT_WORK, files.root / ".partial", files.root):
                 with suppress(OSError):
                     folder.rmdir()
