@@ -20,8 +20,8 @@ OTHER_MODELS = """scorer content_latent.model content_latent.dtype
     {
         "Options": """model weights columns resolution clip.policy shots dtype batch_size compile
             device gpus workers retry_failed""",
-        "Corpus and clips": """update_captions buckets clip.frames clip.rate_fps clip.seed duplicates
-            path_column caption_column start_column end_column root label
+        "Corpus and clips": """buckets clip.frames clip.rate_fps clip.seed duplicates
+            update_captions path_column caption_column start_column end_column root label
             video_backend""",
         "Store": "container image_codec resize deinterlace tiling shard_rows zstd",
         "Other columns": OTHER_MODELS,
