@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,7 +26,7 @@ from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import planning
 from reducio_latents.corpus.build import plan_part
 from reducio_latents.corpus.entry import CorpusSpan, CorpusVideo
-from reducio_latents.corpus.probe import ProbeRecord
+from reducio_latents.corpus.probe import ProbeRecord, probe_videos
 from reducio_latents.corpus.shots import (
     VideoShots,
     dissolves,
@@ -32,7 +34,7 @@ from reducio_latents.corpus.shots import (
     is_flash,
     shots_between,
 )
-from reducio_latents.encode import plan_corpus
+from reducio_latents.encode import plan_corpus, probed
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
 from reducio_latents.files import open_files
@@ -221,6 +223,36 @@ def test_a_resumed_run_does_not_look_for_shots_again(
     encode(corpus, store, shots="detect")
     assert files_of(store) == before
     assert probed == []
+
+
+def test_what_a_killed_run_had_found_is_not_looked_for_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("scenedetect")
+    folder, store = tmp_path / "corpus", tmp_path / "store"
+    shutil.copytree(corpus, folder)
+    options, looked_at = EncodeOptions(**SMALL, shots="detect"), list[str]()
+
+    def probe(videos: list[CorpusVideo], *rest: Any) -> Generator[ProbeRecord]:
+        looked_at.extend(video.video for video in videos)
+        return probe_videos(videos, *rest)
+
+    monkeypatch.setattr(planning, "probe_videos", probe)
+    monkeypatch.setattr(probed, "KEPT_EVERY_S", 0.0)
+    with monkeypatch.context() as killed:
+        killed.setattr(planning, "plan_some", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            plan_corpus(folder, store, options, write=True)
+    assert looked_at == ["cut.mp4", "one.mp4"]
+    os.utime(folder / "one.mp4", (1, 1))  # it may be another file now
+    assert plan_corpus(folder, store, options, write=True).counts.shots == {"found": 4}
+    assert looked_at[2:] == ["one.mp4"]
+    assert not list(store.glob("probed/*"))
+    for name in ("part-00000", "videos-00000"):
+        whole = tmp_path / "whole"
+        plan_corpus(folder, whole, options, write=True)
+        file = Path("plan", f"{name}.parquet")
+        assert (store / file).read_bytes() == (whole / file).read_bytes()
 
 
 @pytest.mark.parametrize("shots", [None, "detect:transnetv2"])

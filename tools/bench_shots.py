@@ -198,9 +198,10 @@ def crossing(shots: Sequence[Shot], truth: Sequence[Transition]) -> tuple[int, i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--videos", type=int, default=12)
-    parser.add_argument("--shots", type=int, default=16)
-    parser.add_argument("--size", default="1280x720")
+    parser.add_argument("--videos", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=100, help="of the first video")
+    parser.add_argument("--shots", type=int, default=16, help="of a video")
+    parser.add_argument("--size", default="640x360", help="width x height")
     parser.add_argument("--keep", type=Path, help="folder for the videos that are made")
     given = parser.parse_args()
     width, height = map(int, given.size.split("x"))
@@ -209,7 +210,7 @@ def main() -> None:
         folder = given.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         made = {}
-        for seed in range(given.videos):
+        for seed in range(given.seed, given.seed + given.videos):
             path = folder / f"{seed:03d}.mp4"
             made[path] = write(path, cut_together(given.folder, seed, given.shots, size), size)
         report(made)
@@ -218,20 +219,23 @@ def main() -> None:
 def report(made: dict[Path, list[Transition]]) -> None:
     truth = [t for transitions in made.values() for t in transitions]
     kinds = list(dict.fromkeys(t.kind for t in truth))
-    hours = 0.0
     print(
         f"{len(made)} videos, "
         + ", ".join(f"{sum(t.kind == k for t in truth)} {k}s" for k in kinds)
     )
     print(f"| detector | precision | recall | {' | '.join(kinds)} | clips that cross | s an hour |")
     print("|---|" + "--:|" * (len(kinds) + 4))
-    for name in DETECTORS:
+    for name in ("none", *DETECTORS):
         hits: list[bool] = []
         wrong = crossed = clips = 0
         seconds = hours = 0.0
         for path, transitions in made.items():
             begun = time.process_time()
-            shots = find_shots(VideoSource(str(path)), name)
+            if name == "none":
+                info = get_backend("pyav").probe(VideoSource(str(path)))
+                shots: Sequence[Shot] = [Shot(0.0, info.duration_s)]
+            else:
+                shots = find_shots(VideoSource(str(path)), name)
             seconds += time.process_time() - begun
             hours += shots[-1].end_s / 3600
             found, others = matched(shots, transitions)
@@ -244,7 +248,7 @@ def report(made: dict[Path, list[Transition]]) -> None:
             for k in kinds
         ]
         print(
-            f"| {name} | {sum(hits) / (sum(hits) + wrong):.3f} | {sum(hits) / len(hits):.3f} | "
+            f"| {name} | {sum(hits) / max(sum(hits) + wrong, 1):.3f} | {sum(hits) / len(hits):.3f} | "
             + " | ".join(f"{r:.3f}" for r in recalls)
             + f" | {crossed} of {clips} | {seconds / hours:.0f} |"
         )

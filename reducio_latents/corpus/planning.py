@@ -18,7 +18,7 @@ from reducio_latents.core.text import printable
 from reducio_latents.corpus.build import gone, not_planned, plan_some
 from reducio_latents.corpus.entry import CorpusVideo
 from reducio_latents.corpus.fate import MAX_DURATION_S, Sizes
-from reducio_latents.corpus.probe import OnProbe, ProbeRecord, Probing, probe_videos
+from reducio_latents.corpus.probe import OnProbe, OnRecord, ProbeRecord, Probing, probe_videos
 from reducio_latents.corpus.shots import ShotTable
 from reducio_latents.errors import StoreError
 from reducio_latents.store.plan import (
@@ -64,13 +64,14 @@ def plan_listed(
     replaced: Collection[str] = (),
     records: dict[str, ProbeRecord] | None = None,
     keep: Callable[[PlanPart], StoredPart] = PlanPart.packed,
+    on_record: OnRecord = lambda _, __: None,
 ) -> NewPlan:
     """Probe and plan what `previous` does not have, and those of `replaced` with other bytes now.
 
     `listed` is in order of name. A part of `PART_CLIPS` is handed to `keep` when it is planned, and
     the next one begun. With `retry_failed` also what failed before is planned. `records` holds what
-    an earlier try has probed and not planned, and takes in what this one does. Raise StoreError for
-    a plan of another spec, and what `keep` raises.
+    an earlier try has probed and not planned, and takes in what this one does; `on_record` is told
+    of the latter. Raise StoreError for a plan of another spec, and what `keep` raises.
     """
     if previous is not None:
         previous.spec.require_same(spec)
@@ -79,7 +80,7 @@ def plan_listed(
     new = not_planned(listed, previous, retry=retry_failed, replaced=replaced)
     records = {} if records is None else records
     plan, parts, stamps, changed = previous, list[StoredPart](), dict[str, str](), list[str]()
-    with closing(_probed(new, spec, probing, on_probe, records)) as probed:
+    with closing(_probed(new, spec, probing, on_probe, records, on_record)) as probed:
         for some in _in_parts(probed, records, spec.clip):
             part = plan_some(
                 some, records, spec, plan, retry_failed=retry_failed, replaced=replaced
@@ -112,6 +113,7 @@ def _probed(
     probing: Probing,
     on_probe: OnProbe,
     records: dict[str, ProbeRecord],
+    on_record: OnRecord,
 ) -> Generator[CorpusVideo]:
     """Yield each video once `records` has its record, if it is one that clips are made of."""
     sizes = Sizes(spec)
@@ -125,6 +127,7 @@ def _probed(
         for video in videos:
             if video is soon:
                 records[video.video], soon = next(fresh), next(waiting, None)
+                on_record(video.video, records[video.video])
             yield video
 
 

@@ -19,6 +19,8 @@ from reducio_latents.video.protocol import VideoBackend
 log = logging.getLogger(__name__)
 OnProbe = Callable[[int, int], None]
 """Told (videos probed, videos to be)."""
+OnRecord = Callable[[str, "ProbeRecord"], None]
+"""Told the name and the record of each video as it comes."""
 
 
 @dataclass(frozen=True, kw_only=True)

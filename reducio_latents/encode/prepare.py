@@ -17,6 +17,7 @@ from reducio_latents.corpus.planning import plan_listed
 from reducio_latents.corpus.probe import OnProbe, ProbeRecord, Probing
 from reducio_latents.corpus.shots import ShotSource, shot_source
 from reducio_latents.encode.options import EncodeOptions
+from reducio_latents.encode.probed import ProbedSoFar
 from reducio_latents.encode.source import PlannedClip, ShardWork
 from reducio_latents.files import Files
 from reducio_latents.files.parquet import read_parquet
@@ -141,6 +142,10 @@ def make_plan(
         shots=shots,
     )
     records: dict[str, ProbeRecord] = {}
+    probed = None
+    if write and shots.detector is not None:  # decoding a corpus takes hours
+        probed = ProbedSoFar(files, f"{spec.shots}; {probing.backend}, {probing.deinterlace}")
+        records |= probed.restore(listed)
 
     def store(part: PlanPart) -> StoredPart:
         if spec.shots:
@@ -160,10 +165,13 @@ def make_plan(
                 replaced=failed_videos(files, f"{CHANGED} planned"),
                 records=records,
                 keep=store if write else PlanPart.packed,
+                on_record=(lambda _, __: None) if probed is None else probed.keep,
             )
             break
         except PlanTakenError:
             log.info("another run has planned meanwhile: planning what is still missing.")
+    if probed is not None:
+        probed.forget()
     if write and spec.shots and (new.parts or files.size(SHOTS) is None):
         files.write(SHOTS, shots_parquet(new.plan))
     find = {video.video: video.source for video in listed}.get

@@ -34,6 +34,11 @@ from reducio_latents.store.row_kinds import row_kind
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.turns import AT_WORK
 
+PROBED_FOLDER = "probed"
+"""Of what a run that has no plan yet has found out."""
+BEFORE = ("plan/", "runs/", f"{AT_WORK}/", f"{PROBED_FOLDER}/", SHOTS)
+"""How names begin that are there before a store's description."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnRows:
@@ -239,8 +244,7 @@ def read_meta_if_any(files: Files) -> StoreMeta | None:
     """
     if files.size(ROOT) is not None:
         return StoreMeta.read(files)
-    begun = ("plan/", "runs/", f"{AT_WORK}/", SHOTS)
-    taken = next((p for p in files.list("") if not p.startswith(begun)), None)
+    taken = next((p for p in files.list("") if not p.startswith(BEFORE)), None)
     if taken is not None and next(list_commits(files), None) is not None:
         raise StoreError(
             f"{files.url} holds commits of a latent store, but its {ROOT} is gone. "
