@@ -247,8 +247,9 @@ def report(made: dict[Path, list[Transition]]) -> None:
             / sum(t.kind == k for t in truth)
             for k in kinds
         ]
+        precision = sum(hits) / max(sum(hits) + wrong, 1)
         print(
-            f"| {name} | {sum(hits) / max(sum(hits) + wrong, 1):.3f} | {sum(hits) / len(hits):.3f} | "
+            f"| {name} | {precision:.3f} | {sum(hits) / len(hits):.3f} | "
             + " | ".join(f"{r:.3f}" for r in recalls)
             + f" | {crossed} of {clips} | {seconds / hours:.0f} |"
         )
