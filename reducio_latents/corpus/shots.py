@@ -29,8 +29,6 @@ CUT_RATIO, CUT_LEAST = 3.0, 15.0
 FLASH_S, FLASH_SHARE = 0.2, 0.5
 DISSOLVES_S = (0.32, 0.64, 0.96, 1.28)
 DISSOLVE_LEAST, DISSOLVE_BEND, DISSOLVE_NEW = 16.0, 0.3, 0.15
-LEAST_MIXED = 0.1
-"""A frame of a dissolve holds so much of the other picture, at least."""
 THUMB = (9, 16)
 """Height and width of the pictures in which flashes and dissolves are looked for."""
 LOOKED_THROUGH = 4096
@@ -116,7 +114,8 @@ def dissolves(pictures: NDArray[np.uint8], rate_fps: float) -> list[Gap]:
 
     There what lies between two moments is their mixture, a quarter, half and three quarters of the
     way; where things or the camera move, it is not. Slow motion nearly is, but brings no colours
-    that were not there nearby. `pictures` is uint8 RGB of `THUMB` size, (N, pixels).
+    that were not there nearby. What is returned reaches beyond a short one, as windows are longer:
+    no clip is to show a part of it. `pictures` is uint8 RGB of `THUMB` size, (N, pixels).
     """
     found: list[Gap] = []
     lengths = {max(4, 4 * round(seconds * rate_fps / 4)) for seconds in DISSOLVES_S}
@@ -135,7 +134,7 @@ def dissolves(pictures: NDArray[np.uint8], rate_fps: float) -> list[Gap]:
             new = np.minimum(_new(first[hits], last[hits]), _new(last[hits], first[hits]))
             hits = hits[new > DISSOLVE_NEW * change[hits]]
             found += [(begin + i + 1, begin + i + length) for i in hits.tolist()]
-    return [_trimmed(pictures, gap) for gap in _merged(found)]
+    return _merged(found)
 
 
 def _merged(gaps: Iterable[Gap]) -> list[Gap]:
@@ -146,18 +145,6 @@ def _merged(gaps: Iterable[Gap]) -> list[Gap]:
         else:
             merged.append((begin, end))
     return merged
-
-
-def _trimmed(pictures: NDArray[np.uint8], gap: Gap) -> Gap:
-    """Return what is left of a gap without the frames at its ends that do not mix yet, or any more:
-    windows are longer than dissolves."""
-    begin, end = gap
-    part = pictures[begin - 1 : end + 1].astype(np.float32)
-    part -= part[0]
-    share = part @ part[-1] / max(float(part[-1] @ part[-1]), 1.0)
-    first = int(np.argmax(share > LEAST_MIXED))
-    last = len(share) - 1 - int(np.argmax(share[::-1] < 1 - LEAST_MIXED))
-    return begin - 1 + first, begin + last
 
 
 def _new(old: NDArray[np.float32], now: NDArray[np.float32]) -> NDArray[np.float32]:
