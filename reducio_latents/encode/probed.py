@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from reducio_latents.core.clips import TimeSpan
@@ -69,4 +69,4 @@ def _record_of(row: dict[str, Any]) -> ProbeRecord:
     problem = convert(told["problem"], str | None, where=PROBED_FOLDER)
     by = convert(told["by"], str, where=PROBED_FOLDER)
     shots = VideoShots(by, tuple(TimeSpan(*span) for span in spans), problem)
-    return ProbeRecord(**{**vars(found), "shots": shots})
+    return replace(found, shots=shots)
