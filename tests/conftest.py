@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.forked import SERVERS
 
+# No test has a network, whatever the machine has: the Hub's client is told, others find none.
+os.environ |= {"HF_HUB_OFFLINE": "1", "https_proxy": "http://127.0.0.1:9"}
+
 MOST_CPU_S = 20.0
 """Of one test, on an idle machine; those that take longer are named at the end."""
 

@@ -13,12 +13,13 @@ import torch
 
 from reducio_latents.autoencoders.protocol import Autoencoder, LoadOptions, TilingChoice
 from reducio_latents.core.choices import Compile
+from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.errors import ConfigError
 from reducio_latents.vae.model import Parts
 
 __all__ = ["LOADERS", "Autoencoder", "LoadOptions", "load_autoencoder", "weights_place"]
 
-Loader = Callable[[str, Path | None, LoadOptions], Autoencoder]
+Loader = Callable[[str, WeightsPlace | None, LoadOptions], Autoencoder]
 
 LOADERS: dict[str, str] = {
     "reducio-ft4-fs32": "reducio_latents.autoencoders.reducio:load_preset",
@@ -45,7 +46,7 @@ def takes_pictures(name: str) -> bool:
     return not name.startswith(("reducio", "open-sora"))
 
 
-def weights_place(name: str, weights: str | os.PathLike[str] | None) -> str | None:
+def weights_place(name: str, weights: WeightsPlace | None) -> str | None:
     """Return where the weights of a model are, for a store to remember: an absolute path, or a name
     of the Hub; None for a model without, or one that brings them.
     """
@@ -57,7 +58,7 @@ def weights_place(name: str, weights: str | os.PathLike[str] | None) -> str | No
 
 def load_autoencoder(
     name: str,
-    weights: str | os.PathLike[str] | None = None,
+    weights: WeightsPlace | None = None,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -75,7 +76,9 @@ def load_autoencoder(
     `sd21-vae`, `sdxl-vae`, `cosmos-cv8x8x8`, `cosmos-cv8x16x16`, `open-sora-1.2` and
     `omnitokenizer`, from their published files or, with `:random[:SEED]` after the name, untrained;
     `repeat-content` and `bicubic-32x`, floors to compare with, without weights.
-    weights: a .ckpt or .safetensors file, or the directory that import-checkpoint made.
+    weights: a .ckpt or .safetensors file, or the directory that import-checkpoint made; or on the
+    Hugging Face Hub `hf://OWNER/NAME[@REVISION][/FILE]`, as which `OWNER/NAME` counts if it is no
+    path here. Without, the published sizes get the published weights, fetched on first use.
 
     Raises ConfigError for an unknown name, option or device; WeightsError for weights that
     are missing, damaged or of another model.
@@ -95,4 +98,4 @@ def load_autoencoder(
     )
     module, _, function = LOADERS[key].partition(":")
     loader = cast(Loader, getattr(import_module(module), function))
-    return loader(name, None if weights is None else Path(weights), options)
+    return loader(name, weights, options)

@@ -6,7 +6,6 @@ each frame at 1/32 of its size. Neither has weights.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.devices import usable_device
+from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.core.fingerprint import fingerprint_of
 from reducio_latents.core.gaussian import final_latents
 from reducio_latents.core.geometry import LatentGeometry
@@ -103,7 +103,7 @@ class Bicubic(Baseline):
         return _resize(latents.to(self.device).float(), (h * SPATIAL_STRIDE, w * SPATIAL_STRIDE))
 
 
-def load_baseline(name: str, weights: Path | None, options: LoadOptions) -> Baseline:
+def load_baseline(name: str, weights: WeightsPlace | None, options: LoadOptions) -> Baseline:
     """Make `repeat-content` or `bicubic-32x`; raise ConfigError for weights, which neither has."""
     if weights is not None:
         raise ConfigError(f"{name} has no weights; leave out {weights}.")

@@ -9,12 +9,15 @@ from pathlib import Path
 
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.autoencoders.reducio import ReducioAutoencoder, load_any_width
+from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.errors import ConfigError, WeightsError
 
 BUNDLED = Path(__file__).with_name("bundled")
 
 
-def load_bundled(name: str, weights: Path | None, options: LoadOptions) -> ReducioAutoencoder:
+def load_bundled(
+    name: str, weights: WeightsPlace | None, options: LoadOptions
+) -> ReducioAutoencoder:
     """Load a model that comes with the package; WeightsError where this build has none."""
     if ":" in name:
         raise ConfigError(f"there is no autoencoder {name!r}; {name.partition(':')[0]} takes no :.")

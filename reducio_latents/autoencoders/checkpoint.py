@@ -15,6 +15,7 @@ from torch import Tensor
 from reducio_latents.autoencoders.placing import identity_hash
 from reducio_latents.autoencoders.pretrained import CONFIG_FILE
 from reducio_latents.core.config import from_mapping
+from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.errors import ConfigError, StoreError, WeightsError
 from reducio_latents.vae.config import ReducioVAEConfig
 from reducio_latents.vae.model import FINAL_RULE
@@ -57,14 +58,16 @@ def reducio_fingerprint(config: ReducioVAEConfig, weights_sha256: str) -> str:
     )
 
 
-def import_checkpoint(src: Path, dst_dir: Path, *, ema: bool | None = None) -> ImportedWeights:
+def import_checkpoint(
+    src: WeightsPlace, dst_dir: Path, *, ema: bool | None = None
+) -> ImportedWeights:
     """Turn published weights into a folder that loads fast and names its own sizes.
 
     ema chooses between the averaged and the plain weights where the file holds both. The numbers
     and their dtype stay as they are. Raises WeightsError if the file is not a Reducio-VAE and for
     a folder that holds something else; nothing is overwritten.
     """
-    state = open_state_dict(src, ema=ema)
+    state = open_state_dict(find_weights(src), ema=ema)
     config = infer_config(state.shapes, state.where)
     check_shapes(state.shapes, config, state.where)
     tensors = _read_all(state)

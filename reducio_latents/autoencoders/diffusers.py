@@ -26,6 +26,7 @@ from reducio_latents.autoencoders.pretrained import (
     read_config,
 )
 from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError, GeometryError, WeightsError
 from reducio_latents.vae.tiling import Tiling
@@ -125,7 +126,9 @@ class DiffusersNetwork:
             )
 
 
-def load_diffusers(name: str, weights: Path | None, options: LoadOptions) -> NetworkAutoencoder:
+def load_diffusers(
+    name: str, weights: WeightsPlace | None, options: LoadOptions
+) -> NetworkAutoencoder:
     """Load `diffusers:` and a folder, a file or a Hub name; or `diffusers:CLASS` with its weights.
 
     Raises ConfigError for a name that leads nowhere or a class that is not known, WeightsError for

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
@@ -19,6 +18,7 @@ from reducio_latents.autoencoders.placing import identity_hash, lay_out, precisi
 from reducio_latents.autoencoders.pretrained import digest_of, quiet
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.devices import usable_device
+from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.core.gaussian import final_latents, undo_final_rule
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
@@ -197,7 +197,11 @@ HINT = "To see the way through without them, add :random to the name."
 
 
 def build_network(
-    make: Callable[[], NetworkT], name: str, weights: Path | None, *, ignored: tuple[str, ...] = ()
+    make: Callable[[], NetworkT],
+    name: str,
+    weights: WeightsPlace | None,
+    *,
+    ignored: tuple[str, ...] = (),
 ) -> NetworkT:
     """Make a network and load `weights` into it, every key, as float32.
 
@@ -210,7 +214,7 @@ def build_network(
         return untrained(make, random_seed(name, rest, weights))
     if weights is None:
         raise WeightsError(f"{architecture} needs its weights: give the published file. {HINT}")
-    file = open_tensor_file(weights)
+    file = open_tensor_file(find_weights(weights))
     with torch.device("meta"):
         model = make()
     found = {key: shape for key, shape in file.shapes.items() if not key.startswith(ignored)}
@@ -226,7 +230,7 @@ def untrained(make: Callable[[], NetworkT], seed: int) -> NetworkT:
         return make()
 
 
-def random_seed(name: str, rest: str, weights: Path | None) -> int:
+def random_seed(name: str, rest: str, weights: WeightsPlace | None) -> int:
     """Return the seed of a name whose part after the first colon, `rest`, is `random[:SEED]`.
 
     Raises ConfigError for any other rest, and where weights are given as well.

@@ -1,8 +1,6 @@
 """Models of diffusers and transformers: find them, load them strictly, and say which they are.
 
-A name is a folder, a file, or a repository of the Hugging Face Hub, `OWNER/NAME[@REVISION]`. The
-Hub is asked only for a name that is nothing on this machine, and not at all where `HF_HUB_OFFLINE`
-is set; what it gave before is found in its cache.
+A name is a folder, a file, or one of the Hugging Face Hub, as `core.fetching` reads them.
 """
 
 from __future__ import annotations
@@ -11,8 +9,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +18,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from reducio_latents.core.fetching import (
+    HUB_TIMEOUT_S,
+    WEIGHT_SUFFIXES,
+    HubName,
+    fetch_file,
+    hub_library,
+    hub_lock,
+    hub_name,
+    one_at_a_time,
+    why_not,
+)
 from reducio_latents.core.libraries import first_line, import_library
 from reducio_latents.errors import ConfigError, WeightsError
 from reducio_latents.vae.weight_files import check_keys, refuse_keys, shapes_of
@@ -32,9 +41,6 @@ SMALL_FILES = ("*.json", "*.model", "*.txt")
 OTHER_VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*", "onnx/*", "openvino*")
 """What repositories hold of the same weights beside the plain ones."""
 PIPELINE_FILE = "model_index.json"
-HUB_TIMEOUT_S = 10.0
-"""Longest wait for the Hub's first answer."""
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _WEIGHT_FILES = ("diffusion_pytorch_model", "model", "pytorch_model")
 _LOADERS_OWN = {"architectures", "dtype", "torch_dtype", "transformers_version", "name_or_path"}
 """Keys of a config that say how it was saved, not what the model computes."""
@@ -54,52 +60,64 @@ def find_model(name: str, part: str = "") -> Path:
     """Return where the model called `name` is: a folder with its config, or a file.
 
     In the folder of a whole pipeline the model is the subfolder `part`. Raises ConfigError for a
-    path that does not exist and for a Hub name that cannot be fetched.
+    path that does not exist and for a Hub name that cannot be fetched, WeightsError for one that
+    cannot be read.
     """
     path = Path(name).expanduser()
     if path.is_file():
         return path
     if not (name and path.is_dir()):
-        if name.startswith(("/", ".", "~")) or not _HUB_NAME.fullmatch(name):
+        there = hub_name(name)
+        if there is None:
             raise ConfigError(
                 f"there is no model at {name!r}. Give a folder with {CONFIG_FILE} and the weights, "
                 "a weights file, or a Hub name as OWNER/NAME."
             )
-        path = _fetch(name, part)
+        if there.file.endswith(WEIGHT_SUFFIXES):
+            return fetch_file(there)
+        path = _fetch(there, part) / there.file
     inside = path / part
     return inside if part and inside.is_dir() and not (path / CONFIG_FILE).is_file() else path
 
 
-def _fetch(name: str, part: str) -> Path:
+def _fetch(name: HubName, part: str) -> Path:
     """Return the folder of a Hub model, fetched if need be: of a pipeline only `part` of it.
 
     Of weights that are there in several formats only safetensors are fetched.
     """
-    repository, _, revision = name.partition("@")
-    fetch = partial(
-        import_library("huggingface_hub").snapshot_download,
-        repository,
-        revision=revision or None,
-        etag_timeout=HUB_TIMEOUT_S,
-    )
+    hub = hub_library(name)
+
+    def fetch(**patterns: Sequence[str]) -> Path:
+        download = partial(hub.snapshot_download, name.repository, **settings, **patterns)
+        snapshot = name.snapshot(hub)
+        # Its list of files says whether all of them are there: then the Hub is not asked.
+        if snapshot and (name.storage(hub) / "trees" / f"{snapshot.name}.json").is_file():
+            with suppress(hub.errors.LocalEntryNotFoundError):
+                return Path(download(local_files_only=True))
+        return Path(download())
+
+    revision = None if name.revision == "main" else name.revision
+    settings: dict[str, Any] = {"revision": revision, "etag_timeout": HUB_TIMEOUT_S}
     try:
-        folder = Path(fetch(allow_patterns=[*SMALL_FILES]))
-        inside = [""]
-        if (folder / PIPELINE_FILE).is_file() and not (folder / CONFIG_FILE).is_file():
-            inside = [f"{part}/", f"{part.replace('text_encoder', 'tokenizer')}/"]
-        for weights, ignored in (("*.safetensors", ("open_clip*",)), ("*.bin", ())):
-            fetch(
-                allow_patterns=[f"{place}{weights}" for place in inside],
-                ignore_patterns=[*OTHER_VARIANTS, *ignored],
-            )
-            if any(_weight_files(folder / inside[0])):
-                break
+        with one_at_a_time(hub_lock(hub, name)):
+            folder = fetch(allow_patterns=[*SMALL_FILES])
+            inside = [f"{name.file}/" if name.file else ""]
+            if (folder / PIPELINE_FILE).is_file() and not (folder / CONFIG_FILE).is_file():
+                wanted = name.file or part
+                inside = [f"{wanted}/", f"{wanted.replace('text_encoder', 'tokenizer')}/"]
+            for weights, ignored in (("*.safetensors", ("open_clip*",)), ("*.bin", ())):
+                fetch(
+                    allow_patterns=[f"{place}{weights}" for place in inside],
+                    ignore_patterns=[*OTHER_VARIANTS, *ignored],
+                )
+                if any(_weight_files(folder / inside[0])):
+                    break
     # Of the many errors of the Hub's client and its transport each means that we have no files.
     except Exception as err:
         raise ConfigError(
-            f"{name!r} is not a folder here, is not in the Hub's cache, and could not be "
-            f"fetched ({first_line(err)}). Give a local folder with its {CONFIG_FILE} and "
-            f"weights: with a network, `hf download {repository} --local-dir DIR` "
+            f"{name.text!r} is not a folder here, is not in the Hub's cache, and could not be "
+            f"fetched ({why_not(err, name)}). Give a local folder with its {CONFIG_FILE} and "
+            f"weights: with a network, `hf download {name.repository} --local-dir DIR` "
             "makes one."
         ) from err
     return folder

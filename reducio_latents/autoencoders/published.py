@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from reducio_latents.autoencoders.diffusers import (
@@ -18,6 +17,7 @@ from reducio_latents.autoencoders.diffusers import (
 from reducio_latents.autoencoders.network import HINT, NetworkAutoencoder, random_seed, untrained
 from reducio_latents.autoencoders.pretrained import describe_config, import_class
 from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.errors import WeightsError
 
 
@@ -67,7 +67,9 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-def load_published(name: str, weights: Path | None, options: LoadOptions) -> NetworkAutoencoder:
+def load_published(
+    name: str, weights: WeightsPlace | None, options: LoadOptions
+) -> NetworkAutoencoder:
     """Load a model of `PUBLISHED` from a folder, a file or a Hub name in its place; or, with
     `:random[:SEED]` after the name, make it untrained.
 

@@ -18,6 +18,7 @@ from reducio_latents.autoencoders.checkpoint import (
 from reducio_latents.autoencoders.placing import precision_of, tiling_record
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.devices import usable_device
+from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError, WeightsError
@@ -41,7 +42,9 @@ PUBLISHED_SIZES = {
 PUBLISHED_TILING = Tiling(tile_px=256, overlap=0.25)
 """The published extraction cuts every frame; one of at most 256 px a side is a single tile."""
 COMPILED = {"encoder_3d", "encoder_2d", "decoder"}
-WEIGHTS_PAGE = "https://huggingface.co/microsoft/Reducio-VAE"
+PUBLISHED_AT = "microsoft/Reducio-VAE"
+"""Repository of the published weights on the Hub."""
+WEIGHTS_PAGE = f"https://huggingface.co/{PUBLISHED_AT}"
 
 
 class ReducioAutoencoder:
@@ -114,17 +117,23 @@ class ReducioAutoencoder:
         return x.to(self.device, non_blocking=True)
 
 
-def load_preset(name: str, weights: Path | None, options: LoadOptions) -> ReducioAutoencoder:
-    """Load weights that must have the published sizes of `name`."""
+def load_preset(
+    name: str, weights: WeightsPlace | None, options: LoadOptions
+) -> ReducioAutoencoder:
+    """Load weights that must have the published sizes of `name`; None: the published ones."""
     if name not in PUBLISHED_SIZES:
         raise ConfigError(f"there is no autoencoder {name!r}; {name.partition(':')[0]} takes no :.")
-    if weights is None:
+    file = f"{name}-attn23.ckpt"
+    try:
+        path = find_weights(weights or f"hf://{PUBLISHED_AT}/{file}", usual=[file])
+    except WeightsError as err:
+        if weights is not None:
+            raise
         raise WeightsError(
-            f"{name} needs its weights: give the path of {name}-attn23.ckpt, "
-            f"which is published at {WEIGHTS_PAGE}. To try things without weights, use the model "
-            "reducio-random:32."
-        )
-    state = open_state_dict(weights)
+            f"{name} needs its weights: {err} With --weights {file}, say. To try things without "
+            "weights, use the model reducio-random:32."
+        ) from err
+    state = open_state_dict(path)
     other = {"reducio-ft4-fs32": "reducio-ft2-fs32", "reducio-ft2-fs32": "reducio-ft4-fs32"}[name]
     found = infer_config(state.shapes, state.where)
     hint = f"use the model {other}" if found == PUBLISHED_SIZES[other] else "use the model reducio"
@@ -132,10 +141,12 @@ def load_preset(name: str, weights: Path | None, options: LoadOptions) -> Reduci
         check_config(found, PUBLISHED_SIZES[name], state.where)
     except WeightsError as err:
         raise WeightsError(f"{err} These are not weights of {name}; {hint}.") from None
-    return _load(name, state, weights, options)
+    return _load(name, state, path, options)
 
 
-def load_any_width(name: str, weights: Path | None, options: LoadOptions) -> ReducioAutoencoder:
+def load_any_width(
+    name: str, weights: WeightsPlace | None, options: LoadOptions
+) -> ReducioAutoencoder:
     """Load a Reducio-VAE of any widths and either stride; both are read off the weights.
 
     One of published sizes gets its published name: the name is part of what a store records.
@@ -144,16 +155,20 @@ def load_any_width(name: str, weights: Path | None, options: LoadOptions) -> Red
         raise ConfigError(f"there is no autoencoder {name!r}; did you mean 'reducio'?")
     if weights is None:
         raise WeightsError(
-            "reducio needs weights: give the path of a .ckpt or .safetensors file, or of a folder "
-            f"made by import-checkpoint. The published ones are at {WEIGHTS_PAGE}."
+            "reducio needs weights: give the path of a .ckpt or .safetensors file, of a folder "
+            f"made by import-checkpoint, or hf://OWNER/NAME. The published ones are at "
+            f"{WEIGHTS_PAGE}."
         )
-    state = open_state_dict(weights)
+    path = find_weights(weights)
+    state = open_state_dict(path)
     found = infer_config(state.shapes, state.where)
     name = next((preset for preset, config in PUBLISHED_SIZES.items() if config == found), name)
-    return _load(name, state, weights, options)
+    return _load(name, state, path, options)
 
 
-def load_random(name: str, weights: Path | None, options: LoadOptions) -> ReducioAutoencoder:
+def load_random(
+    name: str, weights: WeightsPlace | None, options: LoadOptions
+) -> ReducioAutoencoder:
     """Make an untrained model, `reducio-random:WIDTH[:ft2|ft4][:SEED]`; its pictures are noise."""
     match = re.fullmatch(r"reducio-random:(\d+)(?::ft([24]))?(?::(\d+))?", name)
     if match is None:

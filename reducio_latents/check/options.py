@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal, get_args
 
 from reducio_latents.core.choices import (
@@ -16,6 +15,7 @@ from reducio_latents.core.choices import (
 )
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import check_choices
+from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.core.geometry import Bucket, parse_size
 from reducio_latents.errors import ConfigError
 
@@ -190,9 +190,9 @@ class EvaluateOptions:
     """Device: auto, cpu, cuda, cuda:1, ..."""
     dtype: Dtype = "float32"
     """Precision of the models."""
-    lpips_weights: Mapping[LpipsNet, Path] = field(default_factory=dict)
-    """Backbone of LPIPS, alex=FILE or vgg=FILE, if torch.hub's folder lacks it."""
-    fvd_weights: Path | None = None
+    lpips_weights: Mapping[LpipsNet, WeightsPlace] = field(default_factory=dict)
+    """Backbone of LPIPS, alex=FILE or vgg=FILE, instead of torchvision's, which is fetched."""
+    fvd_weights: WeightsPlace | None = None
     """I3D's weights: i3d_pretrained_400.pt or i3d_torchscript.pt."""
     pictures: int = 4
     """Clips of each corpus that are also shown."""

@@ -11,20 +11,21 @@ from reducio_latents.cli.show import count, pairs
 
 
 @command("import-checkpoint")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--ema/--no-ema",
     default=None,
     help="Take the averaged or the plain weights, if the checkpoint holds both.",
 )
-def import_checkpoint(checkpoint: Path, folder: Path, ema: bool | None) -> None:
+def import_checkpoint(checkpoint: str, folder: Path, ema: bool | None) -> None:
     """Turn a published CHECKPOINT into FOLDER/model.safetensors with its config beside it.
 
     Nothing in the checkpoint is executed, and what only training needs is left out.
 
     \b
     reducio-latents import-checkpoint reducio-ft4-fs32-attn23.ckpt weights/reducio-ft4
+    reducio-latents import-checkpoint hf://OWNER/NAME/FILE weights/mine
     """
     from reducio_latents.autoencoders.checkpoint import import_checkpoint as run
 

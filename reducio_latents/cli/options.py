@@ -35,10 +35,11 @@ SPELLED = {
 METAVARS = {
     "corpus": "CORPUS",
     "filters": "CONDITIONS",
+    "fvd_weights": "FILE|HUB",
     "lpips_weights": "NET=FILE",
     "models": "NAME[=WEIGHTS]",
     "policy": "POLICY",
-    "pretrained": "FILE|DIR",
+    "pretrained": "FILE|DIR|HUB",
     "buckets": "square|aspect|TxHxW,...",
     "resolution": "PX|HxW",
     "root": "DIR",
@@ -46,7 +47,7 @@ METAVARS = {
     "shots": "detect[:NAME]|FILE",
     "sort": "[-]NAME",
     "selection.buckets": "TxHxW,...",
-    "weights": "FILE|DIR",
+    "weights": "FILE|DIR|HUB",
 }
 """What stands for the value in the help, if the type does not say enough."""
 

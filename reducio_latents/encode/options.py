@@ -50,7 +50,10 @@ class EncodeOptions:
 
     `load_autoencoder` lists them."""
     weights: str | None = None
-    """The model's checkpoint: .ckpt, .safetensors, or the folder that import-checkpoint made."""
+    """The model's checkpoint: .ckpt, .safetensors, the folder that import-checkpoint made, or
+    hf://OWNER/NAME[/FILE] on the Hugging Face Hub.
+
+    Without, the published weights of Reducio-VAE are fetched, once."""
     resolution: int | str = 256
     """Size of clips in px: a side, or height x width, as 480x832."""
     buckets: str | tuple[str, ...] = "square"

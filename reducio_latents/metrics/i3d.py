@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.errors import GeometryError
 from reducio_latents.metrics.weights import (
     MetricUnavailableError,
@@ -159,12 +160,12 @@ class FVDNetwork:
         return found.float().cpu()
 
 
-def load_i3d(weights: Path | None = None, device: torch.device | str = "cpu") -> FVDNetwork:
+def load_i3d(weights: WeightsPlace | None = None, device: torch.device | str = "cpu") -> FVDNetwork:
     """Load I3D from `weights`; None: from torch.hub's folder, whichever of the two files it has.
 
     Raises MetricUnavailableError if it has neither, WeightsError for another file.
     """
-    path = weights if weights is not None else _hub_file()
+    path = _hub_file() if weights is None else find_weights(weights)
     if is_torchscript(path):
         data = path.read_bytes()  # once: what is run is what was hashed
         if hashlib.sha256(data).hexdigest() == PROGRAM_SHA256:

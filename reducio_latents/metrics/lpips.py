@@ -1,7 +1,7 @@
 """LPIPS: how different two pictures look. Zhang et al., arXiv 1801.03924.
 
 The heads come with this package; the backbones are ImageNet's AlexNet and VGG16 as torchvision
-publishes them, found where torch.hub keeps them. torchvision itself is never imported.
+publishes them, fetched by torch.hub to where it keeps them. torchvision is never imported.
 """
 
 from __future__ import annotations
@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from reducio_latents.core.choices import LpipsNet
+from reducio_latents.core.fetching import WeightsPlace, find_weights
+from reducio_latents.core.libraries import first_line
 from reducio_latents.errors import WeightsError
-from reducio_latents.metrics.weights import MetricUnavailableError, hub_path, read_tensors
+from reducio_latents.metrics.weights import (
+    MetricUnavailableError,
+    download,
+    hub_path,
+    read_tensors,
+)
 
 MEAN = (-0.030, -0.088, -0.188)
 STD = (0.458, 0.448, 0.450)
@@ -101,18 +108,24 @@ class LPIPS(nn.Module):
         return distance
 
 
-def load_lpips(net: LpipsNet, weights: Path | None = None) -> LPIPS:
+def load_lpips(net: LpipsNet, weights: WeightsPlace | None = None) -> LPIPS:
     """Build LPIPS with `weights`, the backbone's state dict; None: the file in torch.hub's folder.
 
-    Raises MetricUnavailableError if torch.hub's folder lacks it, WeightsError for another file.
+    If the folder lacks it, it is downloaded and proven by the hash in its name. Raises
+    MetricUnavailableError where it cannot be had, WeightsError for another file.
     """
     network, backbone = LPIPS(net), BACKBONES[net]
-    path = hub_path(backbone.file) if weights is None else weights
+    path = hub_path(backbone.file) if weights is None else find_weights(weights)
     if weights is None and not path.is_file():
-        raise MetricUnavailableError(
-            f"LPIPS ({net}) is unavailable: {path} does not exist. Download {backbone.url} to that "
-            "place, or give the file by --lpips-weights."
-        )
+        try:
+            download(backbone.url, path)
+        # The network, the disk and torch.hub's check of the hash raise what they like.
+        except Exception as err:
+            raise MetricUnavailableError(
+                f"LPIPS ({net}) is unavailable: {path} does not exist and could not be fetched "
+                f"({first_line(err)}). Download {backbone.url} to that place, or give the file by "
+                "--lpips-weights."
+            ) from err
     tensors = read_tensors(path)
     try:
         state = {key: tensors[f"features.{key}"] for key in network.features.state_dict()}

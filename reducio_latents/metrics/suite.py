@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from reducio_latents.core.choices import LpipsNet, MetricName
+from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.errors import ConfigError
 from reducio_latents.metrics.frechet import frechet_of_features
 from reducio_latents.metrics.i3d import CLASSES, FVDNetwork, load_i3d
@@ -79,8 +79,8 @@ def load_suite(
     protocol: ComparisonRule,
     *,
     device: torch.device | str = "cpu",
-    lpips_weights: Mapping[LpipsNet, Path] | None = None,
-    fvd_weights: Path | None = None,
+    lpips_weights: Mapping[LpipsNet, WeightsPlace] | None = None,
+    fvd_weights: WeightsPlace | None = None,
 ) -> Suite:
     """Make the metrics of these names; a metric without its weights is named, not replaced.
 

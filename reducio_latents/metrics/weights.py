@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 import zipfile
@@ -11,7 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from reducio_latents.core.fetching import one_at_a_time
 from reducio_latents.errors import ConfigError, WeightsError
+
+log = logging.getLogger(__name__)
 
 
 class MetricUnavailableError(ConfigError):
@@ -21,6 +25,16 @@ class MetricUnavailableError(ConfigError):
 def hub_path(file: str) -> Path:
     """Return where torch.hub keeps a file: below TORCH_HOME, or ~/.cache/torch."""
     return Path(torch.hub.get_dir()) / "checkpoints" / file
+
+
+def download(url: str, path: Path) -> None:
+    """Have torch.hub download a file and check the hash in its name; one process of a machine."""
+    match = torch.hub.HASH_REGEX.search(path.name)
+    with one_at_a_time(path.with_name(f"{path.name}.lock")):
+        if not path.is_file():
+            log.warning("fetching %s to %s", url, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), match and match[1])
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+from reducio_latents.core.fetching import WeightsPlace
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Where things are, and how the run shows itself."""
 
-    pretrained: Path | None = None
-    """Weights to start from: published ones, or a checkpoint of another run.
+    pretrained: WeightsPlace | None = None
+    """Weights to start from: published ones, also of the Hub, or a checkpoint of another run.
 
     Only used if the run has no checkpoint yet."""
-    lpips_weights: Path | None = None
-    """VGG16's state dict, if torch.hub's folder lacks it.
+    lpips_weights: WeightsPlace | None = None
+    """VGG16's state dict, instead of torchvision's, which is fetched.
 
     With `loss.perceptual: none` validations alone use it."""
     wandb_key: str | None = None

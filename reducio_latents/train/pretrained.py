@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.errors import WeightsError
 from reducio_latents.train.checkpoint import MODEL, TRAINING, read_training
 from reducio_latents.train.state import TrainState, update_average
@@ -40,13 +41,14 @@ class Taken:
         ]
 
 
-def take_pretrained(state: TrainState, path: Path) -> Taken:
-    """Start from the weights at `path`, where names and shapes agree.
+def take_pretrained(state: TrainState, weights: WeightsPlace) -> Taken:
+    """Start from `weights`, where names and shapes agree.
 
-    `path` is what `encode-corpus --weights` takes, or a folder of this trainer's: `step-N`, or
+    They are what `encode-corpus --weights` takes, or a folder of this trainer's: `step-N`, or
     its `model` or `ema`. Discriminators are taken along where the file has them. Raises
     WeightsError for a file without weights, and for one that fits no network.
     """
+    path = find_weights(weights)
     own = (path / MODEL).is_dir()
     source = open_state_dict(path / MODEL if own else path)
     found = {key: source.read(key) for key in source.shapes}

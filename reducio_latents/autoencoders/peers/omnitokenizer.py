@@ -8,7 +8,6 @@ time included. What its training alone needs (discriminators, codebook, LPIPS) i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from reducio_latents.autoencoders.network import NetworkAutoencoder, build_network, own_network
 from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError, GeometryError
@@ -338,7 +338,7 @@ class OmniTokenizerVAE(nn.Module):
 
 def load_omnitokenizer(
     name: str,
-    weights: Path | None,
+    weights: WeightsPlace | None,
     options: LoadOptions,
     config: OmniTokenizerConfig | None = None,
 ) -> NetworkAutoencoder:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from reducio_latents.autoencoders.network import NetworkAutoencoder, build_network, own_network
 from reducio_latents.autoencoders.pretrained import import_class
 from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError, GeometryError
@@ -217,7 +217,10 @@ def _image_vae(config: OpenSoraConfig) -> nn.Module:
 
 
 def load_open_sora(
-    name: str, weights: Path | None, options: LoadOptions, config: OpenSoraConfig | None = None
+    name: str,
+    weights: WeightsPlace | None,
+    options: LoadOptions,
+    config: OpenSoraConfig | None = None,
 ) -> NetworkAutoencoder:
     """Load `open-sora-1.2` from its published file, or make `open-sora-1.2:random[:SEED]`."""
     model = build_network(lambda: OpenSoraVAE(config or OpenSoraConfig()), name, weights)
