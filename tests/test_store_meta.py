@@ -141,7 +141,7 @@ def motion(**changes: Any) -> dict[str, ColumnMeta]:
         ),
         (make_meta(columns=motion(encoder="other")), "encoder is 'fake' in the store, 'other' now"),
         (make_meta(columns=motion(dtype="float32")), "dtype is 'float16' in the store"),
-        (make_meta(columns=motion(final={"rule": "scale"})), "final.rule is 'identity' in the st"),
+        (make_meta(columns=motion(final={"rule": "scale"})), "final.rule is 'layer_norm' in the s"),
         (make_meta(columns=motion(compression="zstd")), "compression is 'none' in the store"),
         (make_meta(columns=motion(row_shapes={BUCKET: (1,)})), "row_shapes.16x32x64 is"),
         (

@@ -172,7 +172,8 @@ class LatentDecoder:
         place = self._motion.weights
         if self._weights is not None or self._named is not None or place is None:
             return self._weights
-        if Path(place).is_absolute() and not Path(place).exists():
+        path = Path(place)  # of a store from elsewhere, maybe: a pipe or a device is no place
+        if path.is_absolute() and not (path.is_file() or path.is_dir()):
             raise WeightsError(
                 f"{self.store.files.url} was made by {self._motion.encoder} of {place}, which is "
                 "no longer there. Say where its weights are now: --weights PLACE, or "
