@@ -201,6 +201,8 @@ class StoredPart:
     def _readable(self, kind: Kind) -> Iterator[None]:
         try:
             yield
+        except StoreError:  # which says all of that
+            raise
         except (OSError, KeyError, ValueError, MemoryError, pa.ArrowException) as err:
             where = f"{self._where}/{part_path(kind, self.number)}"
             raise StoreError(f"{where} is no part of a plan ({err}). {DAMAGED}.") from err
