@@ -304,7 +304,7 @@ FILTERS = (
 )
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(
     st.sampled_from(FILTERS),
     st.sampled_from([(1, 4), (2, 2), (4, 1)]),
@@ -347,10 +347,9 @@ def test_ranks_and_resume_see_each_clip_that_passes_once(
     assert len(clips) == len(set(clips))
     if not sequences:
         assert set(clips) == numbers(store, filters)
-    for others in FILTERS:
-        if others != filters:
-            with pytest.raises(ConfigError, match=r"samples|selection"):
-                open_dataset(store, **{**options, "filters": others}).load_state_dict(state)
+    others = FILTERS[(FILTERS.index(filters) + 1) % len(FILTERS)]
+    with pytest.raises(ConfigError, match=r"samples|selection"):
+        open_dataset(store, **{**options, "filters": others}).load_state_dict(state)
 
 
 VALUES = st.one_of(st.none(), st.just(math.nan), st.integers(-3, 3), st.floats(-3, 3))
