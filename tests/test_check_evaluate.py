@@ -183,7 +183,7 @@ def test_bicubic_keeps_the_mean_of_a_constant_clip_and_a_32nd_of_its_side() -> N
     posterior = model.encode(video)
     assert posterior.mean.shape == (2, 3, 16, 3, 2)
     torch.testing.assert_close(model.decode(model.final_latents(posterior)), video)
-    with pytest.raises(GeometryError, match="width=32"):
+    with pytest.raises(GeometryError, match="width=64"):
         model.encode(video[..., :60])
 
 
@@ -248,7 +248,7 @@ def test_unusable_models_are_told_before_any_video_is_read(tmp_path: Path) -> No
     with pytest.raises(WeightsError, match="needs its weights"):
         evaluate(nowhere, options("bicubic-32x", "reducio-ft4-fs32"))
     odd = options("bicubic-32x", sample=SampleSpec(resolution=50))
-    with pytest.raises(GeometryError, match=r"bicubic-32x: height is 50.*height=32"):
+    with pytest.raises(GeometryError, match=r"bicubic-32x: height is 50.*height=64"):
         evaluate(nowhere, odd)
     with pytest.raises(ConfigError, match="no metric 'pnsr'"):
         evaluate(nowhere, options("bicubic-32x", metrics=("pnsr",)))

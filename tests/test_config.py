@@ -131,7 +131,7 @@ def test_the_place_of_a_single_value_is_named() -> None:
         ({"modell": "x"}, ": unknown key 'modell'; did you mean 'model'?"),
         ({"clip": {"frame": 8}}, ": clip: unknown key 'frame'; did you mean 'frames'?"),
         ({"batch_size": 2.5}, ": batch_size must be int or one of auto, got 2.5"),
-        ({"dtype": "half"}, ": dtype must be one of float32, bfloat16, float16, got 'half'"),
+        ({"dtype": "half"}, ": dtype must be one of auto, float32, bfloat16, float16, got 'half'"),
         ({"options": EncodeOptions(), "model": "x"}, ": give options, or settings by name, not"),
     ],
 )

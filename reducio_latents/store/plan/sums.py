@@ -52,6 +52,8 @@ class ShardSums:
         path = part_path("part", part.number)
         try:
             begin, ids = self._ids(path, wanted.begin, wanted.rows)
+        except StoreError:
+            raise
         except (OSError, ValueError, KeyError, MemoryError, pa.ArrowException) as err:
             where = f"{self._files.url}/{path}"
             raise StoreError(f"{where} is no part of a plan ({err}). {DAMAGED}.") from err
