@@ -34,14 +34,14 @@ OUT = "evaluation"
 def evaluate(corpora: tuple[str, ...], out: Path | None, options: EvaluateOptions) -> None:
     """Reconstruct clips of CORPUS by several models, and print the paper's table of them.
 
-    Models: reducio-ft4-fs32, reducio-ft2-fs32, sd21-vae, sdxl-vae, omnitokenizer, open-sora-1.2,
-    cosmos-cv8x8x8 and cosmos-cv8x16x16, each with =WEIGHTS; all but Reducio's also as
-    NAME:random, untrained, and Reducio as reducio-random:128; diffusers:DIR for any other; and the
-    floors repeat-content and bicubic-32x. Table (Markdown, CSV, JSON), pictures and videos go to
-    --out.
+    Models: reducio-ft4-fs32, reducio-ft2-fs32; sd21-vae, sdxl-vae, omnitokenizer, open-sora-1.2,
+    cosmos-cv8x8x8 and cosmos-cv8x16x16, each with =WEIGHTS, a path or
+    hf://OWNER/NAME[/FILE]; all but Reducio's also as NAME:random, untrained, and Reducio as
+    reducio-random:128; diffusers:DIR for any other; and the floors repeat-content and bicubic-32x.
+    Table (Markdown, CSV, JSON), pictures and videos go to --out.
 
     \b
-    reducio-latents evaluate pexels=videos/ --model reducio-ft4-fs32=ft4.ckpt \\
+    reducio-latents evaluate pexels=videos/ --model reducio-ft4-fs32 \\
         --model sdxl-vae=stabilityai/sdxl-vae --model repeat-content
     """
     from reducio_latents.check import evaluate as flow
