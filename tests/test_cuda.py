@@ -154,7 +154,8 @@ def test_a_loader_brings_to_the_gpu_what_the_dataset_reads(latents: str, tmp_pat
         for name, value in theirs.items():
             if isinstance(value, torch.Tensor):
                 assert ours[name].device.type == "cuda"
-                assert torch.equal(ours[name].cpu(), value)
+                near_enough = 1e-5 if name == "latents" else 0  # drawn there, from the same noise
+                assert torch.allclose(ours[name].cpu(), value, rtol=0, atol=near_enough)
     assert count == 9
 
 

@@ -18,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reducio_latents.dataset import LatentDataset, LatentLoader, mean_of_moments, sample_moments
+from reducio_latents.dataset import philox as philox_module
 from reducio_latents.dataset.mapped import MappedColumn
 from reducio_latents.dataset.memory_view import MemoryView
-from reducio_latents.dataset.sampling import standard_normal
+from reducio_latents.dataset.philox import philox, philox_numbers
+from reducio_latents.dataset.sampling import Undrawn, normal
 from reducio_latents.dataset.zarr_rows import ZarrColumn
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import open_files
@@ -152,13 +154,77 @@ def test_a_draw_is_decided_by_seed_epoch_and_clip_alone(tmp_path: Path) -> None:
     assert not torch.equal(one[name], draws(4, seed=1)[name])
 
 
-def test_draws_have_the_posteriors_mean_and_variance() -> None:
-    noise = torch.from_numpy(standard_normal(np.arange(2000, dtype=np.uint64) * 77, 64))
-    assert noise.shape == (2000, 64)
-    assert abs(float(noise.mean())) < 0.01
-    assert abs(float(noise.var()) - 1) < 0.02
-    assert abs(float((noise**4).mean()) - 3) < 0.1
-    assert abs(float(torch.corrcoef(noise[:2])[0, 1])) < 0.5
+PUBLISHED_BLOCKS = [
+    # Random123 1.14, tests/kat_vectors, philox4x64 10: counter, key, words.
+    ([0] * 4, [0] * 2, "16554d9eca36314c db20fe9d672d0fdc d7e772cee186176b 7e68b68aec7ba23b"),
+    (
+        [2**64 - 1] * 4,
+        [2**64 - 1] * 2,
+        "87b092c3013fe90b 438c3c67be8d0224 9cc7d7c69cd777b6 a09caebf594f0ba0",
+    ),
+    (
+        [0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89],
+        [0x452821E638D01377, 0xBE5466CF34E90C6C],
+        "a528f45403e61d95 38c72dbd566e9788 a5a1610e72fd18b5 57bd43b5e52b7fe6",
+    ),
+]
+
+
+def int64(values: list[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.array(values, np.uint64).view(np.int64))
+
+
+FIRST_NUMBERS = [-2994, -15687, -4786, 17256]
+FIRST_NORMAL = [1.6883134, 0.7083796, 1.4536701, -0.6331704]
+
+
+def test_noise_is_philox_as_published() -> None:
+    counters, keys, words = zip(*PUBLISHED_BLOCKS, strict=True)
+    expected = [[int(word, 16) for word in block.split()] for block in words]
+    found = philox(int64(list(counters)).T, int64(list(keys)).T)
+    assert torch.equal(found.T, int64(expected))
+
+
+def test_noise_is_the_same_integers_by_numpy_and_by_torch() -> None:
+    """These values must never change: a seed means them, on the CPU and on a GPU."""
+    keys = [0, 1, 2**63, 2**64 - 1, 0x452821E638D01377]
+    found = philox_numbers(int64(keys), 67)
+    by_torch = philox_module._words_by_torch(int64(keys), 5)
+    assert torch.equal(by_torch.view(torch.int16)[:, :67], found)
+    assert found.shape == (5, 67)
+    assert torch.equal(philox_numbers(int64(keys[2:3]), 9), found[2:3, :9])
+    assert found[4, :4].tolist() == FIRST_NUMBERS
+    assert normal(found)[4, :4].tolist() == pytest.approx(FIRST_NORMAL, abs=1e-6)
+
+
+def test_noise_is_normal_and_without_correlation() -> None:
+    keys = np.arange(2000, dtype=np.uint64) * np.uint64(2**63 + 77)
+    noise = normal(philox_numbers(torch.from_numpy(keys.view(np.int64)), 256)).double()
+    flat = noise.flatten()
+    for power, (moment, error) in enumerate([(0, 1), (1, 2**0.5), (0, 15**0.5), (3, 96**0.5)], 1):
+        assert abs(float((flat**power).mean()) - moment) < 5 * error / len(flat) ** 0.5
+    ranks = torch.special.ndtr(flat.sort().values) - torch.linspace(0, 1, len(flat)).double()
+    assert float(ranks.abs().max()) < 2 / len(flat) ** 0.5  # Kolmogorov and Smirnov's, 1 in 1500
+    between_clips = torch.corrcoef(noise[:256]).fill_diagonal_(0) * 256**0.5
+    between_places = torch.corrcoef(noise.T).fill_diagonal_(0) * 2000**0.5
+    for found in (between_clips, between_places):
+        assert float(found.abs().max()) < 6
+        assert abs(float((found**2).mean()) - 1) < 0.05
+    assert float(flat.max()) > 4.2
+
+
+def test_what_is_drawn_in_pieces_is_what_is_drawn_at_once() -> None:
+    rule = {"rule": "layer_norm", "eps": 1e-5}
+    moments = torch.randn((5, 4, 3, 90, 90), generator=torch.Generator().manual_seed(0)).half()
+    keys = int64([3, 1, 4, 1, 5])
+    drawn = Undrawn(moments, keys, rule).draw()
+    noise = normal(philox_numbers(keys, 2 * 3 * 90 * 90)).view(5, 2, 3, 90, 90)
+    assert torch.allclose(drawn, sample_moments(moments, rule, noise=noise), atol=1e-6)
+    assert torch.equal(noise[1], noise[3])
+    assert Undrawn(moments, keys, rule, clips=5).draw().shape == (1, 5, 2, 3, 90, 90)
+
+
+def test_given_noise_is_scaled_by_the_posterior() -> None:
     moments = torch.stack([torch.full((16, 1, 2, 2), 3.0), torch.full((16, 1, 2, 2), 2.0)], 1)
     rule = {"rule": "scale_shift", "scale": 1.0, "shift": 0.0}
     flat = moments.flatten(1, 2)
@@ -166,11 +232,6 @@ def test_draws_have_the_posteriors_mean_and_variance() -> None:
     assert drawn.shape == (16, 1, 2, 2)
     given_noise = sample_moments(flat, rule, noise=torch.ones(16, 1, 2, 2))
     assert torch.allclose(given_noise, torch.full((16, 1, 2, 2), 3 + np.exp(1)))
-
-
-def test_an_odd_number_of_normal_numbers_can_be_drawn() -> None:
-    keys = np.array([5, 6], np.uint64)
-    assert standard_normal(keys, 3).shape == (2, 3)
 
 
 def test_normalised_latents_have_zero_mean_and_unit_variance_per_channel(tmp_path: Path) -> None:
@@ -498,6 +559,43 @@ def test_moving_ahead_to_a_device_keeps_what_is_no_tensor(store: Store) -> None:
         assert ours["caption"] == theirs["caption"]
     meta = next(iter(LatentLoader(dataset, device="meta")))
     assert meta["latents"].device.type == "meta"
+    assert meta["latents"].shape == dataset.batch(1, 0)["latents"].shape
+
+
+def test_a_loader_brings_moments_to_the_device_and_draws_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is the CPU, on which the numbers are made as on a GPU."""
+    write_store(tmp_path, videos=6, clips_per_video=4, columns=("motion", "content_latent"))
+    columns = ("motion", "content_latent", "clip_id")
+    moved: list[torch.Tensor] = []
+
+    def stay(undrawn: Undrawn, device: torch.device) -> Undrawn:
+        assert device.type == "meta"
+        moved.append(undrawn.moments)
+        return undrawn
+
+    monkeypatch.setattr(Undrawn, "to", stay)
+    several: list[dict[str, Any]] = [
+        {},
+        {"latents": "mean"},
+        {"clips_per_sample": 2},
+        {"normalize": "channel"},
+    ]
+    for options in several:
+        dataset = LatentDataset(tmp_path, columns, batch_size=4, **options)
+        drawn = [dataset.batch(0, k) for k in range(len(dataset))]
+        moved.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(philox_module, "_words_by_numpy", philox_module._words_by_torch)
+            found = list(LatentLoader(dataset, device="meta"))
+        assert all(moments.dtype == torch.float16 for moments in moved)
+        assert len(moved) == 2 * len(drawn) == 2 * len(found)
+        for ours, theirs in zip(found, drawn, strict=True):
+            assert ours["clip_id"] == theirs["clip_id"]
+            for name in ("latents", "content_latent"):
+                assert ours[name].shape == theirs[name].shape
+                assert torch.allclose(ours[name], theirs[name], atol=1e-5)
 
 
 def test_a_training_job_needs_no_video_library_and_no_vae() -> None:

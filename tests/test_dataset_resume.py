@@ -342,9 +342,9 @@ def test_a_resumed_epoch_expands_no_more_than_its_windows(path: Path) -> None:
     asked: list[Samples] = []
     read = dataset._reader.read
 
-    def watched(bucket: str, samples: Samples, epoch: int) -> Any:
+    def watched(bucket: str, samples: Samples, epoch: int, *, draw: bool = True) -> Any:
         asked.append(samples)
-        return read(bucket, samples, epoch)
+        return read(bucket, samples, epoch, draw=draw)
 
     dataset._reader.read = watched  # type: ignore[method-assign]
     assert len(list(dataset)) == len(asked) == 1

@@ -28,8 +28,8 @@ def sample(posterior: Posterior, noise: Tensor) -> Tensor:
     Raises GeometryError if shapes are not equal.
     """
     _require_equal_shapes(posterior, noise)
-    std = torch.exp(0.5 * posterior.logvar.float())
-    return posterior.mean.float() + std * noise.float()
+    std = posterior.logvar.float().mul(0.5).exp_()
+    return torch.addcmul(posterior.mean.float(), std, noise.float())
 
 
 def kl_to_unit_normal(posterior: Posterior) -> Tensor:

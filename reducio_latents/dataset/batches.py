@@ -6,7 +6,7 @@ import logging
 import threading
 import zlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -21,12 +21,7 @@ from reducio_latents.dataset.hashing import derive
 from reducio_latents.dataset.order import Samples
 from reducio_latents.dataset.reader import ColumnReader, DamagedRowsError
 from reducio_latents.dataset.rows import BatchRows
-from reducio_latents.dataset.sampling import (
-    mean_of_moments,
-    normalize_channels,
-    sample_moments,
-    standard_normal,
-)
+from reducio_latents.dataset.sampling import Undrawn, normalize_channels
 from reducio_latents.dataset.source import Source
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store.row_kinds import (
@@ -135,15 +130,15 @@ class BatchReader:
                 if isinstance(self._kinds[name], MomentsRows):
                     fields.require_moments(name, meta)
 
-    def read(self, bucket: str, samples: Samples, epoch: int) -> LatentBatch:
+    def read(self, bucket: str, samples: Samples, epoch: int, *, draw: bool = True) -> LatentBatch:
         """Return the batch of these samples; raise DamagedRowsError or, where all are skipped,
-        LostBatchError.
+        LostBatchError. Without `draw`, what is made of moments is `Undrawn`.
         """
         skipped = 0
         while True:
             rows = BatchRows(self._sources, bucket, _expand(samples, self._clips))
             try:
-                batch = self._build(rows, len(samples.row), epoch)
+                batch = self._build(rows, len(samples.row), epoch, draw)
             except DamagedRowsError as err:
                 bad = np.unique(np.array(err.positions, np.int64) // self._clips)
                 if self.options.on_error == "raise" or len(bad) == 0:
@@ -164,7 +159,7 @@ class BatchReader:
                 log.warning("skipping what cannot be read: %s", why)
             self.skipped[why] = self.skipped.get(why, 0) + samples
 
-    def _build(self, rows: BatchRows, samples: int, epoch: int) -> LatentBatch:
+    def _build(self, rows: BatchRows, samples: int, epoch: int, draw: bool) -> LatentBatch:
         batch: LatentBatch = {"bucket": rows.bucket}
         for name in self._columns:
             if name == "bucket":  # it is there, one for all
@@ -174,7 +169,7 @@ class BatchReader:
             elif name in self._facts:
                 batch[name] = fields.fact_field(rows.facts_of(name), self._facts[name])
             elif isinstance(self._kinds[name], ArrayRows):
-                self._add_arrays(batch, name, rows, epoch)
+                self._add_arrays(batch, name, rows, epoch, draw)
             else:
                 self._add_payloads(batch, name, rows, epoch)
         if self._clips == 1:
@@ -185,6 +180,8 @@ class BatchReader:
         """Give what belongs to clips an axis for samples and one for the clips of each."""
         if isinstance(value, Tensor):
             return value.view(samples, self._clips, *value.shape[1:])
+        if isinstance(value, Undrawn):
+            return replace(value, clips=self._clips)
         if isinstance(value, list):
             return [value[i : i + self._clips] for i in range(0, len(value), self._clips)]
         return value
@@ -198,12 +195,14 @@ class BatchReader:
         number = score_names(source.store).index(source.facts[name].name)
         return self._pinned(values[:, number].contiguous())
 
-    def _add_arrays(self, batch: LatentBatch, name: str, rows: BatchRows, epoch: int) -> None:
+    def _add_arrays(
+        self, batch: LatentBatch, name: str, rows: BatchRows, epoch: int, draw: bool
+    ) -> None:
         kind, mode = self._kinds[name], self.options.latents
         is_moments = isinstance(kind, MomentsRows) and mode != MOMENTS
-        pin = self._may_pin()
-        as_stored = not is_moments and not isinstance(kind, FinalLatentsRows)
-        values = rows.arrays(lambda i: self._reader(i, name, rows.bucket), pin=pin and as_stored)
+        made_here = (is_moments and draw) or isinstance(kind, FinalLatentsRows)
+        pin = self._may_pin() and not made_here
+        values = rows.arrays(lambda i: self._reader(i, name, rows.bucket), pin=pin)
         if isinstance(kind, Int8TokenRows):
             batch[name] = self._pinned(torch.from_numpy(kind.value(values.numpy(), rows.bucket)))
             return
@@ -213,20 +212,18 @@ class BatchReader:
         if not is_moments:
             batch[name] = values
             return
-        latents = self._final_latents(name, values, rows, epoch)
-        batch["latents" if name == "motion" else name] = latents.pin_memory() if pin else latents
+        undrawn = self._undrawn(name, values, rows, epoch)
+        field = "latents" if name == "motion" else name
+        batch[field] = self._pinned(undrawn.draw()) if draw else undrawn
 
-    def _final_latents(self, name: str, moments: Tensor, rows: BatchRows, epoch: int) -> Tensor:
+    def _undrawn(self, name: str, moments: Tensor, rows: BatchRows, epoch: int) -> Undrawn:
         rule = self._meta[name].final
         assert rule is not None
-        if self.options.latents == "mean":
-            latents = mean_of_moments(moments, rule)
-        else:
-            shape = (len(moments), moments.shape[1] // 2, *moments.shape[2:])
+        keys = None
+        if self.options.latents == "sample":
             key = derive(self._seed, NOISE, epoch, zlib.crc32(name.encode()))
-            noise = standard_normal(rows.words(key), int(np.prod(shape[1:])))
-            latents = sample_moments(moments, rule, noise=torch.from_numpy(noise).view(shape))
-        return self._normalized(name, latents)
+            keys = torch.from_numpy(rows.words(key).view(np.int64))
+        return Undrawn(moments, keys, rule, self._statistics if name in TRAINED_ON else None)
 
     def _normalized(self, name: str, latents: Tensor) -> Tensor:
         if self.statistics is None or name not in TRAINED_ON:

@@ -243,7 +243,7 @@ class LatentDataset(IterableDataset[LatentBatch]):
             )
         return self.read(share, epoch, number)
 
-    def read(self, share: Share, epoch: int, number: int) -> LatentBatch:
+    def read(self, share: Share, epoch: int, number: int, *, draw: bool = True) -> LatentBatch:
         """Return a share of a batch; raise LostBatchError if nothing is left of it."""
         if self._is_remote:
             bucket, ahead = share.order.ahead(epoch, number)
@@ -253,7 +253,7 @@ class LatentDataset(IterableDataset[LatentBatch]):
         if share.part.world_size > 1:
             part = rank_slice(len(samples.row), *share.part)
             samples = Samples(*(array[part] for array in samples))
-        return self._reader.read(self.buckets[bucket], samples, epoch)
+        return self._reader.read(self.buckets[bucket], samples, epoch, draw=draw)
 
     def num_batches(self, epoch: int = 0) -> int:
         """Return the number of batches in an epoch; it differs only for fractional weights."""
@@ -443,10 +443,10 @@ class Pass:
         self.numbers = range(span.first, share.order.num_batches(span.epoch), span.step)
         """Of the batches to read."""
 
-    def read(self, number: int) -> LatentBatch | LostBatchError:
+    def read(self, number: int, *, draw: bool = True) -> LatentBatch | LostBatchError:
         """Return a batch, or why nothing of it is left. Safe to call from several threads."""
         try:
-            return self._dataset.read(self._share, self._span.epoch, number)
+            return self._dataset.read(self._share, self._span.epoch, number, draw=draw)
         except LostBatchError as err:
             return err
 

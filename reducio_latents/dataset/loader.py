@@ -39,7 +39,8 @@ class LatentLoader:
         decoded. Where rows are only copied (`latents="moments"`), one is as fast and cheaper.
 
         With a `device`, tensors are moved there: on a GPU the copies run beside the computation,
-        which is without waiting only if the dataset has `pin_memory=True`.
+        which is without waiting only if the dataset has `pin_memory=True`. Moments are moved as
+        they are and drawn there, from the same noise as on the CPU: latents differ by rounding.
         """
         if threads < 1 or prefetch < 1:
             raise ConfigError(f"threads and prefetch must be >= 1, got {threads} and {prefetch}.")
@@ -72,7 +73,8 @@ class LatentLoader:
 
     def _read_ahead(self, epoch: Pass) -> Iterator[tuple[int, LatentBatch | LostBatchError]]:
         with ThreadPoolExecutor(self.threads, thread_name_prefix="latents") as pool:
-            submitted = ((n, pool.submit(epoch.read, n)) for n in epoch.numbers)
+            draw = self.device is None or self.device.type == "cpu"
+            submitted = ((n, pool.submit(epoch.read, n, draw=draw)) for n in epoch.numbers)
             waiting = deque(islice(submitted, self.prefetch))
             try:
                 while waiting:

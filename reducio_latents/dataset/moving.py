@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from reducio_latents.dataset.batches import LatentBatch
+from reducio_latents.dataset.sampling import Undrawn
 
 
 def move_ahead(batches: Iterable[LatentBatch], device: torch.device) -> Iterator[LatentBatch]:
     """Yield batches with their tensors on `device`, each being copied while the one before is used.
 
-    On CUDA the copies run on a stream of their own; the stream that uses a batch waits for its
-    copy, and for nothing else.
+    On CUDA the copies, and the draws of a LatentLoader, run on a stream of their own; the stream
+    that uses a batch waits for its copy, and for nothing else.
     """
     if device.type != "cuda":
         yield from (_moved(batch, device) for batch in batches)
@@ -32,10 +33,13 @@ def move_ahead(batches: Iterable[LatentBatch], device: torch.device) -> Iterator
 
 
 def _moved(batch: LatentBatch, device: torch.device) -> LatentBatch:
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
+    moved = dict(batch)
+    for name, value in batch.items():
+        if isinstance(value, Tensor):
+            moved[name] = value.to(device, non_blocking=True)
+        elif isinstance(value, Undrawn):
+            moved[name] = value.to(device).draw()
+    return moved
 
 
 def _handed_over(batch: LatentBatch, copied: torch.cuda.Event, device: torch.device) -> LatentBatch:
