@@ -223,7 +223,7 @@ class BatchReader:
         if self.options.latents == "sample":
             key = derive(self._seed, NOISE, epoch, zlib.crc32(name.encode()))
             keys = torch.from_numpy(rows.words(key).view(np.int64))
-        return Undrawn(moments, keys, rule, self._statistics if name in TRAINED_ON else None)
+        return Undrawn(moments, keys, rule, self.statistics if name in TRAINED_ON else None)
 
     def _normalized(self, name: str, latents: Tensor) -> Tensor:
         if self.statistics is None or name not in TRAINED_ON:

@@ -15,8 +15,6 @@ from reducio_latents.core.values import Posterior
 from reducio_latents.dataset.philox import philox_numbers
 
 LEVELS = 2**16
-PIECE_VALUES = 2**16
-"""Latents that are drawn at once on the CPU: what is in between stays in its cache."""
 
 
 def sample_moments(
@@ -72,30 +70,26 @@ class Undrawn:
 
     def draw(self) -> Tensor:
         """Return final latents, float32."""
-        count, channels, *grid = self.moments.shape
-        latents = self.moments.new_empty((count, channels // 2, *grid), dtype=torch.float32)
-        values = latents[:1].numel()
-        numbers = None if self.keys is None else philox_numbers(self.keys, values)
-        on_cpu = latents.device.type == "cpu"
-        step = max(1, PIECE_VALUES // max(1, values)) if on_cpu else max(1, count)
-        for piece in (slice(first, first + step) for first in range(0, count, step)):
-            noise = None if numbers is None else normal(numbers[piece]).view(latents[piece].shape)
-            # As a whole: halves, which lie apart, would take four times as long to widen.
-            posterior = Posterior.of_moments(self.moments[piece].float())
-            drawn = final_latents(posterior, noise, self.rule)
-            if self.statistics is not None:
-                drawn = normalize_channels(drawn, *self.statistics)
-            latents[piece] = drawn
+        noise, (mean, logvar) = None, Posterior.of_moments(self.moments)
+        if self.keys is not None:
+            numbers = philox_numbers(self.keys, mean[:1].numel())
+            noise = normal(numbers).view(mean.shape)
+        latents = final_latents(Posterior(mean, logvar), noise, self.rule)
+        if self.statistics is not None:
+            latents = normalize_channels(latents, *self.statistics)
         if self.clips == 1:
             return latents
-        return latents.view(count // self.clips, self.clips, *latents.shape[1:])
+        return latents.view(len(latents) // self.clips, self.clips, *latents.shape[1:])
 
 
 def normal(numbers: Tensor) -> Tensor:
     """Return the standard normal number, float32, of each number of 16 bits (int16)."""
     table = _normal_levels(numbers.device)
     if numbers.device.type == "cpu":
-        return torch.from_numpy(table.numpy().take(numbers.numpy().view(np.uint16), mode="wrap"))
+        found = torch.empty(numbers.shape)
+        for row, out in zip(numbers.numpy().view(np.uint16), found.numpy(), strict=True):
+            table.numpy().take(row, out=out, mode="wrap")  # row by row: indices stay in the cache
+        return found
     return table[numbers.to(torch.int32)]  # -1 is the last one
 
 
