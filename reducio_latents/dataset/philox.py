@@ -17,7 +17,7 @@ ROUNDS = 10
 MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 LOW = 0xFFFFFFFF
-BLOCK = 16
+BLOCK_NUMBERS = 16
 """Numbers of 16 bits that a counter gives."""
 
 
@@ -26,10 +26,10 @@ def philox_numbers(keys: Tensor, count: int) -> Tensor:
 
     keys: (N,) int64, of any 64 bits each, the lower half of Philox' key; counters are 1, 2, ...
     """
-    blocks = -(-count // BLOCK)
+    blocks = -(-count // BLOCK_NUMBERS)
     by_numpy = keys.device.type == "cpu"
     words = _words_by_numpy(keys, blocks) if by_numpy else _words_by_torch(keys, blocks)
-    return words.flatten().view(torch.int16).view(len(keys), BLOCK * blocks)[:, :count]
+    return words.flatten().view(torch.int16).view(len(keys), BLOCK_NUMBERS * blocks)[:, :count]
 
 
 def _words_by_numpy(keys: Tensor, blocks: int) -> Tensor:

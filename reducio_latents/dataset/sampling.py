@@ -14,7 +14,7 @@ from reducio_latents.core.gaussian import FinalRule, final_latents
 from reducio_latents.core.values import Posterior
 from reducio_latents.dataset.philox import philox_numbers
 
-LEVELS = 2**16
+NORMAL_LEVELS = 2**16
 
 
 def sample_moments(
@@ -95,12 +95,12 @@ def normal(numbers: Tensor) -> Tensor:
 
 @lru_cache
 def _normal_levels(device: torch.device) -> Tensor:
-    """Return the middles of LEVELS parts of a standard normal, all as likely, in order.
+    """Return the middles of NORMAL_LEVELS parts of a standard normal, all as likely, in order.
 
     They end at 4.32 and are scaled to variance 1; their kurtosis is 2.999. Looked up, a draw costs
     less than Box and Muller's logarithm and cosine, and is the same bits on every device.
     """
-    middles = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
+    middles = (torch.arange(NORMAL_LEVELS, dtype=torch.float64) + 0.5) / NORMAL_LEVELS
     levels = torch.special.ndtri(middles)
     table: Tensor = (levels / levels.std(correction=0)).float().to(device)
     return table
