@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +182,16 @@ def test_bfloat16_that_is_too_far_off_is_not_used_unless_it_was_asked_for(
         encode(tmp_path / "corpus", store, columns=("motion",), batch_size=2, dtype=asked)
         assert precision_of(store)[0] == expected
         assert caplog.text.count("going on in float32") == said
+
+
+def test_a_model_that_was_measured_does_not_outlive_its_column() -> None:
+    model = load_autoencoder(MODEL, dtype=torch.bfloat16)
+    column = MotionColumn(model, "bicubic", load_exact=lambda: load_autoencoder(MODEL))
+    assert column.measure(SMALL) == column.measure(SMALL) != {}
+    alive = weakref.ref(model)
+    del model, column
+    gc.collect()
+    assert alive() is None
 
 
 def test_the_fastest_batch_is_the_smallest_that_is_as_fast_and_fits() -> None:

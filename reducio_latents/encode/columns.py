@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -110,6 +110,9 @@ class MotionColumn:
     """Whether to measure with which batch size the GPU is fastest."""
     name: str = "motion"
     needs: frozenset[str] = frozenset({FRAMES})
+    _measured: dict[Bucket, dict[str, float]] = field(
+        default_factory=dict, init=False, compare=False
+    )
 
     @cached_property
     def batches(self) -> BatchEncoder:
@@ -135,10 +138,11 @@ class MotionColumn:
     def measure(self, bucket: Bucket) -> dict[str, float]:
         """Return the error of this way to encode against float32 (see `fast_path`), and the batch
         size that is found; both once, though asked for again."""
-        return dict(self._measured(bucket))
+        if bucket not in self._measured:
+            self._measured[bucket] = self._measure(bucket)
+        return dict(self._measured[bucket])
 
-    @cache  # noqa: B019
-    def _measured(self, bucket: Bucket) -> dict[str, float]:
+    def _measure(self, bucket: Bucket) -> dict[str, float]:
         found = {}
         if self.load_exact is not None and not is_exact(self.autoencoder.precision):
             found = measure(
