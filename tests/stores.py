@@ -62,12 +62,15 @@ def plan_part(count: int, shard_rows: int, bucket: str = BUCKET) -> PlanPart:
         }
         for i in range(count)
     ]
+    size = Bucket.parse(bucket)
     known = {"url": "", "clips": 1, "status": "planned"}
     blank = {field.name: None for field in VIDEO_SCHEMA}
     return PlanPart(
         number=0,
-        spec=PlanSpec(clip=ClipSpec(), buckets=(Bucket.parse(bucket),), shard_rows=shard_rows),
-        videos=pa.Table.from_pylist([{**blank, **known, "video": v} for v in videos], VIDEO_SCHEMA),
+        spec=PlanSpec(clip=ClipSpec(frames=size.frames), buckets=(size,), shard_rows=shard_rows),
+        videos=pa.Table.from_pylist(
+            [{**blank, **known, "video": v} for v in sorted(videos)], VIDEO_SCHEMA
+        ),
         clips=pa.Table.from_pylist(rows, CLIP_SCHEMA),
         shards={bucket: ShardRange(0, count)},
     )

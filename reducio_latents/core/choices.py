@@ -9,6 +9,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 DtypeOrAuto = Literal["auto", "float32", "bfloat16", "float16"]
 Compile = Literal["none", "norms", "all"]
 Container = Literal["zarr", "webdataset"]
+TrainerFormat = Literal["fastvideo", "musubi", "finetrainers", "ltx", "diffusers-pt"]
+"""What other trainers read in place of videos."""
 ImageCodec = Literal["webp", "png", "jpeg", "raw"]
 """webp (lossless here), png and raw keep every bit of a picture; jpeg does not."""
 ResizeMode = Literal["bicubic", "bilinear"]

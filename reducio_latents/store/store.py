@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,22 +104,33 @@ class Store:
 
         One small read a row: for looking at things, not for training.
         """
+        return self.row_reader(key, column)(row)
+
+    def row_reader(self, key: ShardKey, column: str) -> Callable[[int], Array | bytes | None]:
+        """Return what does that for the rows of a shard, whose places are looked up once."""
         commit = self.commit(key, column)
-        if not 0 <= row < commit.rows:
-            raise StoreError(f"{self.files.url}: shard {key} has {commit.rows} rows, not {row}.")
-        offset, length = map(int, self.ranges(commit)[row])
-        if offset < 0:
-            return None
-        where = f"{self.files.url}/{commit.file}: row {row}"
-        try:
-            payload = self.files.read_range(commit.file, offset, length)
-        except (FileNotFoundError, NotADirectoryError) as err:
-            raise StoreError(f"{where} is missing. Run `verify` to see what it costs.") from err
-        if row_checksum(payload) != commit.row_crc32c[row]:
-            raise StoreError(
-                f"{where} does not match its checksum. Run `verify` to see all the damage."
-            )
-        return self.decode_row(payload, key.bucket, column)
+        ranges = self.ranges(commit)
+
+        def read(row: int) -> Array | bytes | None:
+            if not 0 <= row < commit.rows:
+                raise StoreError(
+                    f"{self.files.url}: shard {key} has {commit.rows} rows, not {row}."
+                )
+            offset, length = map(int, ranges[row])
+            if offset < 0:
+                return None
+            where = f"{self.files.url}/{commit.file}: row {row}"
+            try:
+                payload = self.files.read_range(commit.file, offset, length)
+            except (FileNotFoundError, NotADirectoryError) as err:
+                raise StoreError(f"{where} is missing. Run `verify` to see what it costs.") from err
+            if row_checksum(payload) != commit.row_crc32c[row]:
+                raise StoreError(
+                    f"{where} does not match its checksum. Run `verify` to see all the damage."
+                )
+            return self.decode_row(payload, key.bucket, column)
+
+        return read
 
     def decode_row(self, payload: bytes, bucket: str, column: str) -> Array | bytes:
         """Turn a row's payload into the array or the bytes that it stands for."""

@@ -96,6 +96,7 @@ def import_reference(
     stopped. Raise StoreError if no file fits, or if `target` is in use for something else.
     """
     options = options or ReferenceOptions()
+    options.store_container()  # refuses a trainer's format before files are read
     paths = sorted(folder.glob("*.safetensors"))
     files, failed = agreeing(paths, options.temporal_stride, options.spatial_stride)
     if not files:
@@ -199,7 +200,7 @@ def _describe(
             dtype="bytes",
         )
     return StoreMeta(
-        container=options.container,
+        container=options.store_container(),
         shard_rows=options.shard_rows,
         clip=spec.clip,
         buckets=tuple(bucket.name for bucket in spec.buckets),
