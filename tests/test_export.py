@@ -373,7 +373,7 @@ def test_without_text_latents_come_alone_and_it_is_said(
     report = export_store(store, LocalFiles(tmp_path), name)
     assert report.converted == CLIPS - 1
     assert (report.text, "no column has token vectors" in report.missing_text) == ((), True)
-    captions = {
+    captions: dict[str, Callable[[], list[str]]] = {
         "ltx": lambda: [row["caption"] for row in json.loads(read("dataset.json"))],
         "musubi": lambda: [json.loads(row)["caption"] for row in read("dataset.jsonl").split("\n")],
         "diffusers-pt": lambda: read("prompts.txt").split("\n"),
