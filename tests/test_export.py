@@ -37,14 +37,14 @@ from reducio_latents.store.text_rows import TEXT_MEDIA_TYPE, CaptionTokens, pack
 from reducio_latents.store.writer import ColumnRows, StoreWriter
 from reducio_latents.upkeep.export import EXPORT, ExportReport, export_store
 from reducio_latents.upkeep.remove import remove_clips
-from reducio_latents.upkeep.trainer_files import FAMILIES, TRAINER_FILES, Family
+from reducio_latents.upkeep.trainer_files import TRAINED_FAMILIES, TRAINER_FILES, TrainedFamily
 from tests.stores import KilledError, MemoryFiles, finish, plan_part
 
 BUCKET, CHANNELS, GRID = "9x32x64", 3, (2, 1, 2)
 CLIPS, SHARD_ROWS, FAILED = 5, 3, 1
 """Clip 1 has no motion."""
 MEANS, STDS, SCALING = [0.5, -1.0, 0.25], [2.0, 0.5, 4.0], 0.75
-CLASSES = {family.name: name for name, family in FAMILIES.items()}
+CLASSES = {family.name: name for name, family in TRAINED_FAMILIES.items()}
 BOTH: tuple[TrainerFormat, ...] = ("fastvideo", "musubi")
 """One of files of several clips, one of files of one."""
 PAIRS = [(name, family) for name, f in TRAINER_FILES.items() for family in f.recipes]
@@ -69,7 +69,7 @@ def pooled_of(number: int) -> Any:
     return np.random.RandomState(200 + number).standard_normal(6).astype(np.float16)
 
 
-def columns_of(family: Family, texts: bool = True) -> dict[str, ColumnMeta]:
+def columns_of(family: TrainedFamily, texts: bool = True) -> dict[str, ColumnMeta]:
     motion = ColumnMeta(
         kind="array",
         content="moments",
@@ -145,7 +145,7 @@ def begin(files: Files, columns: Mapping[str, ColumnMeta], clips: int = CLIPS) -
 def make(
     files: Files, family: str = "Wan", texts: bool = True, own: ColumnMeta | None = None
 ) -> Store:
-    columns = columns_of(FAMILIES[CLASSES[family]], texts)
+    columns = columns_of(TRAINED_FAMILIES[CLASSES[family]], texts)
     columns |= {"text:own": own} if own else {}
     writer = begin(files, columns)
     write_shards(writer)
@@ -404,7 +404,7 @@ def test_bfloat16_vectors_stay_bfloat16(tmp_path: Path) -> None:
 
 def test_clips_that_were_removed_go_and_those_that_come_later_are_added() -> None:
     files, target = MemoryFiles(), MemoryFiles("target")
-    writer = begin(files, columns_of(FAMILIES[CLASSES["Wan"]]))
+    writer = begin(files, columns_of(TRAINED_FAMILIES[CLASSES["Wan"]]))
     write_shards(writer, only=[0])
     finish(writer)
     for name in BOTH:

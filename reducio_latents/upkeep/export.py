@@ -30,18 +30,18 @@ from reducio_latents.store.row_kinds import Array
 from reducio_latents.store.row_statistics import VECTOR
 from reducio_latents.store.text_rows import TEXT_MEDIA_TYPE, decode_text_row
 from reducio_latents.upkeep.trainer_files import (
-    FAMILIES,
     JOINED_CLIPS,
+    TRAINED_FAMILIES,
     TRAINER_FILES,
     ClipFacts,
     ClipTensors,
-    Family,
     Recipe,
+    TrainedFamily,
 )
 
 EXPORT = "reducio-export.json"
 """What a folder is an export of; readers of caches look past it."""
-JOINED = re.compile(r"\d+x\d+x\d+/shard-\d{6,}-\d{3}\.[0-9a-f]{8}\.parquet")
+JOINED_FILE = re.compile(r"\d+x\d+x\d+/shard-\d{6,}-\d{3}\.[0-9a-f]{8}\.parquet")
 """Files of several clips, named by what is in them."""
 MOTION, TOKENS, POOLED = "motion", "tokens", "pooled"
 NOT_DONE = "not encoded yet"
@@ -261,7 +261,7 @@ class _Export:
         for name, data in self.layout.lists(every).items():
             self._put(name, data)
         for name in list(self.target.list("")) if self.layout.join else ():
-            if JOINED.fullmatch(name) and name not in self._joined:
+            if JOINED_FILE.fullmatch(name) and name not in self._joined:
                 self._delete(name)
 
     def _put(self, name: str, data: bytes) -> None:
@@ -289,11 +289,11 @@ def _lazily(source: Store, key: ShardKey, column: str) -> RowOf:
     return row_of
 
 
-def _family(source: Store, name: TrainerFormat) -> Family:
+def _family(source: Store, name: TrainerFormat) -> TrainedFamily:
     """Return whose latents a store has; raise StoreError unless the trainer takes them."""
     source.require_columns([MOTION])
     layout, column = TRAINER_FILES[name], source.meta.columns[MOTION]
-    family = FAMILIES.get(column.encoder.removeprefix("diffusers:"))
+    family = TRAINED_FAMILIES.get(column.encoder.removeprefix("diffusers:"))
     if family is not None and family.name in layout.recipes:
         return family
     takes = ", ".join(layout.recipes)
@@ -306,7 +306,7 @@ def _family(source: Store, name: TrainerFormat) -> Family:
 
 
 def _text_columns(
-    columns: Mapping[str, ColumnMeta], family: Family, recipe: Recipe
+    columns: Mapping[str, ColumnMeta], family: TrainedFamily, recipe: Recipe
 ) -> tuple[dict[str, str], str]:
     """Return the columns that text is taken from, by what they hold; or none, and why."""
     if recipe.without_text or not family.tokens:

@@ -35,7 +35,7 @@ JOINED_CLIPS = 32
 
 
 @dataclass(frozen=True)
-class Family:
+class TrainedFamily:
     """Models that share an autoencoder, as trainers tell them apart."""
 
     name: str
@@ -45,14 +45,14 @@ class Family:
     """Classes of those whose one vector a caption it takes beside them."""
 
 
-FAMILIES = {
-    "AutoencoderKLWan": Family("Wan", tokens=("UMT5EncoderModel",)),
-    "AutoencoderKLLTXVideo": Family("LTX-Video", tokens=("T5EncoderModel",)),
-    "AutoencoderKLLTX2Video": Family("LTX-2"),
-    "AutoencoderKLHunyuanVideo": Family(
+TRAINED_FAMILIES = {
+    "AutoencoderKLWan": TrainedFamily("Wan", tokens=("UMT5EncoderModel",)),
+    "AutoencoderKLLTXVideo": TrainedFamily("LTX-Video", tokens=("T5EncoderModel",)),
+    "AutoencoderKLLTX2Video": TrainedFamily("LTX-2"),
+    "AutoencoderKLHunyuanVideo": TrainedFamily(
         "HunyuanVideo", tokens=("LlamaModel",), pooled=("CLIPTextModel",)
     ),
-    "AutoencoderKLCogVideoX": Family("CogVideoX", tokens=("T5EncoderModel",)),
+    "AutoencoderKLCogVideoX": TrainedFamily("CogVideoX", tokens=("T5EncoderModel",)),
 }
 """diffusers' class of the autoencoder -> who trains on its latents."""
 
