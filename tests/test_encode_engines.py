@@ -8,10 +8,10 @@ import sys
 import threading
 import time
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,9 +21,13 @@ import pytest
 from reducio_latents import open_store
 from reducio_latents.cli.progress import print_report
 from reducio_latents.encode import EncodeReport, Tally, encode_corpus
+from reducio_latents.encode.batches import MOST_BEGUN
+from reducio_latents.encode.columns import ClipBatch, ColumnEncoder
+from reducio_latents.encode.engines import local
 from reducio_latents.encode.engines.local import RunRequest, run_rank, run_ranks
 from reducio_latents.encode.engines.ranks import Rank
 from reducio_latents.encode.engines.ray import actor_options, gpus_for
+from reducio_latents.encode.job import Job, join, prepare
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.shards import ShardDone
 from reducio_latents.video.processes import PRELOAD
@@ -53,22 +57,74 @@ def request(corpus: Path, store: Path, **settings: Any) -> RunRequest:
     return RunRequest(str(corpus), str(store), EncodeOptions(**{**SETTINGS, **settings}))
 
 
-def be_rank(asked: RunRequest, rank: Rank) -> None:
-    run_rank(asked, rank)
+def taken_by(rank: int, store: Path) -> int:
+    """Return how many shards a rank has taken up."""
+    files = (store / "runs" / "run" / "shards").glob("*")
+    return sum(path.read_bytes() == b"%d" % rank for path in files)
 
 
-def start_rank(asked: RunRequest, rank: Rank) -> BaseProcess:
-    """Start a rank that can be killed; it shares the tests' fork server, and is there at once."""
+def until_taken(rank: int, store: Path) -> Callable[[], None]:
+    """Return what waits until a rank has taken a shard up."""
+
+    def wait() -> None:
+        while not taken_by(rank, store):
+            time.sleep(0.02)
+
+    return wait
+
+
+def nothing() -> None:
+    """Do not wait."""
+
+
+class Slow:
+    """An encoder that waits before each batch."""
+
+    def __init__(self, encoder: ColumnEncoder, wait: Callable[[], object]) -> None:
+        self._encoder, self._wait = encoder, wait
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def launch(self, batch: ClipBatch) -> Any:
+        self._wait()
+        return self._encoder.launch(batch)
+
+
+@contextmanager
+def slowed(lead: Callable[[], object], other: Callable[[], object]) -> Iterator[None]:
+    """Have the encoders of rank 0, and those of others, wait before each batch."""
+
+    def slowly(make: Callable[..., Job], wait: Callable[[], object]) -> Callable[..., Job]:
+        def made(*args: Any) -> Job:
+            job = make(*args)
+            return replace(job, encoders=[Slow(e, wait) for e in job.encoders])
+
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "prepare", slowly(prepare, lead))
+        patch.setattr(local, "join", slowly(join, other))
+        yield
+
+
+def hang_as_rank(asked: RunRequest, rank: Rank) -> None:
+    with slowed(*[lambda: time.sleep(1e6)] * 2):
+        run_rank(asked, rank)
+
+
+def start_hanging(asked: RunRequest, rank: Rank) -> threading.Thread:
+    """Start a rank whose encoders hang, and have it killed when it has taken a shard up.
+
+    It shares the tests' fork server, and is there at once.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    process = context.Process(target=be_rank, args=(asked, rank))
+    process = context.Process(target=hang_as_rank, args=(asked, rank))
     process.start()
-    return process
 
-
-def kill_when(is_time: Callable[[], bool], process: BaseProcess) -> threading.Thread:
     def wait_and_kill() -> None:
-        while not is_time() and process.is_alive():
+        while not taken_by(rank.number, Path(asked.store)) and process.is_alive():
             time.sleep(0.01)
         process.kill()
 
@@ -116,8 +172,23 @@ def test_ranks_that_find_each_other_make_the_same_bytes(
     check(lead)
     assert [report.exit_code for report in others] == [0, 0]
     assert [report.share for report in others] == ["rank 2 of 3", "rank 1 of 3"]
-    assert [report.clips.encoded for report in others] == [4, 5]  # of 8 shards, the last has 1
+    assert all(report.clips.found == report.clips.encoded for report in others)
     assert files_of(tmp_path / "store") == expected
+
+
+def test_no_rank_waits_while_shards_are_left(corpus: Path, tmp_path: Path) -> None:
+    """One rank's encoder brings nothing before the other one has made all that can be made."""
+    store, shards = tmp_path / "store", 15
+    asked = request(corpus, store, shard_rows=1, batch_size=1)
+
+    def wait_for_lead() -> None:
+        while len([*store.glob("commits/*/motion/*")]) < shards - taken_by(1, store):
+            time.sleep(0.02)
+
+    with slowed(until_taken(1, store), wait_for_lead), ThreadPoolExecutor(2) as ranks:
+        slow_one, lead = ranks.map(lambda i: run_rank(asked, Rank(i, 2)), (1, 0))
+    check(lead)
+    assert 0 < slow_one.clips.encoded <= MOST_BEGUN
 
 
 def test_ranks_that_this_process_starts_make_the_same_bytes(
@@ -136,41 +207,39 @@ def test_a_rank_that_dies_stops_no_other_and_its_shards_are_left(
 ) -> None:
     store = tmp_path / "store"
     asked = request(corpus, store, rank_timeout_s=4.0)
-    other = start_rank(asked, Rank(1, 2))
-    sign = store / "runs" / "run" / "rank-00001.json"
-    killing = kill_when(sign.exists, other)  # it lives, and has not encoded yet
-    with caplog.at_level(logging.WARNING):
+    killing = start_hanging(asked, Rank(1, 2))
+    with caplog.at_level(logging.WARNING), slowed(until_taken(1, store), nothing):
         report = run_rank(asked, Rank(0, 2))
     killing.join()
     assert "rank 1 has shown no sign of life" in caplog.text
     assert report.exit_code == 1
-    assert report.clips == Tally(found=16, encoded=8, skipped=8, failed=0)
-    assert report.skipped["clips of shards that are left"] == 7
+    left = report.skipped["clips of shards that are left"]
+    assert 1 <= report.shards_left <= MOST_BEGUN
+    assert report.clips == Tally(found=16, encoded=15 - left, skipped=1 + left, failed=0)
     assert "clips stored before" not in report.skipped
-    assert open_store(store).meta.counts["clips"]["encoded"] == 8
+    assert open_store(store).meta.counts["clips"]["encoded"] == 15 - left
     print_report(report, str(store))
-    assert "4 shards are not done; run the same command again" in capsys.readouterr().err
-    check_resumed(corpus, store, expected, encoded=7)
+    said = f"{report.shards_left} shards are not done; run the same command again"
+    assert said in capsys.readouterr().err
+    check_resumed(corpus, store, expected, encoded=left)
 
 
-def test_without_rank_0_the_others_do_their_share_and_say_what_is_left(
+def test_without_rank_0_the_others_do_what_it_has_not_begun_and_say_what_is_left(
     corpus: Path, expected: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = tmp_path / "store"
     asked = request(corpus, store, rank_timeout_s=4.0)
-    lead = start_rank(asked, Rank(0, 2))
-    order = store / "runs" / "run" / "order.json"
-    killing = kill_when(order.exists, lead)
-    with caplog.at_level(logging.WARNING):
+    killing = start_hanging(asked, Rank(0, 2))
+    with caplog.at_level(logging.WARNING), slowed(nothing, until_taken(0, store)):
         report = run_rank(
             replace(asked, options=replace(asked.options, rank_timeout_s=8.0)), Rank(1, 2)
         )
     killing.join()
     assert "rank 0 has shown no sign of life" in caplog.text
-    assert report.clips.encoded == 7
-    assert report.shards_left == 4
+    assert report.clips.encoded == report.clips.found
+    assert report.shards_left == taken_by(0, store)
     assert report.exit_code == 1
-    check_resumed(corpus, store, expected, encoded=8)
+    check_resumed(corpus, store, expected, encoded=15 - report.clips.encoded)
 
 
 def check_resumed(corpus: Path, store: Path, expected: dict[str, bytes], encoded: int) -> None:

@@ -91,8 +91,9 @@ def test_ranks_of_one_run_share_its_name_and_other_runs_have_others() -> None:
     assert run(SLURM_ARRAY_JOB_ID="5") != run(SLURM_ARRAY_JOB_ID="6")
 
 
-def test_shares_are_disjoint_and_cover_everything() -> None:
+def test_ranks_begin_with_shares_and_go_on_with_those_of_others_from_the_end() -> None:
     shards = list(range(11))
-    shares = [Rank(i, 4).share(shards) for i in range(4)]
-    assert sorted(shard for share in shares for shard in share) == shards
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    turns = [Rank(i, 4).in_turn(shards) for i in range(4)]
+    assert all(sorted(turn) == shards for turn in turns)
+    assert turns[3] == [3, 7, 10, 9, 8, 6, 5, 4, 2, 1, 0]
+    assert sorted(shard for turn in turns for shard in turn[:2]) == shards[:8]

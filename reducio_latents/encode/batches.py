@@ -26,6 +26,8 @@ from reducio_latents.video.reading import ClipReader, ClipRequest
 WHOLE_PX = 1920 * 1088
 """Larger frames than 1080p are resized by the workers always, so that a slot of shared memory, of
 which a worker has two, takes 100 MB at most for clips of 16 frames."""
+MOST_BEGUN = 5
+"""Shards on their way at once: two are written, one is encoded, the next ones are read."""
 Feed = Iterable[ShardKey | None]
 """Shards to be made; None where the next one is not known yet."""
 
@@ -36,24 +38,50 @@ def needs_of(encoders: Sequence[ColumnEncoder]) -> frozenset[str]:
 
 
 def read_batches(
-    job: Job, keys: Feed, encoders: Sequence[ColumnEncoder], _: Mapping[ShardKey, Attempts]
+    job: Job,
+    keys: Feed,
+    encoders: Sequence[ColumnEncoder],
+    begun: Mapping[ShardKey, Attempts],
 ) -> Iterator[ReadyBatch | None]:
     """Yield the batches that `encoders` need of these shards, read ahead over their ends.
 
     What can be made exactly of the store's own content images is; a video is opened for the rest.
+    `begun` are the shards that were taken from `keys` and are not committed.
     """
     needs, batch_size = needs_of(encoders), job.batch_size
     works = (None if key is None else job.planned.work(key) for key in keys)
+    known = (work for work in works if work is not None)
     images = StoredContent(job.writer.files)
     if needs <= {CAPTIONS}:
-        yield from read_captions((work for work in works if work is not None), batch_size)
+        yield from read_captions(known, batch_size)
     elif not images.can_serve(needs):
-        yield from _decoded(job, works, needs)
+        yield from _decoded(job, _not_far_ahead(works, begun), needs)
     else:
-        known = [work for work in works if work is not None]
-        yield from images.batches((w for w in known if images.has(w.key)), batch_size)
-        if others := [work for work in known if not images.has(work.key)]:
+        others: list[ShardWork] = []
+
+        def served() -> Iterator[ShardWork]:
+            for work in known:
+                if images.has(work.key):
+                    yield work
+                else:
+                    others.append(work)
+
+        yield from images.batches(served(), batch_size)
+        if others:
             yield from _decoded(job, others, needs)
+
+
+def _not_far_ahead(
+    works: Iterator[ShardWork | None], begun: Mapping[ShardKey, Attempts]
+) -> Iterator[ShardWork | None]:
+    """Leave small shards to other ranks, if a slow encoder lets the reader get far ahead of it."""
+    while True:
+        while len(begun) >= MOST_BEGUN:
+            yield None
+        try:
+            yield next(works)
+        except StopIteration:
+            return
 
 
 def _decoded(

@@ -49,12 +49,16 @@ class Ledger:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
 
-def announce(job: Job, todo: Todo, progress: Progress, share: Iterable[ShardKey] = ()) -> None:
-    """Tell the progress how many clips the run is about; with `share`, that part of them."""
+def announce(job: Job, todo: Todo, progress: Progress, ranks: int = 1) -> None:
+    """Tell the progress how many clips the run is about; the share of one of several `ranks`, which
+    may come to do more or less."""
     rows = job.shards()
-    about = set(share) or set(rows)
-    total = sum(n for key, n in rows.items() if key in about)
-    progress.planned(total, sum(n for key, n in rows.items() if key in about and key not in todo))
+    left = sum(rows[key] for key in todo)
+    stored = sum(rows.values()) - left
+    if ranks == 1:
+        progress.planned(stored + left, stored)
+    else:
+        progress.planned(-(-left // ranks), 0)
 
 
 def conclude(job: Job, todo: Todo, ledger: Ledger) -> EncodeReport:

@@ -1,8 +1,8 @@
 """Processes that deal the shards out among themselves by rank: on one machine or many.
 
-Rank 0 lists, probes and plans; the others wait for its order. Each encodes its share, which no
-message is needed for, and rank 0 finishes the store. A rank that dies stops no other: its shards
-stay undone, and the same command does them.
+Rank 0 lists, probes and plans; the others wait for its order. Each encodes its share, and then what
+slower ones have not begun; rank 0 finishes the store. A rank that dies stops no other: the shards
+that it had begun stay undone, and the same command does them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from reducio_latents.encode.stop import Stop, stop_on_signals
 from reducio_latents.errors import ConfigError
 from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource, join_url
+from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.turns import at_work
 from reducio_latents.store.writer import read_meta_if_any
 from reducio_latents.video.processes import end_with
@@ -82,7 +83,10 @@ def local_gpus(options: EncodeOptions) -> int:
 
 def run_ranks(request: RunRequest, count: int) -> EncodeReport:
     """Run as rank 0 of `count`, the others being processes that this one starts."""
-    options = replace(request.options, gpus=1, workers=max(1, request.options.workers // count))
+    # Twice as many workers as there are cores for: those of a rank whose GPU is behind wait for it,
+    # and leave their cores to those of the others.
+    workers = min(request.options.workers, -(-2 * request.options.workers // count))
+    options = replace(request.options, gpus=1, workers=workers)
     name = uuid.uuid4().hex[:12]
     context = multiprocessing.get_context("spawn")
     others = [
@@ -144,10 +148,8 @@ def _lead(
         )
         todo = job.todo()
         run.announce(Order.of(job.root, todo, moved_sources(job)))
-        share = rank.share(list(todo))
-        announce(job, todo, request.progress, share)
-        mine = {key: todo[key] for key in share}
-        encode_todo(job, mine, request.progress, ledger)
+        announce(job, todo, request.progress, rank.of)
+        mine = _encode(job, todo, rank, run, request.progress, ledger)
         run.wait_for_ranks(job.stop, [p.is_alive for p in others])
     if job.stop.requested:
         return replace(share_report(job, mine, ledger), shards_left=len(job.missing()))
@@ -167,9 +169,9 @@ def _follow(request: RunRequest, rank: Rank, run: RunFiles) -> EncodeReport:
             moved |= {video.video: video.source for video in list_by(request.corpus, options)}
         job = join(request.store, request.options, root, moved, request.stop)
         todo, left = order.todo(), job.missing()  # a task that was requeued has done some already
-        mine = {key: left[key] for key in rank.share(list(todo)) if key in left}
-        announce(job, todo, request.progress, mine)
-        encode_todo(job, mine, request.progress, ledger)
+        announce(job, todo, request.progress, rank.of)
+        there = {key: left[key] for key in todo if key in left}
+        mine = _encode(job, there, rank, run, request.progress, ledger)
     report = share_report(job, mine, ledger, str(rank))
     if job.stop.requested:
         return report
@@ -178,6 +180,22 @@ def _follow(request: RunRequest, rank: Rank, run: RunFiles) -> EncodeReport:
     if run.leave() and not job.missing():
         conclude(job, todo, ledger)  # rank 0 has gone before this one was done
     return report
+
+
+def _encode(
+    job: Job, todo: Todo, rank: Rank, run: RunFiles, progress: Progress, ledger: Ledger
+) -> Todo:
+    """Encode what this rank takes of the shards, and return what it took."""
+    taken: dict[ShardKey, tuple[str, ...]] = {}
+
+    def takes(key: ShardKey) -> bool:
+        is_mine = run.take(key)
+        if is_mine:
+            taken[key] = todo[key]
+        return is_mine
+
+    encode_todo(job, {key: todo[key] for key in rank.in_turn(list(todo))}, progress, ledger, takes)
+    return taken
 
 
 def _without_lead(job: Job, todo: Todo, ledger: Ledger, report: EncodeReport) -> EncodeReport:

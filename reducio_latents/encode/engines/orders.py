@@ -2,6 +2,7 @@
 
     runs/<run>/order.json       written by rank 0 when it has planned: what there is to do
     runs/<run>/rank-00001.json  rewritten by a rank every few seconds: that it is alive, or is done
+    runs/<run>/shards/...       created by the rank that takes a shard up, before it does
 
 They say who works on what, never what is done: that is in the commits. Rank 0 removes them at its
 end, so that a finished store holds none.
@@ -193,6 +194,12 @@ class RunFiles:
             return from_mapping(Sign, json.loads(data), where="it")
         except (FileNotFoundError, ValueError, ConfigError):
             return None
+
+    def take(self, key: ShardKey) -> bool:
+        """Return whether a shard is this rank's: nobody, or itself before it was started again, has
+        taken it up."""
+        path = f"{self._folder}/shards/{key.bucket}-{key.shard:06d}"
+        return self._files.create(path, b"%d" % self._rank.number)
 
     @contextmanager
     def alive(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -56,9 +56,12 @@ class Rank:
         """Whether this is the rank that plans the run and finishes the store."""
         return self.number == 0
 
-    def share(self, items: list[T]) -> list[T]:
-        """Return this rank's items: every one whose index leaves its number when divided."""
-        return items[self.number :: self.of]
+    def in_turn(self, items: Sequence[T]) -> list[T]:
+        """Return the items in the order in which this rank takes them: every one whose index leaves
+        its number when divided; then those of the others, from the end, where they come last."""
+        mine = range(self.number, len(items), self.of)
+        others = [item for index, item in enumerate(items) if index not in mine]
+        return [*items[self.number :: self.of], *reversed(others)]
 
     def device(self, asked: str) -> str:
         """Return the device for this rank where `asked` leaves the number open."""
