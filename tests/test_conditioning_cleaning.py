@@ -69,7 +69,7 @@ def test_a_caption_of_ten_thousand_characters_is_cleaned() -> None:
 
 def test_none_changes_nothing_and_another_name_is_refused() -> None:
     assert get_cleaning("none")("  A <b>Cat</b> ") == "  A <b>Cat</b> "
-    with pytest.raises(ConfigError, match="choose one of none, pixart"):
+    with pytest.raises(ConfigError, match="choose one of none, whitespace, pixart"):
         get_cleaning("deepfloyd")
 
 

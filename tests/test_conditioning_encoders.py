@@ -389,7 +389,7 @@ def test_clip_weights_of_another_size_are_refused(models: dict[str, Path], tmp_p
 @pytest.mark.parametrize(
     ("options", "settings", "message"),
     [
-        (TextOptions, {"cleaning": "pixar"}, "choose one of none, pixart"),
+        (TextOptions, {"cleaning": "pixar"}, "choose one of none, whitespace, pixart"),
         (TextOptions, {"max_tokens": 0}, "max_tokens must be >= 1"),
         (TextOptions, {"values": "int4"}, "float16, bfloat16, int8"),
         (ContentClipOptions, {"resize": "nearest"}, "published, antialias"),

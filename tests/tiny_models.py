@@ -181,7 +181,7 @@ def save_text_encoder(folder: Path, seed: int = 0, dim: int = 32) -> Any:
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(seed)
-    tokenizer = _tokenizer()
+    tokenizer = plain_tokenizer()
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=dim,
@@ -198,7 +198,7 @@ def save_text_encoder(folder: Path, seed: int = 0, dim: int = 32) -> Any:
     return model
 
 
-def _tokenizer() -> Any:
+def plain_tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -215,3 +215,122 @@ def _tokenizer() -> Any:
 
 def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+MARKS = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def chat_tokenizer() -> Any:
+    """One that knows the marks of chats, and how Qwen writes one."""
+    tokenizer = plain_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+MARKED = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
+
+
+def _of(model: str, config: Any) -> Any:
+    import transformers
+
+    torch.manual_seed(0)
+    return _with_lively_norms(getattr(transformers, model)(config))
+
+
+def text_t5(vocabulary: int) -> Any:
+    from transformers import T5Config
+
+    config = T5Config(vocab_size=vocabulary, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    return _of("T5EncoderModel", config)
+
+
+def text_umt5(vocabulary: int) -> Any:
+    from transformers import UMT5Config
+
+    size = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    return _of("UMT5EncoderModel", UMT5Config(vocab_size=vocabulary, **size))
+
+
+def _clip_text(vocabulary: int) -> Any:
+    from transformers import CLIPTextConfig
+
+    known = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
+    return CLIPTextConfig(vocab_size=vocabulary, projection_dim=24, **known, **MARKED)
+
+
+def text_clip(vocabulary: int) -> Any:
+    return _of("CLIPTextModel", _clip_text(vocabulary))
+
+
+def text_clip_projected(vocabulary: int) -> Any:
+    return _of("CLIPTextModelWithProjection", _clip_text(vocabulary))
+
+
+def text_llama(vocabulary: int) -> Any:
+    from transformers import LlamaConfig
+
+    return _of("LlamaModel", LlamaConfig(vocab_size=vocabulary, **SMALL, **MARKED))
+
+
+def text_gemma2(vocabulary: int) -> Any:
+    from transformers import Gemma2Config
+
+    return _of("Gemma2Model", Gemma2Config(vocab_size=vocabulary, head_dim=8, **SMALL, **MARKED))
+
+
+def _gemma3(vocabulary: int) -> Any:
+    from transformers import Gemma3TextConfig
+
+    return Gemma3TextConfig(vocab_size=vocabulary, head_dim=8, **SMALL, **MARKED)
+
+
+def text_gemma3(vocabulary: int) -> Any:
+    return _of("Gemma3TextModel", _gemma3(vocabulary))
+
+
+def whole_gemma3(vocabulary: int) -> Any:
+    from transformers import Gemma3Config, SiglipVisionConfig
+
+    known = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
+    vision = SiglipVisionConfig(image_size=28, patch_size=14, **known)
+    config = Gemma3Config(
+        text_config=_gemma3(vocabulary).to_dict(),
+        vision_config=vision.to_dict(),
+        mm_tokens_per_image=1,
+    )
+    return _of("Gemma3ForConditionalGeneration", config)
+
+
+def whole_qwen25_vl(vocabulary: int) -> Any:
+    from transformers import Qwen2_5_VLConfig
+
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    config = Qwen2_5_VLConfig(
+        text_config={"vocab_size": vocabulary, "rope_parameters": rope, **SMALL, **MARKED},
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+        },
+    )
+    return _of("Qwen2_5_VLForConditionalGeneration", config)
+
+
+def text_qwen3(vocabulary: int) -> Any:
+    from transformers import Qwen3Config
+
+    return _of("Qwen3Model", Qwen3Config(vocab_size=vocabulary, head_dim=8, **SMALL, **MARKED))

@@ -9,7 +9,8 @@ from reducio_latents.encode.options import EncodeOptions
 
 OTHER_MODELS = """scorer content_latent.model content_latent.dtype
     content_clip.model content_clip.dtype content_clip.resize content_clip.quantization
-    text.model text.dtype text.cleaning text.max_tokens text.values"""
+    text.model text.preset text.template text.layer text.cleaning text.max_tokens
+    text.dtype text.values"""
 
 
 @command("encode-corpus")
@@ -104,9 +105,9 @@ def add_column(
 ) -> None:
     """Add COLUMNS to STORE, or make some anew.
 
-    Columns: content_latent, content_clip, content_clip_pooled, text, caption, content_image,
-    motion, frame_times, scores. They are made of the stored content images and captions if these
-    are exact, else of the videos. To resume, run the same command again.
+    Columns: content_latent, content_clip, content_clip_pooled, text, text:NAME, caption,
+    content_image, motion, frame_times, scores. They are made of the stored content images and
+    captions if these are exact, else of the videos. To resume, run the same command again.
 
     \b
     reducio-latents add-column pexels.latents content_clip text --text-model models/t5-v1_1-xxl

@@ -35,6 +35,9 @@ SPELLED = {
 METAVARS = {
     "corpus": "CORPUS",
     "filters": "CONDITIONS",
+    "text.layer": "N|all",
+    "text.model": "[NAME=]DIR|HUB",
+    "text.template": "TEXT",
     "fvd_weights": "FILE|HUB",
     "lpips_weights": "NET=FILE",
     "models": "NAME[=WEIGHTS]",

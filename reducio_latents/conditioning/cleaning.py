@@ -1,8 +1,8 @@
-"""Captions as the text encoder gets them: as they are, or cleaned as PixArt-style models expect.
+"""Captions as the text encoder gets them: as they are, or cleaned.
 
-Those models were trained on web captions from which addresses, markup, file names, serial numbers
-and advertising were removed; a caption that keeps them is one that they have not seen. The steps
-and their order are those of the published extraction, applied twice as there.
+PixArt-style models were trained on web captions from which addresses, markup, file names, serial
+numbers and advertising were removed; a caption that keeps them is one that they have not seen. The
+steps and their order are those of the published extraction, applied twice as there.
 """
 
 # ruff: noqa: RUF001 (characters that look like others are what is replaced here)
@@ -84,8 +84,7 @@ def clean_pixart(caption: str) -> str:
 
     Raises ConfigError where ftfy or bs4 is not installed.
     """
-    whole = caption.encode(errors="replace").decode()  # half a surrogate pair is no character
-    return _clean_once(_clean_once(whole))
+    return _clean_once(_clean_once(_whole(caption)))
 
 
 def _clean_once(caption: str) -> str:
@@ -116,11 +115,29 @@ def _without_markup(text: str) -> str:
     return shown
 
 
+def clean_whitespace(caption: str) -> str:
+    """Return a caption with mended characters, without entities, and with single spaces.
+
+    Source: what Wan was trained on. Raises ConfigError where ftfy is not installed.
+    """
+    ftfy = import_library("ftfy", "text cleaning whitespace")
+    text = unescape(unescape(ftfy.fix_text(_whole(caption))))
+    return " ".join(text.split())
+
+
+def _whole(caption: str) -> str:
+    return caption.encode(errors="replace").decode()  # half a surrogate pair is no character
+
+
 def _as_it_is(caption: str) -> str:
     return caption
 
 
-CLEANINGS: dict[str, Callable[[str], str]] = {"none": _as_it_is, "pixart": clean_pixart}
+CLEANINGS: dict[str, Callable[[str], str]] = {
+    "none": _as_it_is,
+    "whitespace": clean_whitespace,
+    "pixart": clean_pixart,
+}
 """Name -> what is done to a caption before it is cut into tokens."""
 REVISIONS = {"pixart": "pixart, by ftfy"}
 """What a fingerprint calls a cleaning whose results are not what they once were."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,12 @@ from reducio_latents.autoencoders.pretrained import (
     read_config,
 )
 from reducio_latents.conditioning.cleaning import REVISIONS, get_cleaning
-from reducio_latents.conditioning.options import TextOptions
+from reducio_latents.conditioning.options import POOLED, TextOptions, text_name
 from reducio_latents.conditioning.precision import place_encoder
+from reducio_latents.conditioning.presets import CAPTION_MARK, T5, TEXT_PRESETS, TextRecipe
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.libraries import first_line, import_library
-from reducio_latents.errors import ConfigError
+from reducio_latents.errors import ConfigError, WeightsError
 from reducio_latents.store.text_rows import CaptionTokens
 
 log = logging.getLogger(__name__)
@@ -37,6 +41,8 @@ ENCODER_CLASSES = {
     "clip_text_model": "CLIPTextModel",
 }
 """`model_type` of a config -> the class that is its text encoder; for others, `AutoModel`."""
+PROJECTED = "CLIPTextModelWithProjection"
+"""The class that pools otherwise, where a config names it."""
 BESIDE_ENCODER = (
     r"decoder\.",
     r"lm_head\.",
@@ -47,60 +53,64 @@ BESIDE_ENCODER = (
     r".*position_ids$",
 )
 """Keys of a whole model that its text encoder does not have."""
+BESIDE_PROJECTED = tuple(key for key in BESIDE_ENCODER if "text_projection" not in key)
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
 TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "merges.txt")
 MAX_BATCH_TOKENS = 8192
 """Tokens in one pass, padding included; bounds memory."""
+MARKS = re.compile(r"<\|[^<>|]+\|>")
+"""Tokens that a template names."""
 PROBE_CAPTION = "a red fox runs through fresh snow at sunrise, slow motion"
+PROBE_WORDS = ("a", "7", "É")
+"""Captions whose first tokens differ."""
+ROOMY = 2.0**14
+"""Values beyond it leave float16 too little room: they are stored as bfloat16."""
 
 
 class TextEncoder:
-    """A frozen text encoder and its tokenizer, on one device."""
+    """A frozen text encoder and its tokenizer, on one device, for a column."""
 
     model: Any
 
-    def __init__(self, options: TextOptions, device: torch.device | str = "cpu") -> None:
-        folder = find_model(options.model, part="text_encoder")
-        if folder.is_file():
-            raise ConfigError(f"{folder} is a file; give the folder of a text encoder.")
-        config = read_config(folder)
+    def __init__(
+        self, options: TextOptions, device: torch.device | str = "cpu", column: str = "text"
+    ) -> None:
+        self.options = options
+        recipe, folder, config = _find(options, column)
         transformers = import_library("transformers")
-        name = ENCODER_CLASSES.get(str(config.get("model_type")), "AutoModel")
-        model = load_strictly(
-            getattr(transformers, name).from_pretrained,
-            folder,
-            allowed=BESIDE_ENCODER,
-            dtype=torch.float32,
-            trust_remote_code=False,
-        )
+        text_config = _text_config(transformers, folder)
         self.tokenizer, tokenizer_folder = _load_tokenizer(transformers, folder)
-        vocabulary = model.get_input_embeddings().num_embeddings
-        if len(self.tokenizer) > vocabulary:
+        # What is wrong with the way to vectors is said before gigabytes are read.
+        self.recipe = self._by_hand(recipe, folder, text_config)
+        self._clean = get_cleaning(self.recipe.cleaning)
+        self._warned = False
+        self._settle_template(tokenizer_folder)
+        model = _load_model(transformers, folder, config, self.recipe)
+        self._vocabulary = int(model.get_input_embeddings().num_embeddings)
+        if self.tokenizer.vocab_size > self._vocabulary:
             raise ConfigError(
-                f"{tokenizer_folder} knows {len(self.tokenizer)} tokens, {folder} only "
-                f"{vocabulary}: it is another model's tokenizer. Copy the right one."
+                f"{tokenizer_folder} knows {self.tokenizer.vocab_size} tokens, {folder} only "
+                f"{self._vocabulary}: it is another model's tokenizer. Copy the right one."
             )
         self.name = f"transformers:{type(model).__name__}"
-        self.options = options
-        self._clean = get_cleaning(options.cleaning)
-        self._warned = False
         self._identity = {
             "model": describe_config(config),
             "weights_sha256": digest_of(model),
             "tokenizer_sha256": digest_of_files(tokenizer_folder, TOKENIZER_FILES),
-            "cleaning": REVISIONS.get(options.cleaning, options.cleaning),
-            "max_tokens": options.max_tokens,
+            "cleaning": REVISIONS.get(self.recipe.cleaning, self.recipe.cleaning),
+            "max_tokens": self.recipe.max_tokens,
+            **self.recipe.told(),
         }
         model = model.eval().requires_grad_(False)
         where = usable_device(device)
         self.model, self.dtype, self.error = place_encoder(model, options.dtype, where, self._probe)
         self.empty = self._encode_cleaned([""])[""]
+        self.values = options.values or self._roomy_values()
 
     @property
     def dim(self) -> int:
         """Length of a token's vector."""
-        config = self.model.config
-        return int(getattr(config, "d_model", None) or config.hidden_size)
+        return int(self.empty.vectors.shape[1])
 
     @property
     def device(self) -> torch.device:
@@ -121,51 +131,247 @@ class TextEncoder:
         `empty`, to the bit.
         """
         cleaned = [self._clean(caption) for caption in captions]
+        if self.recipe.strips:
+            cleaned = [caption.strip() for caption in cleaned]
+        if self.recipe.glyphs:
+            cleaned = [glyphs_of(caption) for caption in cleaned]
         found = self._encode_cleaned([c for c in dict.fromkeys(cleaned) if c]) | {"": self.empty}
         return [found[caption] for caption in cleaned]
 
     def _encode_cleaned(self, unique: Sequence[str]) -> dict[str, CaptionTokens]:
         if not unique:
             return {}
-        ids, lengths = self._tokenize(unique)
+        ids, cut = self._tokenize(unique)
         found: dict[str, CaptionTokens] = {}
         order = sorted(range(len(unique)), key=lambda i: (len(ids[i]), i))
         for group in _groups(order, ids):
-            vectors = _forward(self.model, [ids[i] for i in group])
+            vectors = self._forward(self.model, [ids[i] for i in group])
             for i, values in zip(group, vectors, strict=True):
-                found[unique[i]] = CaptionTokens(values.cpu().numpy(), lengths[i])
+                found[unique[i]] = CaptionTokens(values.cpu().numpy(), len(values) + cut[i])
         return found
 
     def _tokenize(self, captions: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-        limit = self.options.max_tokens
-        ids: list[list[int]] = self._ids(captions, truncation=True, max_length=limit)
-        lengths = [len(tokens) for tokens in ids]
-        for i, caption in enumerate(captions):
-            if lengths[i] == limit:
-                lengths[i] = len(self._ids([caption], verbose=False)[0])
-                if lengths[i] > limit and not self._warned:
+        """Return the tokens of each caption in its template, and how many were cut off it."""
+        if self.recipe.glyphs and captions == [""]:  # no quotes: not even an end mark
+            return [[]], [0]
+        limit = self._limit
+        texts = [self._filled(caption) for caption in captions]
+        padding = "max_length" if self.recipe.pads else False
+        ids = self._ids(texts, truncation=True, max_length=limit, padding=padding)
+        cut = [0] * len(ids)
+        for i, text in enumerate(texts):
+            if len(ids[i]) == limit:
+                full = len(self._ids([text], verbose=False)[0])
+                cut[i] = max(0, full - limit)
+                if cut[i] and not self._warned:
                     self._warned = True
                     log.warning(
                         "a caption has %d tokens, the first %d are kept; the share of cut captions "
                         "is among the store's statistics. It begins: %.60s",
-                        lengths[i],
+                        full,
                         limit,
-                        caption,
+                        captions[i],
                     )
-        return ids, lengths
+        # A tokenizer may have tokens of pictures, say, that the text model has no vectors of.
+        return [[token for token in tokens if token < self._vocabulary] for tokens in ids], cut
 
-    def _ids(self, captions: Sequence[str], **settings: Any) -> list[list[int]]:
-        found: list[list[int]] = self.tokenizer(list(captions), **settings)["input_ids"]
+    def _ids(self, texts: Sequence[str], **settings: Any) -> list[list[int]]:
+        if self.recipe.chat:  # it writes all marks itself
+            settings["add_special_tokens"] = False
+        found: list[list[int]] = self.tokenizer(list(texts), **settings)["input_ids"]
         return found
 
+    def _filled(self, caption: str) -> str:
+        """Return a caption in its template."""
+        if not self.recipe.chat:
+            return self.recipe.template.replace(CAPTION_MARK, caption)
+        chat = [
+            {"role": "system", "content": self.recipe.template},
+            {"role": "user", "content": caption or " "},
+        ]
+        text: str = self.tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    @torch.inference_mode()
+    def _forward(self, model: Any, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return the vectors of each caption, float32 (its tokens, dim)."""
+        lengths = [len(tokens) for tokens in ids]
+        longest = max(lengths)
+        layer, drop = self.recipe.layer, self.recipe.drop or 0
+        if longest == 0:
+            states = model.config.num_hidden_layers + 1 if layer == "all" else 1
+            return [torch.zeros(0, states * model.config.hidden_size) for _ in ids]
+        tokens = np.zeros((len(ids), longest), np.int64)
+        mask = np.zeros((len(ids), longest), np.int64)
+        for row, caption in enumerate(ids):
+            tokens[row, : len(caption)] = caption
+            mask[row, : len(caption)] = 1
+        device = next(model.parameters()).device
+        output = model(
+            input_ids=torch.from_numpy(tokens).to(device),
+            attention_mask=torch.from_numpy(mask).to(device),
+            **({} if layer is None else {"output_hidden_states": True}),
+        )
+        if self.recipe.pooled:
+            name = "text_embeds" if "text_embeds" in output else "pooler_output"
+            return list(output[name].float()[:, None])
+        if layer is None:
+            hidden = output.last_hidden_state
+        elif layer == "all":
+            hidden = torch.stack(output.hidden_states, dim=-1).flatten(2)
+        else:
+            hidden = output.hidden_states[layer]
+        return [hidden[row, drop:length].float() for row, length in enumerate(lengths)]
+
     def _probe(self, model: Any) -> Tensor:
-        return _forward(model, self._tokenize([PROBE_CAPTION])[0])[0]
+        return self._forward(model, self._tokenize([PROBE_CAPTION])[0])[0]
+
+    def _roomy_values(self) -> str:
+        probed, empty = self._probe(self.model).abs(), np.abs(self.empty.vectors)
+        roomy = probed.max().item() < ROOMY and empty.max(initial=0) < ROOMY
+        return "float16" if roomy else "bfloat16"
+
+    def _by_hand(self, recipe: TextRecipe, folder: Path, config: Any) -> TextRecipe:
+        """Return the recipe with what was set by hand; raise ConfigError for what cannot be."""
+        options = self.options
+        hand: dict[str, Any] = {
+            "cleaning": options.cleaning,
+            "max_tokens": options.max_tokens,
+            "layer": options.layer,
+            "template": options.template,
+        }
+        if options.template is not None:
+            hand |= {"chat": False, "drop": None if options.template != CAPTION_MARK else 0}
+        states, layer = config.num_hidden_layers, options.layer
+        if isinstance(layer, int) and not -states - 1 <= layer <= states:
+            raise ConfigError(
+                f"text layer is {layer}; {folder} has hidden states 0 to {states}, or -1 to "
+                f"{-states - 1} from the end."
+            )
+        if recipe.pooled and layer is not None:
+            raise ConfigError("text layer is for tokens; a pooled vector has none. Leave it out.")
+        room = config.max_position_embeddings if config.model_type == "clip_text_model" else None
+        if room is not None and (options.max_tokens or 0) > room:
+            raise ConfigError(f"text max_tokens is {options.max_tokens}; {folder} takes {room}.")
+        if recipe.pads and self.tokenizer.pad_token is None:
+            raise ConfigError(f"{folder}: its tokenizer has no token to fill captions up with.")
+        self._room = room
+        return replace(recipe, **{k: v for k, v in hand.items() if v is not None or k == "drop"})
+
+    @property
+    def _limit(self) -> int:
+        """Tokens that a caption has with its template, at most."""
+        limit = self.recipe.max_tokens + (self.recipe.drop or 0)
+        return min(limit, self._room or limit)
+
+    def _settle_template(self, tokenizer_folder: Path) -> None:
+        """Settle how many tokens are left out; raise ConfigError if the tokenizer lacks some."""
+        recipe = self.recipe
+        if recipe.chat and not self.tokenizer.chat_template:
+            raise ConfigError(
+                f"{tokenizer_folder} has no chat template, which preset {self.options.preset} "
+                "needs. Copy chat_template.jinja or the whole tokenizer of its model."
+            )
+        if recipe.template == CAPTION_MARK:
+            return
+        known = self.tokenizer.get_vocab()
+        lacking = [mark for mark in MARKS.findall(self._filled("")) if mark not in known]
+        if lacking:
+            raise ConfigError(
+                f"{tokenizer_folder} has no token {lacking[0]}, which the template needs: it is of "
+                "another model. Give the model with its own tokenizer, or another template."
+            )
+        several = zip(*self._ids([self._filled(word) for word in PROBE_WORDS]), strict=False)
+        shared = len(list(takewhile(lambda tokens: len(set(tokens)) == 1, several)))
+        if recipe.drop is None:
+            self.recipe = replace(recipe, drop=shared)
+        elif recipe.drop != shared:
+            log.warning(
+                "the template of preset %s begins with %d tokens in %s; %d are left out, as of its "
+                "own tokenizer. Is it another model's?",
+                self.options.preset,
+                shared,
+                tokenizer_folder,
+                recipe.drop,
+            )
+
+
+def glyphs_of(caption: str) -> str:
+    """Return what a caption says is to be read in the picture: `Text "A". Text "B". `, or nothing.
+
+    It stands between double quotes, straight or curly; each is named once.
+    """
+    found = re.findall(r'"([^"\n]*)"|\u201c([^\u201d\n]*)\u201d', caption)
+    return "".join(f'Text "{text}". ' for text in dict.fromkeys(a or b for a, b in found))
+
+
+def _find(options: TextOptions, column: str) -> tuple[TextRecipe, Path, dict[str, Any]]:
+    """Return how a column's text is made, and where its model is; raise ConfigError for none."""
+    model, table = options.model_of(column), {}
+    if options.preset:
+        table, name = TEXT_PRESETS[options.preset], text_name(column)
+        table = {name: table[name]} if name in table else table
+    for recipe in table.values() or [TextRecipe()]:
+        folder = find_model(model or recipe.hub, part=recipe.part)
+        if folder.is_file():
+            raise ConfigError(f"{folder} is a file; give the folder of a text encoder.")
+        config = read_config(folder)
+        kind = str(config.get("model_type"))
+        if kind in recipe.models or not recipe.models:
+            break
+    else:
+        wanted = " or ".join(dict.fromkeys(kind for row in table.values() for kind in row.models))
+        raise ConfigError(
+            f"preset {options.preset} has column {column} made by a model of type {wanted}; "
+            f"{folder} holds {kind!r}. Give its own text encoder, or leave the preset out."
+        )
+    if not options.preset and kind == "t5":
+        recipe = T5
+    if column.endswith(POOLED) and not recipe.pooled:
+        projected = PROJECTED in (config.get("architectures") or [])
+        recipe = replace(recipe, pooled=True, projected=projected)
+    if recipe.pooled and not kind.startswith("clip"):
+        raise ConfigError(
+            f"{folder} holds {kind!r}, which has no pooled vector: {column} needs a CLIP model."
+        )
+    return recipe, folder, config
+
+
+def _text_config(transformers: Any, folder: Path) -> Any:
+    """Return the library's config of the text model, which may be a part of the whole model's."""
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ).get_text_config()
+    # Foreign code reads foreign files here; whatever it raises says the same of the folder.
+    except Exception as err:
+        raise WeightsError(
+            f"{folder} cannot be loaded as a text encoder: {first_line(err)}. Give the folder of "
+            "one of transformers."
+        ) from err
+
+
+def _load_model(
+    transformers: Any, folder: Path, config: Mapping[str, Any], recipe: TextRecipe
+) -> Any:
+    """Load what turns tokens into vectors, in float32; of a model of pictures too, that part."""
+    name = ENCODER_CLASSES.get(str(config.get("model_type")), "AutoModel")
+    model = load_strictly(
+        getattr(transformers, PROJECTED if recipe.projected else name).from_pretrained,
+        folder,
+        allowed=BESIDE_PROJECTED if recipe.projected else BESIDE_ENCODER,
+        dtype=torch.float32,
+        trust_remote_code=False,
+    )
+    return model.get_decoder() if name == "AutoModel" and "text_config" in config else model
 
 
 def _load_tokenizer(transformers: Any, folder: Path) -> tuple[Any, Path]:
     """Load the tokenizer in `folder`, or of a pipeline the one in the folder beside it."""
     beside = folder.with_name(folder.name.replace("text_encoder", "tokenizer"))
-    places = [p for p in (folder, beside) if any(next(p.glob(v), None) for v in VOCABULARIES)]
+    places = [place for place in (folder, beside) if _has_tokenizer(place)]
     if not places:  # the library would make one up that knows no word
         raise ConfigError(
             f"{folder} has no tokenizer: no tokenizer.json, *.model or vocab file, there or in "
@@ -185,6 +391,14 @@ def _load_tokenizer(transformers: Any, folder: Path) -> tuple[Any, Path]:
     return tokenizer, place
 
 
+def _has_tokenizer(folder: Path) -> bool:
+    if any(next(folder.glob(name), None) for name in VOCABULARIES):
+        return True
+    settings = folder / "tokenizer_config.json"
+    told = read_config(folder, settings.name) if settings.is_file() else {}
+    return str(told.get("tokenizer_class")).startswith("ByT5")  # whose tokens are bytes
+
+
 def _groups(order: Sequence[int], ids: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Cut captions, shortest first, into passes of at most `MAX_BATCH_TOKENS` padded tokens."""
     group: list[int] = []
@@ -195,24 +409,3 @@ def _groups(order: Sequence[int], ids: Sequence[Sequence[int]]) -> Iterator[list
         group.append(i)
     if group:
         yield group
-
-
-@torch.inference_mode()
-def _forward(model: Any, ids: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Return the vectors of each caption, float32 (its tokens, dim)."""
-    lengths = [len(tokens) for tokens in ids]
-    longest = max(lengths)
-    if longest == 0:
-        dim = int(getattr(model.config, "d_model", None) or model.config.hidden_size)
-        return [torch.zeros(0, dim) for _ in ids]
-    tokens = np.zeros((len(ids), longest), np.int64)
-    mask = np.zeros((len(ids), longest), np.int64)
-    for row, caption in enumerate(ids):
-        tokens[row, : len(caption)] = caption
-        mask[row, : len(caption)] = 1
-    device = next(model.parameters()).device
-    hidden = model(
-        input_ids=torch.from_numpy(tokens).to(device),
-        attention_mask=torch.from_numpy(mask).to(device),
-    ).last_hidden_state.float()
-    return [hidden[row, :length] for row, length in enumerate(lengths)]

@@ -22,6 +22,10 @@ Deinterlace = Literal["auto", "bwdif", "none"]
 VideoBackendName = Literal["pyav", "decord"]
 TextValues = Literal["float16", "bfloat16", "int8"]
 """In the order of their numbers in a row of text vectors."""
+TextCleaning = Literal["none", "whitespace", "pixart"]
+TextPreset = Literal["reducio", "wan", "ltx2", "hunyuan", "hunyuan15", "qwen-image", "cogvideox"]
+TextLayer = int | Literal["all"]
+"""Index into the hidden states of a text encoder, or all of them side by side."""
 ProtocolName = Literal["standard", "paper"]
 LpipsNet = Literal["alex", "vgg"]
 MetricName = Literal["psnr", "psnr-clip", "ssim", "lpips-alex", "lpips-vgg", "flicker", "fvd"]

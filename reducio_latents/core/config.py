@@ -47,8 +47,13 @@ def check_choices(settings: Any, where: str = "") -> None:
     """
     for name, hint in hints_of(settings.__class__).items():
         value = getattr(settings, name)
-        if typing.get_origin(hint) is typing.Literal and value not in typing.get_args(hint):
-            choices = ", ".join(map(str, typing.get_args(hint)))
+        words = typing.get_args(hint)
+        if type(None) in words and len(words) == 2:  # of a word or None
+            hint, words = words[0], typing.get_args(words[0])
+            if value is None:
+                continue
+        if typing.get_origin(hint) is typing.Literal and value not in words:
+            choices = ", ".join(map(str, words))
             raise ConfigError(f"{where}{name} is {value!r}; choose one of {choices}.")
 
 

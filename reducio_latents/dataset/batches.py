@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -29,8 +30,10 @@ from reducio_latents.store.row_kinds import (
     FinalLatentsRows,
     Int8TokenRows,
     MomentsRows,
+    TokenVectorRows,
     row_kind,
 )
+from reducio_latents.store.text_rows import empty_row
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ LatentBatch = dict[str, Any]
 MOMENTS = "moments"
 TRAINED_ON = ("motion", "latents")
 """Columns that give what a diffusion model trains on; the other one is of imported samples."""
-NOISE, CAPTION = range(2)
+NOISE, CAPTION, DROPOUT = range(3)
 """What a clip's random key is for."""
 
 
@@ -57,6 +60,9 @@ class ReadOptions:
     """Whether image columns are decoded."""
     text_tokens: int | None = None
     """Tokens that `text` is padded or cut to; None for the longest of the batch."""
+    text_dropout: float = 0.0
+    """Share of clips, drawn by (seed, epoch, clip), whose texts are those of the empty caption, of
+    all columns of text at once: for classifier-free guidance."""
     checksums: Literal["index", "full"] = "full"
     """What is proven when a shard is opened: the checksum of every row and that they are of the
     plan's clips; or the checksum of its index alone, which saves some 1 % of the time."""
@@ -77,6 +83,8 @@ class ReadOptions:
             )
         if self.text_tokens is not None and self.text_tokens < 1:
             raise ConfigError(f"text_tokens must be >= 1, got {self.text_tokens}.")
+        if not 0 <= self.text_dropout <= 1:
+            raise ConfigError(f"text_dropout is a share from 0 to 1, got {self.text_dropout}.")
 
 
 class LostBatchError(StoreError):
@@ -125,6 +133,10 @@ class BatchReader:
                     f'they were made: latents="{options.latents}" cannot be made from them. Leave '
                     "it out."
                 )
+        if options.text_dropout:
+            for name, kind in self._kinds.items():
+                if isinstance(kind, TokenVectorRows):
+                    empty_row(self._meta[name])
         if options.latents != MOMENTS:
             for name, meta in self._meta.items():
                 if isinstance(self._kinds[name], MomentsRows):
@@ -234,7 +246,10 @@ class BatchReader:
         payloads = rows.payloads(lambda i: self._reader(i, name, rows.bucket))
         # One key for all columns, so that a clip's text is that of its caption.
         words = partial(rows.words, derive(self._seed, CAPTION, epoch))
-        wanted = fields.Wanted(words, self.options.images, self.options.text_tokens)
+        share, dropped = self.options.text_dropout, None
+        if share:
+            dropped = partial(_drawn_below, rows, derive(self._seed, DROPOUT, epoch), share)
+        wanted = fields.Wanted(words, dropped, self.options.images, self.options.text_tokens)
         found = fields.payload_fields(name, self._kinds[name], payloads, rows.bucket, wanted)
         for field, value in found.items():
             batch[field] = self._pinned(value) if isinstance(value, Tensor) else value
@@ -252,6 +267,10 @@ class BatchReader:
             window_shards=self._window_shards,
             check_rows=self.options.checksums == "full",
         )
+
+
+def _drawn_below(rows: BatchRows, key: int, share: float) -> NDArray[np.bool_]:
+    return rows.words(key) < share * 2.0**64
 
 
 def _expand(samples: Samples, clips: int) -> Samples:

@@ -13,7 +13,9 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch._utils import ExceptionWrapper
 from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
@@ -38,6 +40,7 @@ from reducio_latents.dataset.state import FRESH, Identity, check_state, read_pos
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.plan import CLIP_SCHEMA
+from reducio_latents.store.text_rows import empty_row
 
 if TYPE_CHECKING:
     from reducio_latents.store.decoder import LatentDecoder
@@ -350,6 +353,16 @@ class LatentDataset(IterableDataset[LatentBatch]):
         if rule is None:
             raise ConfigError(f"column {column} has no rule for final latents.")
         return rule
+
+    def empty_caption(self, column: str = "text") -> Tensor:
+        """Return what a column of text has for no caption, for guidance: (tokens, dim), or (dim,).
+
+        Raise StoreError for a column that holds no text, or was imported without it.
+        """
+        store = self.sources[0].store
+        store.require_columns([column])
+        row = empty_row(store.meta.columns[column])
+        return torch.from_numpy(np.array(store.kind(column).value(row, "")))
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be this epoch. The epoch that is on stays where it was loaded."""

@@ -20,11 +20,17 @@ from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.row_kinds import (
     BytesRows,
     ImageRows,
+    PooledVectorRows,
     TextRows,
     TokenVectorRows,
     captions_of,
 )
-from reducio_latents.store.text_rows import decode_text_row
+from reducio_latents.store.text_rows import (
+    decode_text_row,
+    empty_caption,
+    empty_row,
+    pooled_vectors,
+)
 
 RowT = TypeVar("RowT")
 Words = Callable[[], Iterable[np.uint64]]
@@ -46,6 +52,8 @@ class Wanted:
 
     words: Words
     """Which caption of each row is taken, and whose vectors."""
+    dropped: Callable[[], Iterable[bool]] | None = None
+    """Which rows have the empty caption instead; None: none has."""
     images: str = "tensor"
     text_tokens: int | None = None
 
@@ -82,16 +90,27 @@ def _texts(
 ) -> dict[str, Any]:
     """One caption of each row; where there are several, the row's word decides which."""
     several = _each(rows, captions_of)
-    return {name: _chosen(several, wanted.words)}
+    return {name: _chosen(several, wanted, lambda: "")}
 
 
 def _token_vectors(
     name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
 ) -> dict[str, Any]:
     """(N, L, dim) of the caption that a column of texts gives, and which of it are tokens."""
-    vectors = _chosen(_each(rows, decode_text_row), wanted.words)
-    padded, mask = pad_vectors(vectors, wanted.text_tokens)
+    vectors = _chosen(_each(rows, decode_text_row), wanted, lambda: empty_caption(kind.column))
+    at_left = kind.column.config.get("padding_side") == "left"
+    padded, mask = pad_vectors(vectors, wanted.text_tokens, at_left=at_left)
     return {name: padded, f"{name}_mask": mask}
+
+
+def _pooled(
+    name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
+) -> dict[str, Any]:
+    """(N, dim) of the caption that a column of texts gives."""
+    found = _each(rows, pooled_vectors)
+    vectors = _chosen(found, wanted, lambda: pooled_vectors(empty_row(kind.column))[0])
+    padded, _ = pad_vectors([vector[None] for vector in vectors], 1)
+    return {name: padded[:, 0]}
 
 
 PAYLOAD_FIELDS: dict[type[BytesRows], PayloadFields] = {
@@ -99,6 +118,7 @@ PAYLOAD_FIELDS: dict[type[BytesRows], PayloadFields] = {
     ImageRows: _images,
     TextRows: _texts,
     TokenVectorRows: _token_vectors,
+    PooledVectorRows: _pooled,
 }
 """How rows of a kind, or of those that it builds on, stand in a batch."""
 
@@ -115,17 +135,27 @@ def fact_field(values: Sequence[Any], kind: str) -> Tensor | list[str]:
     return torch.tensor(numbers, dtype=getattr(torch, kind))
 
 
-def _chosen(several: Sequence[Sequence[RowT]], words: Words) -> list[RowT]:
+def _chosen(
+    several: Sequence[Sequence[RowT]], wanted: Wanted, empty: Callable[[], RowT]
+) -> list[RowT]:
     if all(len(captions) == 1 for captions in several):
-        return [captions[0] for captions in several]
-    pairs = zip(several, words(), strict=True)
-    return [captions[int(word) % len(captions)] for captions, word in pairs]
+        chosen = [captions[0] for captions in several]
+    else:
+        pairs = zip(several, wanted.words(), strict=True)
+        chosen = [captions[int(word) % len(captions)] for captions, word in pairs]
+    if wanted.dropped is None:
+        return chosen
+    none = empty()
+    return [none if drop else it for it, drop in zip(chosen, wanted.dropped(), strict=True)]
 
 
-def pad_vectors(vectors: Sequence[NDArray[Any]], length: int | None) -> tuple[Tensor, Tensor]:
+def pad_vectors(
+    vectors: Sequence[NDArray[Any]], length: int | None, *, at_left: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return (N, L, dim), zero after each text's end, and the mask (N, L), true before it.
 
-    L is `length`, longer texts being cut, or that of the longest.
+    L is `length`, longer texts being cut, or that of the longest. With `at_left` the zeros come
+    before each text's beginning.
     """
     if not vectors:
         return torch.zeros((0, length or 0, 0)), torch.zeros((0, length or 0), dtype=torch.bool)
@@ -137,8 +167,9 @@ def pad_vectors(vectors: Sequence[NDArray[Any]], length: int | None) -> tuple[Te
         if values.shape[1] != dim:
             raise DamagedRowsError(f"a text has vectors of {values.shape[1]}, not {dim}.", [row])
         kept = values[:longest]
-        target[: len(kept)] = kept
-        present[: len(kept)] = True
+        start = longest - len(kept) if at_left else 0
+        target[start : start + len(kept)] = kept
+        present[start : start + len(kept)] = True
     return torch.from_numpy(padded), torch.from_numpy(mask)
 
 

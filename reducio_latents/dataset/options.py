@@ -55,6 +55,7 @@ class DatasetOptions(TypedDict, total=False):
     normalize: Literal["channel"] | None
     images: Literal["tensor", "bytes"]
     text_tokens: int | None
+    text_dropout: float
     checksums: Literal["index", "full"]
     on_error: Literal["raise", "skip"]
     pin_memory: bool

@@ -19,7 +19,7 @@ from reducio_latents.dataset.reader import DamagedRowsError, Ints
 from reducio_latents.errors import StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.commit import Commit, ShardKey
-from reducio_latents.store.limits import MAX_ROW_BYTES
+from reducio_latents.store.limits import MAX_ROW_BYTES, column_folder
 from reducio_latents.store.row_kinds import zstd_size
 from reducio_latents.store.writer import row_checksum
 
@@ -35,11 +35,13 @@ class ZarrColumn:
     def __init__(
         self, store: Store, column: str, bucket: str, shards: Sequence[int], *, check_rows: bool
     ) -> None:
-        self._where = f"{store.files.url}/{bucket}/{column}"
+        self._where = f"{store.files.url}/{bucket}/{column_folder(column)}"
         self._kind, self._bucket = store.kind(column), bucket
         self._shards = list(shards)
         self._size = store.meta.shard_rows
-        _require_bounded(store, f"{bucket}/{column}/zarr.json", self._kind.shape(bucket))
+        _require_bounded(
+            store, f"{bucket}/{column_folder(column)}/zarr.json", self._kind.shape(bucket)
+        )
         self._array = _open_array(self._where)
         # Checksums are of rows as they were stored: what was compressed then is not known now.
         self._check_rows = check_rows and not self._kind.is_compressed

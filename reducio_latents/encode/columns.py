@@ -81,7 +81,7 @@ class ColumnEncoder(Protocol):
 class PlainColumn:
     """A column that is encoded at once: all of a `ColumnEncoder` but its name and description."""
 
-    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+    def encode(self, batch: ClipBatch) -> Sequence[Row | RowFailed]:
         raise NotImplementedError
 
     def measure(self, bucket: Bucket) -> dict[str, float]:

@@ -15,9 +15,10 @@ from reducio_latents.conditioning.clip import ImageCodes, ImageEncoder
 from reducio_latents.conditioning.content_latent import ImageAutoencoder
 from reducio_latents.conditioning.text import TextEncoder
 from reducio_latents.core.geometry import Bucket
-from reducio_latents.encode.columns import CAPTIONS, CONTENT, ClipBatch, PlainColumn
+from reducio_latents.encode.columns import CAPTIONS, CONTENT, ClipBatch, PlainColumn, RowFailed
 from reducio_latents.errors import ConfigError
 from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.limits import MAX_ROW_BYTES
 from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.quantize import (
     INT8_MEDIA_TYPE,
@@ -26,6 +27,7 @@ from reducio_latents.store.quantize import (
 )
 from reducio_latents.store.row_statistics import TOKENS, VECTOR
 from reducio_latents.store.text_rows import (
+    POOLED_MEDIA_TYPE,
     TEXT_MEDIA_TYPE,
     CaptionTokens,
     pack_text_row,
@@ -158,10 +160,10 @@ class ContentClipPooledColumn(PlainColumn):
 
 @dataclass
 class TextColumn(PlainColumn):
-    """`text`: token vectors of each caption of a clip; `store.text_rows` says how a row lies.
+    """`text`, `text:NAME`: token vectors of each caption of a clip, or one vector of each.
 
-    Within a shard equal captions are encoded once and give one row, and a shard's rows depend on
-    nothing outside it.
+    `store.text_rows` says how a row lies. Within a shard equal captions are encoded once and give
+    one row, and a shard's rows depend on nothing outside it.
     """
 
     encoder: TextEncoder
@@ -172,12 +174,12 @@ class TextColumn(PlainColumn):
 
     @property
     def values(self) -> str:
-        return self.encoder.options.values
+        return self.encoder.values
 
     def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
         return ColumnMeta(
             kind="bytes",
-            content=TEXT_MEDIA_TYPE,
+            content=POOLED_MEDIA_TYPE if self.encoder.recipe.pooled else TEXT_MEDIA_TYPE,
             encoder=self.encoder.name,
             config={**self.encoder.config, "dim": self.encoder.dim, "values": self.values},
             dtype="bytes",
@@ -185,7 +187,7 @@ class TextColumn(PlainColumn):
             empty_row=base64.b64encode(self._pack([self.encoder.empty])).decode(),
         )
 
-    def encode(self, batch: ClipBatch) -> Sequence[Row]:
+    def encode(self, batch: ClipBatch) -> Sequence[Row | RowFailed]:
         if batch.key != self._shard:
             self._shard, self._rows = batch.key, {}
         new = [key for key in dict.fromkeys(batch.captions) if key not in self._rows]
@@ -193,7 +195,15 @@ class TextColumn(PlainColumn):
         found = iter(self.encoder.encode([caption for key in new for caption in key or ("",)]))
         for key in new:
             self._rows[key] = self._pack([next(found) for _ in key or ("",)])
-        return [self._rows[captions] for captions in batch.captions]
+        return [self._bounded(self._rows[captions]) for captions in batch.captions]
+
+    def _bounded(self, row: bytes) -> bytes | RowFailed:
+        if len(row) <= MAX_ROW_BYTES:
+            return row
+        return RowFailed(
+            f"its texts take {len(row) >> 20} MiB, a row {MAX_ROW_BYTES >> 20} at most. Cut them: "
+            "--text-max-tokens."
+        )
 
     def _pack(self, captions: Sequence[CaptionTokens]) -> bytes:
         limit = np.finfo(np.float16).max if self.values == "float16" else np.finfo(np.float32).max

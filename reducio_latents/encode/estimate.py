@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from reducio_latents.conditioning.options import is_text_column
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.options import EncodeOptions
 
@@ -34,4 +35,5 @@ def bytes_per_clip(bucket: Bucket, options: EncodeOptions) -> int:
         "content_clip_pooled": 2 * 1024,
         "text": value_bytes * CAPTION_TOKENS * 4096,
     }
+    sizes |= dict.fromkeys(filter(is_text_column, options.columns), sizes["text"])
     return sum(sizes.get(name, 0) for name in options.columns)

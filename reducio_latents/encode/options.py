@@ -65,7 +65,7 @@ class EncodeOptions:
     clip: ClipSpec = field(default_factory=ClipSpec)
     columns: tuple[str, ...] = ("motion", "content_image", "caption", "frame_times", "scores")
     """What to store of each clip: motion, content_image, caption, frame_times, scores,
-    content_latent, content_clip, content_clip_pooled, text."""
+    content_latent, content_clip, content_clip_pooled, text, text:NAME, text:NAME_pooled."""
     container: Container = "zarr"
     """Files of the store: Zarr v3, or WebDataset tars."""
     image_codec: ImageCodec = "webp"

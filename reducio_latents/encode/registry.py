@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from reducio_latents.autoencoders import weights_place
+from reducio_latents.conditioning.options import is_text_column, text_name
 from reducio_latents.core.choices import Dtype
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import (
@@ -133,11 +134,19 @@ def _content_clip_pooled(build: Build) -> ColumnEncoder:
     return ContentClipPooledColumn(build.image_encoder, build.options.resize)
 
 
-def _text(build: Build) -> ColumnEncoder:
+def _text(build: Build, name: str = "text") -> ColumnEncoder:
     from reducio_latents.conditioning.text import TextEncoder
     from reducio_latents.encode.conditioning_columns import TextColumn
 
-    return TextColumn(TextEncoder(build.options.text, build.options.torch_device))
+    options, stored = build.options.text, build.stored.get(name)
+    if stored is not None:  # what is left open stays as it was
+        was: dict[str, Any] = {}
+        if not (options.cleaning or options.preset) and stored.config.get("cleaning"):
+            was["cleaning"] = str(stored.config["cleaning"]).partition(",")[0]
+        if not options.values and stored.config.get("values"):
+            was["values"] = stored.config["values"]
+        options = replace(options, **was)
+    return TextColumn(TextEncoder(options, build.options.torch_device, name), name)
 
 
 def _caption(build: Build) -> ColumnEncoder:
@@ -194,8 +203,24 @@ def build_columns(
         raise ConfigError("zstd compresses rows of the zarr container only; leave it out.")
     for name in options.zstd:
         check_column_name(name)
+    _require_text_columns(options)
     build = Build(options, stored or {})
-    return [COLUMN_BUILDERS[name](build) for name in options.columns]
+    return [_builder(name)(build) for name in options.columns]
+
+
+def _builder(name: str) -> Callable[[Build], ColumnEncoder]:
+    return partial(_text, name=name) if is_text_column(name) else COLUMN_BUILDERS[name]
+
+
+def _require_text_columns(options: EncodeOptions) -> None:
+    """Raise ConfigError for a text model that no column of the run takes."""
+    names = {text_name(column) for column in options.columns}
+    for name, _ in options.text.models:
+        if name and name not in names:
+            raise ConfigError(
+                f"text model names {name}, but there is no column text:{name} to make; name it "
+                "among the columns."
+            )
 
 
 def describe_column(
@@ -216,7 +241,9 @@ def describe_column(
 
 def check_column_name(name: str) -> None:
     """Raise ConfigError, naming what was meant, unless there is such a column."""
-    if name not in COLUMN_BUILDERS:
+    if name not in COLUMN_BUILDERS and not is_text_column(name):
         close = get_close_matches(name, COLUMN_BUILDERS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COLUMN_BUILDERS)}."
+        if name.startswith("text:"):
+            hint = "write text:NAME, of letters, digits, _ and -, and no _mask at the end."
         raise ConfigError(f"there is no column {name!r}; {hint}")

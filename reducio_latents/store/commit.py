@@ -17,6 +17,8 @@ from reducio_latents.store.limits import (
     MAX_SHARD_ROWS,
     MAX_SHARDS,
     SHA256,
+    column_folder,
+    column_in,
     must_hold,
     require_bucket,
     require_column,
@@ -168,7 +170,7 @@ def clips_sha256(clip_ids: Iterable[str]) -> str:
 
 
 def commit_path(key: ShardKey, column: str) -> str:
-    return f"{COMMITS_FOLDER}/{key.bucket}/{column}/{key.shard:06d}.json"
+    return f"{COMMITS_FOLDER}/{key.bucket}/{column_folder(column)}/{key.shard:06d}.json"
 
 
 def list_commits(files: Files) -> Iterator[tuple[str, ShardKey]]:
@@ -176,4 +178,4 @@ def list_commits(files: Files) -> Iterator[tuple[str, ShardKey]]:
     pattern = re.compile(rf"{COMMITS_FOLDER}/([^/]+)/([^/]+)/(\d{{6,10}})\.json", re.ASCII)
     for path in files.list(COMMITS_FOLDER):
         if match := pattern.fullmatch(path):
-            yield match[2], ShardKey(match[1], int(match[3]))
+            yield column_in(match[2]), ShardKey(match[1], int(match[3]))

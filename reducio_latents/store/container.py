@@ -12,7 +12,7 @@ from reducio_latents.files import Buffer, Files
 from reducio_latents.store import tar, zarr
 from reducio_latents.store.commit import Commit, ShardKey, commit_path
 from reducio_latents.store.index import IndexEntry
-from reducio_latents.store.limits import Ranges, checked_ranges
+from reducio_latents.store.limits import Ranges, checked_ranges, column_folder
 from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.row_kinds import row_kind
 
@@ -116,7 +116,7 @@ class ZarrLayout:
             found[f"{bucket}/zarr.json"] = zarr.group_metadata()
             for name in columns:
                 column = meta.columns[name]
-                path, kind = f"{bucket}/{name}/zarr.json", row_kind(column)
+                path, kind = f"{bucket}/{column_folder(name)}/zarr.json", row_kind(column)
                 found[path] = zarr.array_metadata(kind, bucket, count, meta.shard_rows)
         return found
 
@@ -169,7 +169,7 @@ class ZarrLayout:
         return [zarr.shard_path(key, column, axes)]
 
     def lies_otherwise(self, files: Files, meta: StoreMeta, column: str, bucket: str) -> bool:
-        path = f"{bucket}/{column}/zarr.json"
+        path = f"{bucket}/{column_folder(column)}/zarr.json"
         where = f"{files.url}/{path}"
         try:
             found = parse_json(files.read(path))

@@ -11,6 +11,7 @@ from reducio_latents.files import Files
 from reducio_latents.files.lock import hold
 from reducio_latents.store import index
 from reducio_latents.store.commit import commit_path, list_commits
+from reducio_latents.store.limits import column_folder
 from reducio_latents.store.meta import StoreMeta
 
 LOCK = "drop.lock"
@@ -41,7 +42,7 @@ def _drop(files: Files, meta: StoreMeta, name: str) -> None:
         if column == name:
             files.delete(commit_path(key, column))
     for bucket in meta.buckets:
-        column = re.escape(name)
+        column = re.escape(column_folder(name))
         mine = re.compile(rf"{re.escape(bucket)}/({column}/.*|shard-\d+\.{column}\.tar)")
         own = [path for path in files.list(bucket) if mine.fullmatch(path)]
         for path in own:

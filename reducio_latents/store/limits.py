@@ -44,9 +44,23 @@ def must_hold(holds: bool, what: str) -> None:
 def require_column(name: str) -> None:
     """A column's name is one segment of a path, and not the name of a file beside the columns."""
     good = COLUMN_NAME.fullmatch(name) is not None and name != "zarr.json"
+    must_hold(column_in(name) == name, f"column {name[:100]!r} would lie where a text: one does.")
     must_hold(
         good, f"column name {name[:100]!r}: use letters, digits and _ . : + @ = -, 100 at most."
     )
+
+
+def column_folder(name: str) -> str:
+    """Return what a column is called in paths: `text.clip` for `text:clip`.
+
+    Not every file system, nor every reader of Zarr, takes a colon.
+    """
+    return name.replace(":", ".", 1) if name.startswith("text:") else name
+
+
+def column_in(folder: str) -> str:
+    """Return the column that `column_folder` calls so."""
+    return folder.replace(".", ":", 1) if folder.startswith("text.") else folder
 
 
 def require_bucket(name: str) -> None:

@@ -198,6 +198,13 @@ class TokenVectorRows(BytesRows):
         return text_rows.decode_text_row(bytes(row))[0]
 
 
+class PooledVectorRows(TokenVectorRows):
+    """Likewise, one vector for each caption."""
+
+    def value(self, row: Array | bytes, bucket: str) -> NDArray[np.floating]:
+        return text_rows.pooled_vectors(bytes(row))[0]
+
+
 class ArrayRows(BytesRows):
     """Arrays: of a bucket, all rows have one shape."""
 
@@ -334,6 +341,7 @@ ROW_KINDS: dict[tuple[str, str], type[BytesRows]] = {
     ("bytes", "text"): TextRows,
     ("bytes", "application/json"): JsonRows,
     ("bytes", text_rows.TEXT_MEDIA_TYPE): TokenVectorRows,
+    ("bytes", text_rows.POOLED_MEDIA_TYPE): PooledVectorRows,
 }
 """`ColumnMeta.kind` and its content, or what stands before the content's `/`, or nothing."""
 

@@ -16,6 +16,7 @@ from reducio_latents.store.quantize import INT8_MEDIA_TYPE, dequantize, relative
 from reducio_latents.store.row_kinds import Row
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.text_rows import (
+    POOLED_MEDIA_TYPE,
     TEXT_MEDIA_TYPE,
     decode_text_row,
     text_row_errors,
@@ -26,6 +27,8 @@ TOKENS, VECTOR = "tokens", "vector"
 """`ColumnMeta.content` of rows (tokens, dim), and of rows (dim,)."""
 ROWS_AT_ONCE = 32
 """Rows of images and texts whose statistics are taken together; bounds memory."""
+MAX_CHANNELS = 1 << 14
+"""Of texts: numbers of all layers of a model, side by side, would outgrow a commit."""
 VIDEO_AXES = 4
 """Of moments (2D, t, h, w). Those of a shard are taken together: so were the first stores made."""
 
@@ -36,7 +39,7 @@ def row_statistics(column: ColumnMeta, rows: Sequence[Row]) -> dict[str, Channel
     """Return what a commit says of these rows, None among them or not; of most columns, nothing.
 
     `mean`: of the means of moments. `final`: of what a model is given. `int8_error`: of 8-bit
-    codes. `tokens`, `truncated`: of texts.
+    codes. `tokens`, `truncated`: of texts, whose `final` is left out beyond `MAX_CHANNELS`.
     """
     found: dict[str, ChannelStatistics] = {}
     for name, values in _values(column, [row for row in rows if row is not None]):
@@ -47,7 +50,7 @@ def row_statistics(column: ColumnMeta, rows: Sequence[Row]) -> dict[str, Channel
 
 def _values(column: ColumnMeta, rows: Sequence[Row]) -> Iterator[Values]:
     """Yield names and values (N, C, ...), a few rows at a time, in order."""
-    if column.content == TEXT_MEDIA_TYPE:
+    if column.content in (TEXT_MEDIA_TYPE, POOLED_MEDIA_TYPE):
         for part in _parts([bytes(row) for row in rows if not isinstance(row, np.ndarray | None)]):
             yield from _of_texts(column, part)
         return
@@ -89,6 +92,8 @@ def _of_texts(column: ColumnMeta, rows: Sequence[bytes]) -> Iterator[Values]:
     kept, full = lengths[:, :1], lengths[:, 1:]
     yield "tokens", kept
     yield "truncated", (kept < full).astype(np.float64)
-    yield "final", np.concatenate([values for row in rows for values in decode_text_row(row)])
+    vectors = np.concatenate([values for row in rows for values in decode_text_row(row)])
+    if vectors.shape[1] <= MAX_CHANNELS:
+        yield "final", vectors
     if column.config.get("values") == "int8":
         yield "int8_error", np.concatenate([text_row_errors(row) for row in rows])[:, None]

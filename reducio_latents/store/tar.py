@@ -27,6 +27,7 @@ from reducio_latents.core.fingerprint import compact_json
 from reducio_latents.core.parsing import parse_json
 from reducio_latents.files import Buffer
 from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.limits import column_folder
 from reducio_latents.store.row_kinds import BytesRows
 
 BLOCK = 512
@@ -49,11 +50,11 @@ class Member(NamedTuple):
 
 def tar_path(key: ShardKey, column: str | None = None) -> str:
     """Return the path of a shard's tar, or of the tar of a column that came later."""
-    return f"{key.bucket}/shard-{key.shard:06d}{f'.{column}' if column else ''}.tar"
+    return f"{key.bucket}/shard-{key.shard:06d}{f'.{column_folder(column)}' if column else ''}.tar"
 
 
 def member_of(kind: BytesRows, name: str, bucket: str, rows: Sequence[Buffer | None]) -> Member:
-    return Member(f".{name}.{kind.file_extension}", kind.file_head(bucket), rows)
+    return Member(f".{column_folder(name)}.{kind.file_extension}", kind.file_head(bucket), rows)
 
 
 def pack_tar(

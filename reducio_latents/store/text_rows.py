@@ -25,6 +25,8 @@ from reducio_latents.store.quantize import TAIL_BYTES, dequantize, quantize, rel
 
 TEXT_MEDIA_TYPE = "application/x-token-vectors"
 """`ColumnMeta.content` of a column of such rows."""
+POOLED_MEDIA_TYPE = "application/x-pooled-vectors"
+"""Likewise, where each caption has one vector."""
 VALUES = get_args(TextValues)
 VERSION = 1
 _HEAD = struct.Struct("<BBHI")
@@ -66,6 +68,14 @@ def decode_text_row(payload: bytes | memoryview) -> list[NDArray[np.floating]]:
     return found
 
 
+def pooled_vectors(payload: bytes | memoryview) -> list[NDArray[np.floating]]:
+    """Return the vector (dim,) of each caption; StoreError where one has more or none."""
+    found = decode_text_row(payload)
+    if any(len(vectors) != 1 for vectors in found):
+        raise StoreError("a pooled text is not one vector: it is damaged. Run `verify`.")
+    return [vectors[0] for vectors in found]
+
+
 def text_row_lengths(payload: bytes | memoryview) -> list[tuple[int, int]]:
     """Return (tokens kept, tokens before truncation) of each caption."""
     _, count, _ = _read_head(payload)
@@ -87,13 +97,17 @@ def empty_caption(column: ColumnMeta) -> NDArray[np.floating]:
 
     Raises StoreError for a column that holds no text.
     """
+    return decode_text_row(empty_row(column))[0]
+
+
+def empty_row(column: ColumnMeta) -> bytes:
+    """Return the row of a clip without captions; StoreError for a column that holds no text."""
     if column.empty_row is None:
         raise StoreError("this column keeps no vectors of the empty caption: it is not of text.")
     try:
-        row = base64.b64decode(column.empty_row, validate=True)
+        return base64.b64decode(column.empty_row, validate=True)
     except ValueError as err:
         raise StoreError(f"the description's empty_row is not base64: {err}.") from err
-    return decode_text_row(row)[0]
 
 
 def _read_head(payload: bytes | memoryview) -> tuple[str, int, int]:

@@ -19,7 +19,7 @@ import numpy as np
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Buffer
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.store.limits import MAX_FILE_BYTES, Ranges, checked_ranges
+from reducio_latents.store.limits import MAX_FILE_BYTES, Ranges, checked_ranges, column_folder
 from reducio_latents.store.row_kinds import VLEN_HEADER, BytesRows
 
 EMPTY = 2**64 - 1
@@ -30,7 +30,7 @@ DECISIVE = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs")
 
 def shard_path(key: ShardKey, column: str, ndim: int) -> str:
     """Return the chunk key of a shard: `16x256x256/motion/c/0/0/0/0/0`."""
-    return "/".join([key.bucket, column, "c", str(key.shard), *["0"] * ndim])
+    return "/".join([key.bucket, column_folder(column), "c", str(key.shard), *["0"] * ndim])
 
 
 def array_metadata(kind: BytesRows, bucket: str, rows: int, shard_rows: int) -> bytes:
