@@ -1,7 +1,8 @@
-"""The Hugging Face Hub on 127.0.0.1: repositories of models, as far as their client asks."""
+"""The Hugging Face Hub on 127.0.0.1: models and data sets, as far as its client asks."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from urllib.parse import unquote
 
 COMMIT = "5" * 40
 
@@ -18,13 +19,20 @@ class HubStub:
     """What it has, how it fails, and what it was asked for."""
 
     def __init__(self, repositories: Mapping[str, Mapping[str, bytes]]) -> None:
-        self.repositories = repositories
+        self.repositories = {name: dict(files) for name, files in repositories.items()}
+        """Those of data sets are called datasets/OWNER/NAME."""
         self.url = ""
         self.asked: list[tuple[str, str]] = []
         """(method, path) of each request."""
         self.gated: set[str] = set()
         self.cut_next = False
         """The next file ends in its middle."""
+        self.commits: list[list[str]] = []
+        """The files of each upload."""
+        self.refused_commits: set[int] = set()
+        """Numbers of commits that are answered by an error, counted from 0."""
+        self.writers: set[str] = set()
+        """Tokens that may write; none: any."""
         self.damage = False
         """Files come with another last byte."""
 
@@ -35,6 +43,10 @@ class HubStub:
     @property
     def environment(self) -> dict[str, str]:
         return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
+
+
+def git_oid(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @contextmanager
@@ -52,15 +64,20 @@ def serving(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[HubStub
             self.do_GET()
 
         def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
+            path = unquote(self.path.partition("?")[0])
             stub.asked.append((self.command, path))
-            api = re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/(revision|tree)/([^/]+))?", path)
-            file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+            api = re.fullmatch(
+                r"/api/(?:models/|(datasets/))([^/]+/[^/]+?)"
+                r"(?:/(revision|tree)/([^/]+)(?:/(.+))?)?",
+                path,
+            )
+            file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
             found = api or file
             if found is None:
                 self.refuse(404, "")
                 return
-            repository, revision = found[1], (found[3] if api else found[2])
+            repository = f"{api[1] or ''}{api[2]}" if api else found[1]
+            revision = api[4] if api else found[2]
             if repository in stub.gated:
                 self.refuse(401, "GatedRepo")
             elif repository not in stub.repositories:
@@ -68,32 +85,102 @@ def serving(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[HubStub
             elif revision not in (None, "main", COMMIT):
                 self.refuse(404, "RevisionNotFound")
             elif api:
-                self.list_files(stub.repositories[repository], tree=api[2] == "tree")
+                files = stub.repositories[repository]
+                if api[3] == "tree":
+                    self.list_tree(files, api[5] or "", "recursive=true" in self.path.lower())
+                else:
+                    siblings = [{"rfilename": name} for name in files]
+                    listed = {"id": api[2], "sha": COMMIT, "siblings": siblings}
+                    self.answer(200, json.dumps(listed).encode(), {})
             elif file and file[3] in stub.repositories[repository]:
                 self.give(stub.repositories[repository][file[3]])
             else:
                 self.refuse(404, "EntryNotFound")
 
-        def list_files(self, files: Mapping[str, bytes], *, tree: bool) -> None:
-            listed: Any = [
-                {"type": "file", "path": name, "size": len(data), "oid": name}
-                for name, data in files.items()
+        def do_POST(self) -> None:
+            path = unquote(self.path.partition("?")[0])
+            stub.asked.append((self.command, path))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not token or (stub.writers and token not in stub.writers):
+                self.refuse(403 if token else 401, "")
+                return
+            if path == "/api/repos/create":
+                asked = json.loads(body)
+                name = f"{asked['type']}s/{asked['organization']}/{asked['name']}"
+                status = 409 if name in stub.repositories else 200
+                stub.repositories.setdefault(name, {})
+                self.answer(status, json.dumps({"url": f"{stub.url}/{name}"}).encode(), {})
+                return
+            if path == "/api/validate-yaml":
+                self.answer(200, b'{"errors": [], "warnings": []}', {})
+                return
+            found = re.fullmatch(r"/api/(datasets/[^/]+/[^/]+)/(preupload|commit)/main", path)
+            if found is None or found[1] not in stub.repositories:
+                self.refuse(404, "RepoNotFound")
+                return
+            files = stub.repositories[found[1]]
+            answer = self.preupload if found[2] == "preupload" else self.commit
+            answer(found[1], files, body)
+
+        def preupload(self, repository: str, files: dict[str, bytes], body: bytes) -> None:
+            """Take every file as one that a commit itself holds."""
+            told = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "regular",
+                    "shouldIgnore": False,
+                    "oid": git_oid(files[file["path"]]) if file["path"] in files else None,
+                }
+                for file in json.loads(body)["files"]
             ]
-            if not tree:
-                siblings = [{"rfilename": name} for name in files]
-                listed = {"id": "x/y", "sha": COMMIT, "siblings": siblings}
-            self.answer(200, json.dumps(listed).encode(), {})
+            self.answer(200, json.dumps({"files": told}).encode(), {})
+
+        def commit(self, repository: str, files: dict[str, bytes], body: bytes) -> None:
+            changes = [json.loads(line) for line in body.splitlines()]
+            stub.commits.append([c["value"]["path"] for c in changes if c["key"] != "header"])
+            if len(stub.commits) - 1 in stub.refused_commits:
+                self.refuse(400, "")
+                return
+            for change in changes:
+                value = change["value"]
+                if change["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif change["key"] == "deletedFile":
+                    del files[value["path"]]
+            url = f"{stub.url}/{repository}/commit/{COMMIT}"
+            told = {"commitUrl": url, "commitOid": COMMIT}
+            self.answer(200, json.dumps(told).encode(), {})
+
+        def list_tree(self, files: Mapping[str, bytes], folder: str, recursive: bool) -> None:
+            prefix, listed = f"{folder}/" if folder else "", dict[str, Any]()
+            for name, data in files.items():
+                inside = name.removeprefix(prefix).split("/")
+                if not name.startswith(prefix):
+                    continue
+                for depth in range(1, len(inside)):
+                    path = prefix + "/".join(inside[:depth])
+                    if recursive or depth == 1:
+                        listed[path] = {"type": "directory", "path": path, "oid": path}
+                if recursive or len(inside) == 1:
+                    entry = {"type": "file", "path": name, "size": len(data), "oid": git_oid(data)}
+                    listed[name] = entry
+            if folder and not listed:
+                self.refuse(404, "EntryNotFound")
+            else:
+                self.answer(200, json.dumps([*listed.values()]).encode(), {})
 
         def give(self, data: bytes) -> None:
             digest = hashlib.sha256(data).hexdigest()
-            begin = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            at = int(begin[1]) if begin else 0
+            part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            at = int(part[1]) if part else 0
+            end = min(int(part[2]) + 1, len(data)) if part and part[2] else len(data)
             headers = {"ETag": f'"{digest}"', "Accept-Ranges": "bytes"}
-            if begin:
-                headers["Content-Range"] = f"bytes {at}-{len(data) - 1}/{len(data)}"
+            if part:
+                headers["Content-Range"] = f"bytes {at}-{end - 1}/{len(data)}"
             if stub.damage:
                 data = data[:-1] + bytes([data[-1] ^ 1])
-            self.answer(206 if begin else 200, data[at:], headers)
+            self.answer(206 if part else 200, data[at:end], headers)
 
         def refuse(self, status: int, code: str) -> None:
             self.answer(status, b"{}", {"X-Error-Code": code} if code else {})

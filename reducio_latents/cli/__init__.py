@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "convert": "convert",
     "remove": "remove",
+    "publish": "publish",
     "train": "train",
     "import-checkpoint": "import_checkpoint",
     "bench": "bench",

@@ -143,7 +143,7 @@ class HubFiles:
     def _read_only(self, path: str) -> StoreError:
         return StoreError(
             f"cannot change {self._url}/{path}: the Hub is only read. Write to a folder, then "
-            "upload it: hf upload OWNER/NAME FOLDER --repo-type dataset."
+            "upload it: reducio-latents publish FOLDER hf://datasets/USER/NAME."
         )
 
     def _error(self, verb: str, path: str, err: Exception) -> StoreError:

@@ -25,7 +25,7 @@ from reducio_latents.files import Files, LocalFiles
 from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey, commit_path
 from reducio_latents.store.meta import ColumnMeta
-from reducio_latents.store.plan import REMOVED
+from reducio_latents.store.plan import REMOVED, first_sums
 from reducio_latents.store.row_kinds import Array
 from reducio_latents.store.row_statistics import VECTOR
 from reducio_latents.store.text_rows import TEXT_MEDIA_TYPE, decode_text_row
@@ -138,12 +138,7 @@ class _Export:
 
     def _identity(self) -> dict[str, Any]:
         """Return all that decides which files there are, and their bytes."""
-        meta, plan, clips = self.source.meta, self.source.plan, hashlib.sha256()
-        for shard in plan.shards()[:1]:
-            key = (shard.bucket, shard.shard)
-            first = plan.shard_clips(*key, ["clip_id", "video"]).slice(0, 1).to_pylist()[0]
-            first["sha256"] = plan.video(first["video"], key)["sha256"]
-            clips.update(json.dumps(first).encode())
+        meta, clips = self.source.meta, hashlib.sha256(first_sums(self.source.files))
         if self.layout.numbered:
             for found in self.shards():
                 clips.update("".join(f"{c.clip_id}\n" for c in found.clips.values()).encode())
@@ -296,12 +291,11 @@ def _family(source: Store, name: TrainerFormat) -> TrainedFamily:
     family = TRAINED_FAMILIES.get(column.encoder.removeprefix("diffusers:"))
     if family is not None and family.name in layout.recipes:
         return family
-    takes = ", ".join(layout.recipes)
     others = [n for n, o in TRAINER_FILES.items() if family and family.name in o.recipes]
     hint = f" For these there is --format {' or '.join(others)}." if others else ""
     raise StoreError(
-        f"{layout.trainer} trains on latents of {takes}; those of {source.files.url} were made by "
-        f"{column.encoder}.{hint}"
+        f"--format {name} is for latents of {', '.join(layout.recipes)}; those of "
+        f"{source.files.url} were made by {column.encoder}.{hint}"
     )
 
 

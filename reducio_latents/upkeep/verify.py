@@ -23,7 +23,8 @@ from reducio_latents.store.writer import PROBED_FOLDER, row_checksum
 WORKING = ("runs/", "attempts/", f"{PROBED_FOLDER}/", f"{PENDING}/", f"{AT_WORK}/")
 """Folders of runs that are under way, or were killed."""
 BESIDE = ("README.md", "LICENSE", ".gitattributes")
-"""Files that whoever publishes a store lays beside it."""
+FOLDERS_BESIDE = ("preview/", ".cache/")
+"""Files, and folders, that whoever publishes a store, or fetches one, lays beside it."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,9 @@ def _unknown_files(
     # A plan's next part may have been begun.
     known.update(part_path(kind, n) for kind in PART_KINDS for n in range(store.plan.parts + 1))
     for path in store.files.list(""):
-        if path not in known and not path.startswith(WORKING) and path not in (LOCK, ALONE):
+        if path in (LOCK, ALONE) or path.startswith((*WORKING, *FOLDERS_BESIDE)):
+            continue
+        if path not in known:
             yield Damage(f"{store.files.url}/{path}", "it is no file of this store; move it away")
 
 
