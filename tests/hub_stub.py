@@ -153,7 +153,7 @@ def serving(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[HubStub
             self.answer(200, json.dumps(told).encode(), {})
 
         def list_tree(self, files: Mapping[str, bytes], folder: str, recursive: bool) -> None:
-            prefix, listed = f"{folder}/" if folder else "", dict[str, Any]()
+            prefix, listed = f"{folder}/" if folder else "", dict[str, dict[str, object]]()
             for name, data in files.items():
                 inside = name.removeprefix(prefix).split("/")
                 if not name.startswith(prefix):
