@@ -455,7 +455,7 @@ def test_a_model_that_the_trainer_does_not_know_is_refused_in_one_line() -> None
     with pytest.raises(StoreError) as caught:
         export_store(store, MemoryFiles(), "musubi")
     assert str(caught.value) == (
-        "musubi-tuner trains on latents of Wan, HunyuanVideo; those of wan.latents were made by "
+        "--format musubi is for latents of Wan, HunyuanVideo; those of wan.latents were made by "
         "diffusers:AutoencoderKLCogVideoX. For these there is --format finetrainers or "
         "diffusers-pt."
     )

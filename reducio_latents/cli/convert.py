@@ -77,7 +77,7 @@ def _export(source: str, target: str, name: TrainerFormat) -> None:
     from reducio_latents.files import open_files
     from reducio_latents.store import open_store
     from reducio_latents.upkeep.export import export_store
-    from reducio_latents.upkeep.trainer_files import ALWAYS_LOST, TRAINER_FILES
+    from reducio_latents.upkeep.trainer_files import TRAINER_FILES
 
     with show.bar("shard") as advance:
         report = export_store(
@@ -86,9 +86,8 @@ def _export(source: str, target: str, name: TrainerFormat) -> None:
     for reason, clips in report.failed.items():
         show.echo(f"{show.counted(clips, 'clip')} failed: {reason}", err=True)
     show.echo(f"clips  {report}; {show.size(report.bytes)} written")
-    layout = TRAINER_FILES[name]
     if report.text:
         show.echo(f"text   from {', '.join(report.text)}")
     else:
-        show.echo(f"text   none: {report.missing_text}; {layout.without_text}")
-    show.echo(f"lost   {layout.lost}; {ALWAYS_LOST}")
+        show.echo(f"text   none: {report.missing_text}; {TRAINER_FILES[name].without_text}")
+    show.echo(f"lost   {report.lost}")

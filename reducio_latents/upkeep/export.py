@@ -30,6 +30,7 @@ from reducio_latents.store.row_kinds import Array
 from reducio_latents.store.row_statistics import VECTOR
 from reducio_latents.store.text_rows import TEXT_MEDIA_TYPE, decode_text_row
 from reducio_latents.upkeep.trainer_files import (
+    ALWAYS_LOST,
     JOINED_CLIPS,
     TRAINED_FAMILIES,
     TRAINER_FILES,
@@ -66,6 +67,8 @@ class ExportReport:
     """Columns that text is taken from."""
     missing_text: str = ""
     """Why it is taken from none."""
+    lost: str = ""
+    """What of the store is not there."""
 
     def __str__(self) -> str:
         return (
@@ -117,7 +120,11 @@ class _Export:
         columns = source.meta.columns
         self.text, why = _text_columns(columns, self.family, self.recipe)
         self.columns = {MOTION: MOTION, **self.text}
-        self.report = ExportReport(text=tuple(self.text.values()), missing_text=why)
+        no_pooled = self.family.pooled and not self.recipe.needs_pooled
+        lost = [self.layout.lost, *["pooled vectors of text"] * bool(no_pooled), ALWAYS_LOST]
+        self.report = ExportReport(
+            text=tuple(self.text.values()), missing_text=why, lost="; ".join(lost)
+        )
         self._joined: set[str] = set()
 
     def claim(self) -> None:

@@ -378,7 +378,7 @@ TRAINER_FILES: dict[TrainerFormat, TrainerFiles] = {
         names=lambda clip, family: [],
         pack=_fastvideo,
         join=_fastvideo_file,
-        lost="log-variance; HunyuanVideo's pooled vector",
+        lost="log-variance",
         without_text="a text of no tokens is written, as for training without captions",
     ),
     "musubi": TrainerFiles(
@@ -431,7 +431,7 @@ TRAINER_FILES: dict[TrainerFormat, TrainerFiles] = {
         names=_diffusers_names,
         pack=_diffusers,
         lists=_diffusers_lists,
-        lost="masks of padding; HunyuanVideo's pooled vector",
+        lost="masks of padding",
         without_text="prompt_embeds/ is left out: encode the lines of prompts.txt",
     ),
 }
