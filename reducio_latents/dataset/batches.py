@@ -71,6 +71,9 @@ class ReadOptions:
     which nothing is left is not given out, so ranks may then differ in how many they give. Skipped
     rows are logged, and counted in `skipped` of their batch, or of the next that is given out. An
     epoch of which nothing is left is an error."""
+    only_tensors: bool = False
+    """Whether batches hold nothing else, as loaders want that join or send them: `bucket` is left
+    out, and columns that give lists are refused."""
     pin_memory: bool = False
     """Gather into page-locked memory, which is copied to a GPU without waiting. Without a GPU, and
     in worker processes, which cannot pass it on, it changes nothing."""
@@ -80,6 +83,11 @@ class ReadOptions:
             raise ConfigError(
                 'normalize="channel" is about final latents, and latents="moments" gives none. '
                 "Normalise after `sample_moments`, or leave one of them out."
+            )
+        if self.only_tensors and self.on_error == "skip":
+            raise ConfigError(
+                'on_error="skip" counts in each batch what was skipped, which is no tensor. Leave '
+                "it or only_tensors out."
             )
         if self.text_tokens is not None and self.text_tokens < 1:
             raise ConfigError(f"text_tokens must be >= 1, got {self.text_tokens}.")
@@ -142,6 +150,17 @@ class BatchReader:
                 if isinstance(self._kinds[name], MomentsRows):
                     fields.require_moments(name, meta)
 
+    def lists(self, bucket: str) -> list[str]:
+        """Return the fields of a batch that are no tensors."""
+        nothing = Samples(*(np.zeros(0, np.int64) for _ in Samples._fields))
+        batch = self.read(bucket, nothing, 0)
+        return [name for name, value in batch.items() if not isinstance(value, Tensor)]
+
+    def ragged(self) -> str:
+        """Return the column whose vectors are padded to the longest text of a batch, if any."""
+        names = (n for n, kind in self._kinds.items() if isinstance(kind, TokenVectorRows))
+        return next(names, "")
+
     def read(self, bucket: str, samples: Samples, epoch: int, *, draw: bool = True) -> LatentBatch:
         """Return the batch of these samples; raise DamagedRowsError or, where all are skipped,
         LostBatchError. Without `draw`, what is made of moments is `Undrawn`.
@@ -172,7 +191,8 @@ class BatchReader:
             self.skipped[why] = self.skipped.get(why, 0) + samples
 
     def _build(self, rows: BatchRows, samples: int, epoch: int, draw: bool) -> LatentBatch:
-        batch: LatentBatch = {"bucket": rows.bucket}
+        is_named = not self.options.only_tensors or "bucket" in self._columns
+        batch: LatentBatch = {"bucket": rows.bucket} if is_named else {}
         for name in self._columns:
             if name == "bucket":  # it is there, one for all
                 continue

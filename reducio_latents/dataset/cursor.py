@@ -44,11 +44,13 @@ class Position(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Which batches of an epoch to read: `first`, `first + step`, ..."""
+    """Which elements of an epoch to read: `first`, `first + step`, ..."""
 
     epoch: int
     first: int
     step: int
+    elements: int = 1
+    """Elements that a global batch is given out in."""
 
 
 class Cursor:
@@ -77,38 +79,50 @@ class Cursor:
         """The epoch that is on, or is the next to begin."""
         return self._next()[0] if get_worker_info() is None else self.position().epoch
 
-    def begin(self, num_batches: Callable[[int], int] | None = None) -> Span:
-        """Start an iteration; return what it reads. `num_batches` says how many an epoch has."""
+    @property
+    def is_on(self) -> bool:
+        """Whether an iteration of this process has given something out, and not all."""
+        return self._position is not None and self._position[:2] != self._next()
+
+    def begin(self, num_batches: Callable[[int], int] | None = None, elements: int = 1) -> Span:
+        """Start an iteration; return what it reads. `num_batches` says how many an epoch has, each
+        of which is given out in so many `elements`.
+        """
         info = get_worker_info()
         if info is None:
             epoch, start = self._next()
             self._set_base(epoch, start)
             self._position = Position(epoch, start)
-            return Span(epoch, start, 1)
+            return Span(epoch, start * elements, 1, elements)
         if info.num_workers > MAX_WORKERS:
             raise ConfigError(f"{info.num_workers} workers are more than {MAX_WORKERS}.")
         loaded, self._loaded = self._loaded, None
         name = self._name(info.seed - info.id)
         run, epoch, start = self._claim(name)
-        first, ended = start + info.id, False
+        first, ended = start * elements + info.id, False
         if loaded is not None:
             epoch, start, ended = loaded.epoch - loaded.ended, loaded.batch, loaded.ended
-            first = start + info.id if loaded.worker < 0 else start
+            first = start * elements + info.id if loaded.worker < 0 else start
         self._position = loaded or Position(epoch, start)
         # Who has nothing to give is done before it is asked: others may begin the next epoch first.
         if num_batches is not None:
-            first, start = (num_batches(epoch),) * 2 if ended else (first, start)
-            ended = first >= num_batches(epoch)
+            end = num_batches(epoch)
+            first, start = (end * elements, end) if ended else (first, start)
+            ended = first >= end * elements
         record = [run, epoch, start, info.num_workers, int(ended), name, 0, 0]
         self._write(info.id, torch.tensor(record))
-        return Span(epoch, first, info.num_workers)
+        return Span(epoch, first, info.num_workers, elements)
 
-    def gave(self, span: Span, batch: int) -> None:
-        """Note that a batch has been given out."""
+    def gave(self, span: Span, element: int, *, is_last: bool = False) -> None:
+        """Note that an element has been given out, the last one of the epoch or another."""
         info = get_worker_info()
-        after = batch + span.step
+        after = element + span.step
+        if info is None and is_last:  # who counts batches does not ask whether there is another
+            self._set_base(span.epoch + 1, 0)
+            self._position = None
+            return
         if info is None:
-            self._position = Position(span.epoch, after)
+            self._position = Position(span.epoch, after // span.elements)
         else:
             self._position = Position(span.epoch, after, info.id, info.num_workers)
         self._mark(GAVE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._utils import ExceptionWrapper
-from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from reducio_latents.core.gaussian import FinalRule
 from reducio_latents.dataset.batches import BatchReader, LatentBatch, LostBatchError, require_alike
@@ -31,12 +30,19 @@ from reducio_latents.dataset.options import (
     find_global_batch_size,
     find_part,
     parse_options,
+    require_rank,
     whole_number,
 )
 from reducio_latents.dataset.order import SampleOrder, Samples, ShardStream, rank_slice
 from reducio_latents.dataset.selection import NOTHING_CHOSEN
 from reducio_latents.dataset.source import Source, as_store
 from reducio_latents.dataset.state import FRESH, Identity, check_state, read_position, write_state
+from reducio_latents.dataset.wrapping import (
+    Wrapping,
+    find_wrapping,
+    keeps_states,
+    tells_own_count,
+)
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.plan import CLIP_SCHEMA
@@ -138,7 +144,7 @@ class LatentDataset(IterableDataset[LatentBatch]):
         self.seed = seed = whole_number(seed, "seed")
         self._given = rank, world_size
         self._sizes = batch_size, global_batch_size
-        self._handed: tuple[int, Part] | None = None
+        self._handed: tuple[int, Part, tuple[Part, ...]] | None = None
         stores = _opened(store)
         stored, facts = split_columns(stores[0], self.columns)
         self.sources = [Source(one, stored, filters, facts) for one in stores]
@@ -177,7 +183,13 @@ class LatentDataset(IterableDataset[LatentBatch]):
         self._latest: Share | None = None
         self._worker: int | None = None
         """Process of the DataLoader's worker that iterated last."""
+        self._is_ahead = False
+        """Whether the latest iteration gave out more than has been used."""
         self._share()
+        if reading.only_tensors and (names := ", ".join(self._reader.lists(self.buckets[0]))):
+            raise ConfigError(
+                f"only_tensors=True, and {names} would be no tensor. Leave it out of columns."
+            )
 
     @classmethod
     def mix(
@@ -203,23 +215,25 @@ class LatentDataset(IterableDataset[LatentBatch]):
         )
 
     def __len__(self) -> int:
-        """Return the number of batches in the epoch that is on, the same on every rank."""
-        return self.num_batches(self.cursor.epoch)
+        """Return the number of batches in the epoch that is on, the same on every rank.
+
+        Loaders that share them out among ranks once more are told how many they will be given.
+        """
+        wrapping = find_wrapping(self, self._part())
+        each = wrapping.place.world_size if wrapping.place else wrapping.elements
+        return self.num_batches(self.cursor.epoch) * each
 
     def __iter__(self) -> Iterator[LatentBatch]:
-        # Whoever asks may be a DataLoader that collates: it would add an axis to ready batches.
-        asking = sys._getframe(1).f_locals.get("self")
-        if getattr(asking, "collate_fn", None) is default_collate:
-            raise ConfigError(
-                "a LatentDataset gives ready batches: use DataLoader(dataset, batch_size=None)."
-            )
         epoch = self.begin()
         return epoch.give_out(((number, epoch.read(number)) for number in epoch.numbers), None)
 
     def begin(self) -> Pass:
         """Start an iteration, as the rank that this process is by now."""
+        require_rank(*self._given)
         share = self._share()
-        span = self.cursor.begin(share.order.num_batches)
+        wrapping = self._wrapping(share.part)
+        self._is_ahead = wrapping.ahead
+        span = self.cursor.begin(share.order.num_batches, wrapping.elements)
         size = share.order.global_batch_size
         if span.first >= span.step and self._placed_for not in (None, size):
             raise ConfigError(
@@ -231,7 +245,7 @@ class LatentDataset(IterableDataset[LatentBatch]):
         worker = os.getpid() if get_worker_info() else None
         stays = worker is not None and worker == self._worker
         self._worker = worker
-        return Pass(self, share, span, self._given if stays else None)
+        return Pass(self, share, span, wrapping, self._given if stays else None)
 
     def batch(self, epoch: int, number: int) -> LatentBatch:
         """Return this rank's part of global batch `number` of an epoch: a pure function.
@@ -299,11 +313,12 @@ class LatentDataset(IterableDataset[LatentBatch]):
         return find_global_batch_size(*self._sizes, self.world_size)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handed": self._part()}
+        part = self._part()
+        return {**self.__dict__, "_handed": (part, find_wrapping(self, part).parts)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._handed = (os.getpid(), state["_handed"])
+        self._handed = (os.getpid(), *state["_handed"])
 
     def _part(self) -> Part:
         """Return which part of each batch this process reads by now."""
@@ -312,6 +327,25 @@ class LatentDataset(IterableDataset[LatentBatch]):
         if get_worker_info() and self._handed and self._handed[0] == os.getpid():
             return self._handed[1]
         return find_part(*self._given)
+
+    def _wrapping(self, part: Part) -> Wrapping:
+        """Return what is done with an iteration that begins."""
+        found = find_wrapping(self, part)
+        # A worker that was spawned does not see who iterates in its parent.
+        if get_worker_info() and self._handed and self._handed[0] == os.getpid():
+            found = found._replace(parts=self._handed[2])
+        if found.parts:
+            reading = self._reader.options
+            found.require_dispatchable(
+                "drop_last=False"
+                if not self._drop_last
+                else 'on_error="skip"'
+                if reading.on_error == "skip"
+                else "",
+                self._reader.lists(self.buckets[0]),
+                "" if reading.text_tokens else self._reader.ragged(),
+            )
+        return found
 
     def _share(self) -> Share:
         part, latest = self._part(), self._latest
@@ -365,18 +399,31 @@ class LatentDataset(IterableDataset[LatentBatch]):
         return torch.from_numpy(np.array(store.kind(column).value(row, "")))
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be this epoch. The epoch that is on stays where it was loaded."""
+        """Let the next iteration be this epoch. The epoch that is on stays where it was loaded.
+
+        Not so where a loader of Accelerate tells its own count, as it does whenever it begins.
+        """
         if epoch < 0:
             raise ConfigError(f"epoch must be >= 0, got {epoch}.")
+        find_wrapping(self, self._part())
+        if tells_own_count():
+            return
         if epoch != self.cursor.epoch:
             self.cursor.move(Position(epoch, 0))
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the latest iteration stands: integers and one short hash.
 
-        Raise ConfigError where DataLoader's workers iterate, who alone know.
+        Raise ConfigError where DataLoader's workers iterate, who alone know, or a loader of
+        Accelerate, which reads ahead.
         """
-        return write_state(self._identity(), self.cursor.position())
+        position = self.cursor.position()
+        if self._is_ahead and self.cursor.is_on and not keeps_states():
+            raise ConfigError(
+                "Accelerate's loader reads batches ahead, so the dataset cannot tell how far "
+                "training is. Give `prepare` a LatentLoader, and take the state of that."
+            )
+        return write_state(self._identity(), position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration begin with the batch that comes after those given out.
@@ -448,18 +495,22 @@ class Pass:
         dataset: LatentDataset,
         share: Share,
         span: Span,
+        wrapping: Wrapping,
         checked: tuple[int | None, int | None] | None = None,
     ) -> None:
         """`checked`: the rank and size given, where whoever takes a batch must be of the rank."""
-        self._dataset, self._share, self._span = dataset, share, span
-        self._checked = checked
-        self.numbers = range(span.first, share.order.num_batches(span.epoch), span.step)
-        """Of the batches to read."""
+        self._dataset, self._span, self._part = dataset, span, share.part
+        self._checked, self._wrapping = checked, wrapping
+        self._shares = [share._replace(part=part) for part in wrapping.parts] or [share]
+        end = share.order.num_batches(span.epoch) * len(self._shares)
+        self.numbers = range(span.first, end, span.step)
+        """Of the elements to read: batches, or the parts of all ranks of each."""
 
     def read(self, number: int, *, draw: bool = True) -> LatentBatch | LostBatchError:
-        """Return a batch, or why nothing of it is left. Safe to call from several threads."""
+        """Return an element, or why nothing of it is left. Safe to call from several threads."""
+        batch, part = divmod(number, len(self._shares))
         try:
-            return self._dataset.read(self._share, self._span.epoch, number, draw=draw)
+            return self._dataset.read(self._shares[part], self._span.epoch, batch, draw=draw)
         except LostBatchError as err:
             return err
 
@@ -472,13 +523,23 @@ class Pass:
 
         Raise StoreError at the end of an epoch of which nothing could be read.
         """
+        return self._wrapping.spread(self._given_out(results, device))  # type: ignore[return-value]
+
+    def _given_out(
+        self,
+        results: Iterable[tuple[int, LatentBatch | LostBatchError]],
+        device: torch.device | None,
+    ) -> Iterator[LatentBatch]:
         cursor, numbers = self._dataset.cursor, deque[int]()
         batches = self._kept(results, numbers)
+        is_last = False
         for batch in batches if device is None else move_ahead(batches, device):
-            cursor.gave(self._span, numbers.popleft())
+            number = numbers.popleft()
+            is_last = number == self.numbers[-1]
+            cursor.gave(self._span, number, is_last=is_last)
             checked = self._checked
-            yield batch if checked is None else _Sent(batch, checked, self._share.part)
-        if cursor.finish(self._span):
+            yield batch if checked is None else _Sent(batch, checked, self._part)
+        if not (is_last and get_worker_info() is None) and cursor.finish(self._span):
             why = next(iter(self._dataset.skipped), "other workers have logged why")
             raise StoreError(f"nothing of epoch {self._span.epoch} can be read: {why}")
 

@@ -9,21 +9,28 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from reducio_latents.dataset.batches import LatentBatch, LostBatchError
 from reducio_latents.dataset.dataset import LatentDataset, Pass
 from reducio_latents.errors import ConfigError
 
 
-class LatentLoader:
+class LatentLoader(DataLoader[LatentBatch]):
     """Iterate over a dataset's batches while threads read those that come next.
 
     Reading is copying memory and decoding images, which hold no lock of Python's, so threads do it
     beside the training step, and nothing has to cross from one process to another. One iteration is
     one epoch. `state_dict()` counts the batches that were given out, not those read ahead; it is
     the dataset's own, so either may save it and either may load it.
+
+    It is a DataLoader, as trainers ask for one, whose workers are threads. Batches are those of
+    this rank: Accelerate's `prepare` leaves it as it is, and saves and loads its state with others.
     """
+
+    dataset: LatentDataset
+    _is_accelerate_prepared = True
+    use_stateful_dataloader = True
 
     def __init__(
         self,
@@ -44,7 +51,7 @@ class LatentLoader:
         """
         if threads < 1 or prefetch < 1:
             raise ConfigError(f"threads and prefetch must be >= 1, got {threads} and {prefetch}.")
-        self.dataset = dataset
+        super().__init__(dataset, batch_size=None)
         self.threads = threads
         self.prefetch = prefetch
         self.device = None if device is None else _usable(device)
@@ -53,7 +60,7 @@ class LatentLoader:
         """Return the number of batches in the epoch that is on."""
         return len(self.dataset)
 
-    def __iter__(self) -> Iterator[LatentBatch]:
+    def __iter__(self) -> Iterator[LatentBatch]:  # type: ignore[override]
         if get_worker_info() is not None:
             raise ConfigError("LatentLoader reads by threads: do not use it in a worker process.")
         epoch = self.dataset.begin()

@@ -59,6 +59,7 @@ class DatasetOptions(TypedDict, total=False):
     checksums: Literal["index", "full"]
     on_error: Literal["raise", "skip"]
     pin_memory: bool
+    only_tensors: bool
 
 
 class ParsedOptions(NamedTuple):
@@ -142,6 +143,22 @@ def _detected() -> tuple[int, int]:
             "numbers are wanted. Set both or neither."
         ) from err
     return rank, world_size
+
+
+def require_rank(rank: int | None, world_size: int | None) -> None:
+    """Raise ConfigError where the environment tells of several processes, and not which this is."""
+    import torch.distributed as dist
+
+    if rank is not None or (dist.is_available() and dist.is_initialized()):
+        return
+    told = {n: os.environ[n] for n in ("RANK", "WORLD_SIZE") if n in os.environ}
+    if len(told) == 1 and told not in ({"RANK": "0"}, {"WORLD_SIZE": "1"}):
+        [(name, text)] = told.items()
+        raise ConfigError(
+            f"{name} is {text!r} in the environment, which does not tell which of how many ranks "
+            "this is: each would read all. Begin the process group first, or set both RANK and "
+            "WORLD_SIZE."
+        )
 
 
 def find_global_batch_size(
