@@ -307,7 +307,11 @@ def test_pooled_vectors_are_the_librarys(models: dict[str, Path]) -> None:
     ("model", "settings", "message"),
     [
         ("T5", {"preset": "wan"}, "made by a model of type umt5; .* holds 't5'"),
-        ("CLIP", {"preset": "hunyuan", "column": "text:llama"}, "of type llama; .* holds 'clip_"),
+        (
+            "CLIP",
+            {"preset": "hunyuan", "column": "text:llama"},
+            "of type llama or llava; .* holds 'clip_",
+        ),
         ("T5", {"column": "text_pooled"}, "has no pooled vector: text_pooled needs a CLIP model"),
         ("bare LLaMA", {"preset": "hunyuan"}, "no token <|start_header_id|>, which the template"),
         ("bare Qwen", {"preset": "hunyuan15"}, "has no chat template, which preset hunyuan15"),
@@ -402,6 +406,8 @@ def test_several_columns_of_text_stand_side_by_side(
     assert verify(open_store(tmp_path / "tars")).ok
     with pytest.raises(ConfigError, match="no column text:t5 to make"):
         add_column(store, ["text:x"], text=TextOptions(model="t5=./nowhere"), **SETTINGS)
+    with pytest.raises(ConfigError, match="text preset is for columns of text"):
+        add_column(store, ["caption"], text=TextOptions(preset="wan"), **SETTINGS)
     for name in ("text:", "text:a/b", "text:x_mask", "text.x"):
         with pytest.raises(ConfigError, match="there is no column"):
             add_column(store, [name], **SETTINGS)

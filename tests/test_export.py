@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reducio_latents.cli import main
+from reducio_latents.conditioning.presets import TEXT_PRESETS
 from reducio_latents.core.choices import TrainerFormat
 from reducio_latents.core.gaussian import apply_final_rule
 from reducio_latents.errors import StoreError
@@ -33,7 +34,12 @@ from reducio_latents.store.commit import Failure, ShardKey
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.meta import ColumnMeta, StoreMeta
 from reducio_latents.store.plan import read_plan, write_part
-from reducio_latents.store.text_rows import TEXT_MEDIA_TYPE, CaptionTokens, pack_text_row
+from reducio_latents.store.text_rows import (
+    POOLED_MEDIA_TYPE,
+    TEXT_MEDIA_TYPE,
+    CaptionTokens,
+    pack_text_row,
+)
 from reducio_latents.store.writer import ColumnRows, StoreWriter
 from reducio_latents.upkeep.export import EXPORT, ExportReport, export_store
 from reducio_latents.upkeep.remove import remove_clips
@@ -82,23 +88,21 @@ def columns_of(family: TrainedFamily, texts: bool = True) -> dict[str, ColumnMet
     if texts and family.tokens:
         found["text:other"] = text_column("Other")
         found["text:own"] = text_column(family.tokens[0])
-    if texts and family.pooled:
-        found["text:pooled"] = replace(
-            motion,
-            content="vector",
-            encoder=f"transformers:{family.pooled[0]}",
-            row_shapes={BUCKET: (6,)},
-            final=None,
-        )
+    if texts and family.preset:
+        told = {name: recipe.told() for name, recipe in TEXT_PRESETS[family.preset].items()}
+        found["text:last"] = found["text:own"]  # of another layer
+        found["text:own"] = text_column(family.tokens[0], **told["llama"])
+        pooled = text_column(family.pooled[0], **told["clip"])
+        found["text:pooled"] = replace(pooled, content=POOLED_MEDIA_TYPE)
     return dict(sorted(found.items()))
 
 
-def text_column(name: str, values: str = "float16") -> ColumnMeta:
+def text_column(name: str, values: str = "float16", **told: Any) -> ColumnMeta:
     return ColumnMeta(
         kind="bytes",
         content=TEXT_MEDIA_TYPE,
         encoder=f"transformers:{name}",
-        config={"values": values},
+        config={"values": values, **told},
         dtype="bytes",
     )
 
@@ -106,11 +110,11 @@ def text_column(name: str, values: str = "float16") -> ColumnMeta:
 def row_of(column: str, meta: ColumnMeta, number: int) -> Any:
     if column == "motion":
         return None if number == FAILED else moments_of(number)
-    if column == "text:pooled":
-        return pooled_of(number)
     values = meta.config["values"]
     vectors = tokens_of(number).astype(np.float32)
-    second = CaptionTokens(np.ones((1, 4), np.float32), 1)
+    if column == "text:pooled":
+        vectors = pooled_of(number).astype(np.float32)[None]
+    second = CaptionTokens(np.ones((1, vectors.shape[1]), np.float32), 1)
     return pack_text_row([CaptionTokens(vectors, len(vectors)), second], values)
 
 
@@ -391,7 +395,9 @@ def test_text_needs_every_vector_that_its_trainer_takes() -> None:
     columns = {n: c for n, c in store.meta.columns.items() if n != "text:pooled"}
     store.meta = replace(store.meta, columns=columns)
     report = export_store(store, MemoryFiles(), "musubi")
-    assert report.missing_text == "no column has pooled vectors of CLIPTextModel"
+    assert report.missing_text == (
+        "no column has pooled vectors of CLIPTextModel made with --text-preset hunyuan"
+    )
     assert export_store(store, MemoryFiles(), "fastvideo").text == ("text:own",)
 
 

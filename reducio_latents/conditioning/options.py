@@ -16,10 +16,10 @@ from reducio_latents.core.choices import (
 from reducio_latents.core.config import check_choices
 from reducio_latents.errors import ConfigError
 
-POOLED = "_pooled"
+POOLED_SUFFIX = "_pooled"
 """What columns of one vector a caption, or an image, are called after their tokens' name."""
 _TEXT_COLUMN = re.compile(
-    rf"(?!.*_mask$)text(?::(?P<name>[A-Za-z0-9][A-Za-z0-9_-]{{0,59}}?))?(?:{POOLED})?"
+    rf"(?!.*_mask$)text(?::(?P<name>[A-Za-z0-9][A-Za-z0-9_-]{{0,59}}?))?(?:{POOLED_SUFFIX})?"
 )
 
 

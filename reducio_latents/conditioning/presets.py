@@ -6,6 +6,7 @@ against the pipeline's own function.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -99,7 +100,7 @@ TEXT_PRESETS: dict[TextPreset, dict[str, TextRecipe]] = {
     },
     "hunyuan": {
         "llama": TextRecipe(
-            models=("llama",),
+            models=("llama", "llava"),
             hub="hunyuanvideo-community/HunyuanVideo",
             cleaning="none",
             max_tokens=256,
@@ -155,3 +156,14 @@ TEXT_PRESETS: dict[TextPreset, dict[str, TextRecipe]] = {
 }
 """Preset -> name of a text encoder, which a column `text:NAME` may ask for -> how it is used. The
 first one is that of the column `text`."""
+
+
+def made_as(config: Mapping[str, Any], preset: TextPreset | None) -> bool:
+    """Whether a column of text, by its config, has vectors such as a preset gives; any for None.
+
+    Which captions were cut, and how they were cleaned, is not looked at.
+    """
+    recipes = TEXT_PRESETS[preset].values() if preset else ()
+    names = [f.name for f in fields(TextRecipe) if f.name not in _TOLD_APART]
+    said = {name: config[name] for name in names if name in config}
+    return not recipes or any(recipe.told() == said for recipe in recipes)

@@ -23,7 +23,7 @@ from reducio_latents.autoencoders.pretrained import (
     read_config,
 )
 from reducio_latents.conditioning.cleaning import REVISIONS, get_cleaning
-from reducio_latents.conditioning.options import POOLED, TextOptions, text_name
+from reducio_latents.conditioning.options import POOLED_SUFFIX, TextOptions, text_name
 from reducio_latents.conditioning.precision import place_encoder
 from reducio_latents.conditioning.presets import CAPTION_MARK, T5, TEXT_PRESETS, TextRecipe
 from reducio_latents.core.devices import usable_device
@@ -45,7 +45,7 @@ PROJECTED = "CLIPTextModelWithProjection"
 """The class that pools otherwise, where a config names it."""
 BESIDE_ENCODER = (
     r"decoder\.",
-    r"lm_head\.",
+    r"(.*\.)?lm_head\.",
     r"vision_model\.",
     r"visual_projection\.",
     r"text_projection\.",
@@ -329,7 +329,7 @@ def _find(options: TextOptions, column: str) -> tuple[TextRecipe, Path, dict[str
         )
     if not options.preset and kind == "t5":
         recipe = T5
-    if column.endswith(POOLED) and not recipe.pooled:
+    if column.endswith(POOLED_SUFFIX) and not recipe.pooled:
         projected = PROJECTED in (config.get("architectures") or [])
         recipe = replace(recipe, pooled=True, projected=projected)
     if recipe.pooled and not kind.startswith("clip"):

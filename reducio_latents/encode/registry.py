@@ -213,8 +213,11 @@ def _builder(name: str) -> Callable[[Build], ColumnEncoder]:
 
 
 def _require_text_columns(options: EncodeOptions) -> None:
-    """Raise ConfigError for a text model that no column of the run takes."""
-    names = {text_name(column) for column in options.columns}
+    """Raise ConfigError for settings of text that no column of the run takes."""
+    names = {text_name(column) for column in options.columns if is_text_column(column)}
+    for setting in ("preset", "template", "layer"):
+        if getattr(options.text, setting) is not None and not names:
+            raise ConfigError(f"text {setting} is for columns of text; name one among the columns.")
     for name, _ in options.text.models:
         if name and name not in names:
             raise ConfigError(

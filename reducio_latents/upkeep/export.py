@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reducio_latents.conditioning.presets import made_as
 from reducio_latents.core.choices import TrainerFormat
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import StoreError
@@ -27,8 +28,7 @@ from reducio_latents.store.commit import ShardKey, commit_path
 from reducio_latents.store.meta import ColumnMeta
 from reducio_latents.store.plan import REMOVED, first_sums
 from reducio_latents.store.row_kinds import Array
-from reducio_latents.store.row_statistics import VECTOR
-from reducio_latents.store.text_rows import TEXT_MEDIA_TYPE, decode_text_row
+from reducio_latents.store.text_rows import POOLED_MEDIA_TYPE, TEXT_MEDIA_TYPE, decode_text_row
 from reducio_latents.upkeep.trainer_files import (
     ALWAYS_LOST,
     JOINED_CLIPS,
@@ -244,18 +244,17 @@ class _Export:
 
     def _tensors(self, clip: ClipFacts, values: Mapping[str, Any]) -> ClipTensors:
         final = self.source.meta.columns[MOTION].final or {}
-        pooled = values.get(POOLED)
         return ClipTensors(
             moments=_tensor(values[MOTION]),
             rule=final,
-            tokens=self._tokens(values[TOKENS]) if TOKENS in values else None,
-            pooled=None if pooled is None else _tensor(pooled),
+            tokens=self._vectors(TOKENS, values[TOKENS]) if TOKENS in values else None,
+            pooled=self._vectors(POOLED, values[POOLED])[0] if POOLED in values else None,
         )
 
-    def _tokens(self, row: bytes) -> Tensor:
-        tokens = _tensor(decode_text_row(row)[0])
-        stored = self.source.meta.columns[self.text[TOKENS]].config.get("values")
-        return tokens.bfloat16() if stored == "bfloat16" else tokens
+    def _vectors(self, role: str, row: bytes) -> Tensor:
+        vectors = _tensor(decode_text_row(row)[0])
+        stored = self.source.meta.columns[self.text[role]].config.get("values")
+        return vectors.bfloat16() if stored == "bfloat16" else vectors
 
     def finish(self) -> None:
         """Write what names all clips."""
@@ -314,17 +313,20 @@ def _text_columns(
         return {}, f"{family.name}'s trainer takes text that no column has"
     wanted = {TOKENS: (TEXT_MEDIA_TYPE, family.tokens)}
     if family.pooled and recipe.needs_pooled:
-        wanted[POOLED] = (VECTOR, family.pooled)
+        wanted[POOLED] = (POOLED_MEDIA_TYPE, family.pooled)
     found = {}
     for role, (content, classes) in wanted.items():
         fitting = [
             name
             for name, column in columns.items()
-            if column.content == content and column.encoder.rpartition(":")[2] in classes
+            if column.content == content
+            and column.encoder.rpartition(":")[2] in classes
+            and made_as(column.config, family.preset)
         ]
         if not fitting:
             kind = "pooled vectors" if role == POOLED else "token vectors"
-            return {}, f"no column has {kind} of {' or '.join(classes)}"
+            how = f" made with --text-preset {family.preset}" if family.preset else ""
+            return {}, f"no column has {kind} of {' or '.join(classes)}{how}"
         found[role] = min(fitting, key=lambda name: (name != "text", name))
     return found, ""
 

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reducio_latents.core.choices import TrainerFormat
+from reducio_latents.core.choices import TextPreset, TrainerFormat
 from reducio_latents.core.gaussian import FinalRule, apply_final_rule
 from reducio_latents.core.geometry import Bucket
 
@@ -43,6 +43,8 @@ class TrainedFamily:
     """Classes of transformers whose token vectors the model is conditioned on."""
     pooled: tuple[str, ...] = ()
     """Classes of those whose one vector a caption it takes beside them."""
+    preset: TextPreset | None = None
+    """How text has to be made, where another layer or template would be taken unseen."""
 
 
 TRAINED_FAMILIES = {
@@ -50,7 +52,7 @@ TRAINED_FAMILIES = {
     "AutoencoderKLLTXVideo": TrainedFamily("LTX-Video", tokens=("T5EncoderModel",)),
     "AutoencoderKLLTX2Video": TrainedFamily("LTX-2"),
     "AutoencoderKLHunyuanVideo": TrainedFamily(
-        "HunyuanVideo", tokens=("LlamaModel",), pooled=("CLIPTextModel",)
+        "HunyuanVideo", tokens=("LlamaModel",), pooled=("CLIPTextModel",), preset="hunyuan"
     ),
     "AutoencoderKLCogVideoX": TrainedFamily("CogVideoX", tokens=("T5EncoderModel",)),
 }

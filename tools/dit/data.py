@@ -12,6 +12,7 @@ from reducio_latents.dataset import LatentDataset
 from reducio_latents.dataset.batches import LatentBatch
 from reducio_latents.errors import ConfigError
 from reducio_latents.store import Store
+from reducio_latents.store.row_kinds import TokenVectorRows
 
 MOTION, TEXT = "motion", "text"
 IMPORTED = "latents"
@@ -26,19 +27,20 @@ def choose_columns(store: Store, asked: Sequence[str] | None) -> tuple[str, ...]
 
     Of the columns of content one is taken. Raises ConfigError for other columns.
     """
+    texts = [name for name in store.columns if type(store.kind(name)) is TokenVectorRows]
     motion = IMPORTED if IMPORTED in store.columns and MOTION not in store.columns else MOTION
     if asked is None:
         content = [name for name in CONTENTS if name in store.columns][:1]
-        return (motion, *content, *(name for name in (TEXT,) if name in store.columns))
+        return (motion, *content, *texts[:1])
     for name in asked:
-        if name not in (motion, *CONTENTS, TEXT):
+        if name not in (motion, *CONTENTS, *texts):
             raise ConfigError(
                 f"--columns names {name}; the network can be conditioned on "
-                f"{', '.join(CONTENTS)} and {TEXT}."
+                f"{', '.join(CONTENTS)} and token vectors of {TEXT} or {TEXT}:NAME."
             )
-    contents = [name for name in CONTENTS if name in asked]
-    if len(contents) > 1:
-        raise ConfigError(f"--columns names {' and '.join(contents)}. Leave all but one out.")
+    for kind in ([n for n in CONTENTS if n in asked], [n for n in asked if n in texts]):
+        if len(kind) > 1:
+            raise ConfigError(f"--columns names {' and '.join(kind)}. Leave all but one out.")
     return (motion, *(name for name in dict.fromkeys(asked) if name != motion))
 
 
@@ -48,8 +50,9 @@ def conditions_of(batch: LatentBatch, columns: Sequence[str], keep: Tensor) -> C
     for name in columns:
         if name in CONTENTS:
             content = to_unit_range(batch[name]) if name == CONTENT_IMAGE else batch[name].float()
-    if TEXT in columns:
-        return Conditions(content, batch[TEXT], batch[f"{TEXT}_mask"], keep)
+    text = next((name for name in columns if f"{name}_mask" in batch), None)
+    if text is not None:
+        return Conditions(content, batch[text], batch[f"{text}_mask"], keep)
     return Conditions(content, None, None, keep)
 
 
