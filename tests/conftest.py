@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
+import sys
 from collections.abc import Generator
 from multiprocessing import forkserver
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.forked import SERVERS
+from tests.forked import SERVERS, keep_small_models
 
 # An older CPU is one for all libraries: PyTorch alone, held to one, packs for the AMX that oneDNN
 # sees, and fails ("pack_vnni2 is only supported when avx512 is supported").
@@ -21,6 +23,12 @@ if isa := OLDER.get(os.environ.get("ATEN_CPU_CAPABILITY", "")):
 
 # No test has a network, whatever the machine has: the Hub's client is told, others find none.
 os.environ |= {"HF_HUB_OFFLINE": "1", "https_proxy": "http://127.0.0.1:9"}
+
+# Compiled code is kept, whatever the shell says: each of many processes would compile it again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+keep_small_models()
 
 MOST_CPU_S = 20.0
 """Of one test, on an idle machine; those that take longer are named at the end."""
@@ -33,6 +41,14 @@ settings.register_profile(
     derandomize="CI" in os.environ,
 )
 settings.load_profile("any machine")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported and collected stays; it need not be looked through again
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)

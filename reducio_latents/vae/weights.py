@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -116,11 +118,12 @@ def _missing(err: KeyError | IndexError) -> str:
     return f"no {err.args[0]}" if isinstance(err, KeyError) else "a tensor has too few axes"
 
 
-def expected_shapes(config: ReducioVAEConfig, parts: Parts = "all") -> dict[str, tuple[int, ...]]:
+@lru_cache
+def expected_shapes(config: ReducioVAEConfig) -> Shapes:
     """Return every key and shape of the model, without making it."""
     with torch.device("meta"):
-        model = ReducioVAE(config, parts)
-    return shapes_of(model.state_dict())
+        model = ReducioVAE(config)
+    return MappingProxyType(shapes_of(model.state_dict()))
 
 
 def check_shapes(found: Shapes, config: ReducioVAEConfig, where: str) -> None:
