@@ -200,7 +200,7 @@ def test_the_card_and_the_preview_are_as_the_hub_takes_them(stub: HubStub, store
     [data] = config["data_files"]
     motion = open_store(store).meta.columns["motion"]
     for said in (
-        f"`{motion.fingerprint[:16]}`", '"rule": "layer_norm"', "14 encoded", "| cc-by-4.0 |",
+        motion.encoder, motion.fingerprint, '"rule": "layer_norm"', "14 encoded", "| cc-by-4.0 |",
         "36.70 (95%) dB", f'LatentDataset("{URL}", columns=["motion", "caption"]',
     ):  # fmt: skip
         assert said in text
@@ -229,15 +229,29 @@ def test_an_upload_that_broke_off_goes_on(stub: HubStub, store: Path) -> None:
     broken = publish(store, URL)
     assert broken.exit_code == 1
     assert "is not uploaded yet" in errors_of(broken)[0]
+    folder = store.with_name("clips.latents.publish") / "files"
+    (folder / "junk").write_text("of a run that was killed")
+    (folder / "index.json").write_text("half of i")
     with pytest.raises(StoreError, match="is not a latent store"):
         open_store(URL)
     hf_file_system.HfFileSystem.clear_instance_cache()
     assert publish(store, URL).exit_code == 0
     assert [len(names) for names in stub.commits[1:]] == [2, 2]  # the rest was there
+    assert "junk" not in stub.repositories[REPOSITORY]
     again = len(stub.commits)
     assert publish(store, URL).exit_code == 0
     assert len(stub.commits) == again
     assert verify(Store(open_files(URL))).ok
+
+
+def test_a_store_without_pictures_is_shown_by_its_captions(stub: HubStub, tmp_path: Path) -> None:
+    source = write_store(tmp_path / "a.latents", replace(SPEC, columns=("motion",)))
+    report = publish_store(source, URL, dry_run=True)
+    table = pq.read_table(report.folder / "preview" / "clips.parquet")
+    assert report.pictures == 0
+    assert "image" not in table.column_names
+    assert table["caption"][0].as_py() == "a fox | <b>0</b>"
+    assert "license" not in front_matter((report.folder / "README.md").read_text())
 
 
 def test_a_takedown_reaches_the_next_upload(stub: HubStub, store: Path) -> None:
@@ -307,9 +321,10 @@ def test_what_cannot_be_published_is_refused(stub: HubStub, store: Path) -> None
         publish_store(opened, URL, licence="mine: all\nmine")
     folder = store.with_name("clips.latents.publish")
     folder.mkdir()
+    (folder / "mine.txt").write_text("not to be touched")
     with pytest.raises(StoreError, match="in the way"):
         publish_store(opened, URL)
-    folder.rmdir()
+    shutil.rmtree(folder)
     path = store / opened.commit(ShardKey("16x32x32", 0), "motion").file
     whole = path.read_bytes()
     path.write_bytes(b"!" + whole[1:])

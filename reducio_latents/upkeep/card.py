@@ -27,7 +27,7 @@ PREVIEW_QUALITY = 90
 IMAGE_COLUMN = "content_image"
 SHOWN_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
-         (10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"))  # fmt: skip
+         (10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"))  # fmt: skip
 """The Hub's names of how many rows a data set has."""
 
 
@@ -59,7 +59,7 @@ def preview(store: Store) -> tuple[bytes, int]:
 def _some_clips(store: Store) -> Iterator[dict[str, Any]]:
     has_images = IMAGE_COLUMN in store.columns
     has_images = has_images and isinstance(store.kind(IMAGE_COLUMN), ImageRows)
-    shown = IMAGE_COLUMN if has_images else "motion"
+    shown = IMAGE_COLUMN if has_images else _main_column(store)
     there = [
         ShardKey(shard.bucket, shard.shard)
         for shard in store.plan.shards()
@@ -97,12 +97,12 @@ def card(store: Store, repository: str, licence: str | None) -> str:
     clips = sum(
         entry.rows - len(entry.failed)
         for entry in store.index.entries.values()
-        if entry.column == next(iter(_main_columns(store)))
+        if entry.column == _main_column(store)
     )
     front = [
         *([f"license: {licence.lower()}"] if licence else []),
         f"pretty_name: {json.dumps(name)}",
-        f"size_categories:\n- {next((label for n, label in SIZES if clips < n), 'n>1T')}",
+        f"size_categories:\n- {next((label for n, label in SIZES if clips < n), '10B<n<100B')}",
         "tags:\n- video\n- latents\n- reducio-latents",
         "configs:\n- config_name: preview\n  default: true\n  data_files:\n"
         f"  - split: train\n    path: {PREVIEW}",
@@ -111,7 +111,10 @@ def card(store: Store, repository: str, licence: str | None) -> str:
         what: ", ".join(f"{number:,} {fate}" for fate, number in tally.items())
         for what, tally in meta.counts.items()
     }
+    main = meta.columns[_main_column(store)]
     about = {
+        "model": f"`{_cell(main.encoder)}`",
+        "fingerprint": f"`{main.fingerprint}`",
         "latents": f"of {clips:,} clips, in {', '.join(meta.buckets)} (frames x height x width)",
         "frames per second": f"{meta.clip.rate_fps:g}",
         **counts,
@@ -157,8 +160,8 @@ for batch in dataset:
 """
 
 
-def _main_columns(store: Store) -> list[str]:
-    return [name for name in ("motion", "latents") if name in store.columns] or store.columns
+def _main_column(store: Store) -> str:
+    return next((name for name in ("motion", "latents") if name in store.columns), store.columns[0])
 
 
 def _psnr(store: Store) -> str:

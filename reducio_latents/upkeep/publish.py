@@ -113,9 +113,9 @@ def publish_store(
 
 def _stage(source: Store, folder: Path, progress: Callable[[str, int], None]) -> Store:
     """Lay the store's files into `folder`, without what is local; return what lies there."""
-    if folder.exists() and not (folder / STAGED).exists():
+    home = LocalFiles(folder)  # in which a killed run may have left nothing but a temporary file
+    if home.size(STAGED) is None and next(iter(home.list("")), None) is not None:
         raise StoreError(f"{folder} is in the way of what is to be published. Move it away.")
-    home = LocalFiles(folder)
     home.write(STAGED, f"{source.files.url}, as it is published. Delete it at will.\n".encode())
     staged = LocalFiles(folder / STAGED_FILES)
     staged.sweep()
