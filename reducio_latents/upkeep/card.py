@@ -26,9 +26,8 @@ PREVIEW_CLIPS = 64
 PREVIEW_QUALITY = 90
 IMAGE_COLUMN = "content_image"
 SHOWN_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"),
-         (10**7, "1M<n<10M"), (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"))  # fmt: skip
-"""The Hub's names of how many rows a data set has."""
+SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")
+"""By which the Hub tells how many rows a data set has."""
 
 
 def preview(store: Store) -> tuple[bytes, int]:
@@ -102,7 +101,7 @@ def card(store: Store, repository: str, licence: str | None) -> str:
     front = [
         *([f"license: {licence.lower()}"] if licence else []),
         f"pretty_name: {json.dumps(name)}",
-        f"size_categories:\n- {next((label for n, label in SIZES if clips < n), '10B<n<100B')}",
+        f"size_categories:\n- {_size_of(clips)}",
         "tags:\n- video\n- latents\n- reducio-latents",
         "configs:\n- config_name: preview\n  default: true\n  data_files:\n"
         f"  - split: train\n    path: {PREVIEW}",
@@ -158,6 +157,11 @@ for batch in dataset:
 
 `reducio-latents verify` proves a downloaded copy, byte by byte.
 """
+
+
+def _size_of(clips: int) -> str:
+    below = min(sum(clips >= 10 ** (3 + i) for i in range(len(SIZES))), len(SIZES) - 1)
+    return f"{SIZES[below - 1]}<n<{SIZES[below]}" if below else f"n<{SIZES[0]}"
 
 
 def _main_column(store: Store) -> str:
