@@ -15,7 +15,7 @@ import zarr
 from click.testing import CliRunner
 from torch import Tensor
 
-from reducio_latents import LatentDataset, LatentTable, encode_corpus, open_store
+from reducio_latents import LatentDataset, LatentTable, open_store
 from reducio_latents.cli import main
 from reducio_latents.conditioning.options import TextOptions
 from reducio_latents.conditioning.presets import TEXT_PRESETS
@@ -28,7 +28,7 @@ from reducio_latents.files.local import LocalFiles
 from reducio_latents.upkeep.convert import convert_store
 from reducio_latents.upkeep.verify import verify
 from tests import tiny_models
-from tests.corpora import write_video
+from tests.latent_stores import write_store
 
 pytest.importorskip("diffusers")
 
@@ -347,25 +347,30 @@ def test_what_cannot_be_is_said_in_one_line_before_weights_are_read(
     assert "\n" not in str(refused.value)
 
 
-SETTINGS: dict[str, Any] = {
-    "resolution": 32,
-    "shard_rows": 2,
-    "batch_size": 2,
-    "workers": 1,
-    "device": "cpu",
-}
+def test_a_model_may_be_named_for_a_column() -> None:
+    options = TextOptions(model=("clip=a/b", "models/c=d"))
+    assert options.model_of("text:clip") == options.model_of("text:clip_pooled") == "a/b"
+    assert options.model_of("text:t5") == options.model_of("text") == "models/c=d"
+    assert TextOptions(model="clip=a").model_of("text") is None
+
+
+SETTINGS: dict[str, Any] = {"batch_size": 2, "device": "cpu"}
+SAID = ("the red fox runs", "", "a blue cat at night")
 
 
 @pytest.fixture(scope="module")
 def store(hunyuan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with two columns of text by name, and a third one that was added later."""
-    root = tmp_path_factory.mktemp("store")
-    for seed, caption in enumerate(("the red fox runs", "", "a blue cat at night")):
-        write_video(root / "videos" / f"{seed}.mp4", 1.1, seed=seed)
-        (root / "videos" / f"{seed}.txt").write_text(caption)
+    root, captions = tmp_path_factory.mktemp("store"), [(text,) if text else () for text in SAID]
+    spec: dict[str, Any] = {
+        "videos": 3,
+        "clips_per_video": 1,
+        "buckets": ("16x32x32",),
+        "columns": ("caption",),
+    }
+    write_store(root / "store", captions=captions.__getitem__, **spec)
     text = TextOptions(model=str(hunyuan), preset="hunyuan", dtype="float32")
-    columns = ("caption", "text:llama", "text:clip")
-    encode_corpus(root / "videos", root / "store", columns=columns, text=text, **SETTINGS)
+    add_column(root / "store", ["text:llama", "text:clip"], text=text, **SETTINGS)
     more = ["--text-model", str(hunyuan / "text_encoder"), "--text-dtype", "float32"]
     result = CliRunner().invoke(main, ["add-column", str(root / "store"), "text:plain", *more])
     assert result.exit_code == 0, result.output
@@ -389,7 +394,7 @@ def test_several_columns_of_text_stand_side_by_side(
     for place in (store, tmp_path / "tars"):
         dataset = LatentDataset(place, columns=["caption", *names], batch_size=3)
         batch = next(iter(dataset))
-        order = [("the red fox runs", "", "a blue cat at night").index(c) for c in batch["caption"]]
+        order = [SAID.index(caption) for caption in batch["caption"]]
         assert batch["text:clip"].shape == (3, 16)
         assert batch["text:plain"].shape == (3, 6, 16)
         assert batch["text:plain_mask"].sum(1).tolist() == [[5, 1, 6][i] for i in order]
