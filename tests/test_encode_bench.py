@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,12 +19,14 @@ from reducio_latents.encode.bench import EncoderBench, Variant, busy_share, laun
 from reducio_latents.encode.fast_path import made_up_clips
 from reducio_latents.encode.gpu import BatchEncoder
 from tests.corpora import write_video
+from tests.forked import Python
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--model", "reducio-random:8", "--device", "cpu", "--no-compile", "--seconds", "0.01"]
 NOT_NEEDED = {"av", "click", "google_crc32c", "PIL", "pyarrow", "safetensors", "zarr"}
 LOADED = """
-import runpy, sys
+import pathlib, runpy, sys
+sys.path[0] = str(pathlib.Path(sys.argv[1]).parent)
 runpy.run_path(sys.argv.pop(1), run_name="__main__")
 print("loaded:", *{name.partition(".")[0] for name in sys.modules})
 """
@@ -72,6 +75,41 @@ def test_gpu_report_needs_torch_numpy_and_einops_alone_and_says_what_it_had_no_t
     assert "| naive: batch 1" in run.stdout
     assert "skipped for want of time: bfloat16 channels_last_3d, batch 8" in run.stdout
     assert not NOT_NEEDED & set(run.stdout.splitlines()[-1].split())
+
+
+def test_gpu_report_measures_each_of_its_parts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    tool = runpy.run_path(str(ROOT / "tools" / "gpu_report.py"))
+    report = tool["Report"](
+        device=torch.device("cpu"),
+        model="reducio-random:8",
+        side=32,
+        batches=[1],
+        seconds=0.0,
+        compiles=False,
+        decodes=False,
+    )
+    for part in ("profile", "busy", "decode"):
+        tool["PARTS"][part](report)
+    said = capsys.readouterr().out
+    assert "skipped" not in said
+    assert "| aten::" in said  # a CPU's kernels
+    assert "clips/s, GPU busy not measured on a CPU" in said
+    assert len(re.findall(r"\| (?:de|en)code.*\| [\d.]+ \| \d+% \|", said)) == 3
+    assert tool["digest"](report, 0) == tool["digest"](report, 1)
+
+
+def test_bench_train_prints_what_is_recomputed() -> None:
+    small = ["--width", "8", "--size", "32", "--batch", "1", "--rounds", "1"]
+    variant = "fp32 channels_last checkpointing"
+    process = Python([ROOT / "tools" / "bench_train.py", *small, "--variants", variant])
+    said, warned = process.communicate()
+    assert process.returncode == 0, warned
+    (row,) = (line.split("|")[1:-1] for line in said.splitlines() if line.startswith("| fp32"))
+    assert row[2].split()[0] == "1.00"
+    assert re.fullmatch(r"[1-9]\d*%", row[-1].strip())
 
 
 def test_what_would_begin_after_the_deadline_is_left_out() -> None:

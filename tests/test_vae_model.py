@@ -144,6 +144,20 @@ def test_half_precision_is_near_and_its_results_are_float32(vae: ReducioVAE) -> 
     assert_as_near(decoded, vae.decode(*given), rounded.decode(*given))
 
 
+def test_attention_in_channels_last_copies_nothing() -> None:
+    layout = torch.channels_last_3d
+    attention = SelfAttention(3, 16).requires_grad_(False)
+    for part in (attention.q, attention.k, attention.v, attention.proj_out):
+        part.to(memory_format=layout)  # type: ignore[call-overload]
+    x = torch.randn(2, 16, 3, 4, 5)
+    laid = x.contiguous(memory_format=layout)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        found = attention(laid)
+    assert torch.allclose(found, attention(x), atol=1e-5)
+    assert found.is_contiguous(memory_format=layout)
+    assert not {"aten::copy_", "aten::clone"} & {row.key for row in seen.key_averages()}
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 def test_attention_gives_back_the_layout_that_it_got(layout: torch.memory_format) -> None:
     x = torch.randn(2, 64, 4, 6, 6).contiguous(memory_format=layout)

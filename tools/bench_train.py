@@ -6,9 +6,9 @@
 On a CPU every round does a step of each variant in turn, so that a machine that slows down slows
 all of them; on a GPU, whose memory is for one, they come one after another. What is printed is the
 median and the spread of the ratio to the first variant. Memory is the peak that the GPU allocator
-saw; without a GPU, the bytes that a forward pass keeps for the backward one. On a GPU FLOPs are
-counted, those of recomputed activations too, and compared with a large matrix product in the same
-precision. With --corpus a short run of the last variant on real videos follows, for the share of
+saw; without a GPU, the bytes that a forward pass keeps for the backward one. FLOPs are counted,
+those of recomputed activations too, and compared with a large matrix product in the same precision.
+With --corpus a short run of the last variant on real videos follows, for the share of
 the time that steps wait for clips.
 """
 
@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout, installed or not
 
+from reducio_latents.encode.bench import matmul_flops  # noqa: E402
 from reducio_latents.train.batch import ClipName, PixelBatch  # noqa: E402
 from reducio_latents.train.config import (  # noqa: E402
     AdversarialConfig,
@@ -39,7 +42,6 @@ from reducio_latents.train.config import (  # noqa: E402
     OptimisationConfig,
     TrainConfig,
 )
-from reducio_latents.train.loop import train  # noqa: E402
 from reducio_latents.train.ranks import RunRanks  # noqa: E402
 from reducio_latents.train.state import PRECISIONS, build_state, prepare_networks  # noqa: E402
 from reducio_latents.train.step import Stepper, train_step  # noqa: E402
@@ -47,6 +49,11 @@ from reducio_latents.vae import ReducioVAEConfig  # noqa: E402
 
 VARIANTS: dict[str, dict[str, object]] = {
     "fp32": {"precision": "fp32"},
+    "fp32 channels_last checkpointing": {
+        "precision": "fp32",
+        "channels_last": True,
+        "checkpointing": True,
+    },
     "bf16": {"precision": "bf16"},
     "bf16 channels_last": {"precision": "bf16", "channels_last": True},
     "bf16 checkpointing": {"precision": "bf16", "checkpointing": True},
@@ -67,6 +74,8 @@ class Numbers:
     bytes: int = 0
     flops: int = 0
     """Of a step; 0 where they are not counted."""
+    recomputed: float = 0.0
+    """Share of these that checkpointing does a second time."""
 
 
 @dataclass
@@ -93,11 +102,13 @@ class Variant:
             self.numbers.bytes = torch.cuda.max_memory_allocated()
         else:
             self.numbers.bytes = self._kept_bytes()
-        # The counter does not see into compiled graphs, and CPUs have no rate worth comparing with.
-        if self.device.type == "cuda" and not self.config.train.compile:
-            with FlopCounterMode(display=False) as counter:
-                train_step(self.state, [self.batch], self.run)
-            self.numbers.flops = counter.get_total_flops()
+        if not self.config.train.compile:  # the counter does not see into compiled graphs
+            self.numbers.flops = self.count_flops()
+
+    def count_flops(self) -> int:
+        with FlopCounterMode(display=False) as counter:
+            train_step(self.state, [self.batch], self.run)
+        return int(counter.get_total_flops())
 
     def _kept_bytes(self) -> int:
         kept: dict[int, int] = {}
@@ -123,51 +134,106 @@ class Variant:
             torch.cuda.synchronize()
 
 
-def matmul_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the rate of a large matrix product, the best of ten."""
-    n = 8192
-    a = torch.randn(n, n, device=device, dtype=dtype)
-    best = 0.0
-    for _ in range(10):
-        torch.cuda.synchronize()
-        start_s = time.perf_counter()
-        a @ a
-        torch.cuda.synchronize()
-        best = max(best, 2 * n**3 / (time.perf_counter() - start_s))
-    return best
-
-
-def measure(configs: dict[str, TrainConfig], batch: PixelBatch, rounds: int) -> dict[str, Numbers]:
+def measure(
+    configs: dict[str, TrainConfig], batch: PixelBatch, rounds: int, device: torch.device
+) -> dict[str, Numbers]:
     """Step each of some variants in turn, `rounds` times; they are in memory together."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.empty_cache()
     variants = {name: Variant(config, device, batch) for name, config in configs.items()}
     for variant in variants.values():
         variant.warm_up()
+        settings = variant.config.train
+        if settings.checkpointing and variant.numbers.flops:
+            whole = replace(variant.config, train=replace(settings, checkpointing=False))
+            once = len(batch.clips) * Variant(whole, device, first_clip(batch)).count_flops()
+            variant.numbers.recomputed = 1 - once / variant.numbers.flops
     for _ in range(rounds):
         for variant in variants.values():
             variant.step()
     return {name: variant.numbers for name, variant in variants.items()}
 
 
-def table_row(name: str, found: Numbers, first: Numbers, clips: int, dtype: torch.dtype) -> str:
+def first_clip(batch: PixelBatch) -> PixelBatch:
+    """Return a batch that fits in memory without checkpointing."""
+    return PixelBatch(batch.frames_BTHWC[:1], batch.seeds[:1], batch.clips[:1])
+
+
+HEADER = (
+    "| | clips/s | speed, ratio | {memory}, MiB | ratio | of matmul | recomputed |\n"
+    "|---|--:|--:|--:|--:|--:|--:|"
+)
+
+
+def table_row(name: str, found: Numbers, first: Numbers, clips: int, matmul: float) -> str:
     """Return a line of the table: a variant that steps `clips` at a time, against the first one."""
     ratios = [a / b for a, b in zip(first.times_s, found.times_s, strict=True)]
     time_s = statistics.median(found.times_s)
-    share = "-"
-    if found.flops:
-        share = f"{found.flops / time_s / matmul_flops_per_s(torch.device('cuda'), dtype):.0%}"
-    memory = f"{found.bytes / 2**20:8.0f} MiB {found.bytes / first.bytes:5.2f}"
-    return f"{name:34} {clips / time_s:8.3f}  {spread(ratios):>20}  {memory}  {share:>6}"
+    share = f"{found.flops / time_s / matmul:.0%}" if found.flops else ""
+    again = f"{found.recomputed:.0%}" if found.recomputed else ""
+    return (
+        f"| {name} | {clips / time_s:.3g} | {spread(ratios)} | {found.bytes / 2**20:.0f} | "
+        f"{found.bytes / first.bytes:.2f} | {share} | {again} |"
+    )
 
 
 def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):6.2f} ({min(values):.2f}-{max(values):.2f})"
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def print_table(
+    names: Sequence[str],
+    base: TrainConfig,
+    batch: PixelBatch,
+    rounds: int,
+    device: torch.device,
+    deadline: float = math.inf,
+) -> None:
+    """Measure variants and print each as it comes; by `time.monotonic`, none after the deadline."""
+    on_gpu = device.type == "cuda"
+    print(HEADER.format(memory="peak" if on_gpu else "kept for backward"), flush=True)
+    count = len(batch.clips)
+    configs = {
+        # VARIANTS holds keywords of several types.
+        name: replace(base, train=OptimisationConfig(**VARIANTS[name], batch_size=count))  # type: ignore[arg-type]
+        for name in names
+    }
+    matmul = {dtype: matmul_flops(device, dtype, 0.5) for dtype in set(PRECISIONS.values())}
+    first: Numbers | None = None
+    for group in [[name] for name in names] if on_gpu else [list(names)]:
+        if time.monotonic() > deadline:
+            print(f"\nskipped for want of time: {', '.join(group)}")
+            continue
+        try:
+            found = measure({name: configs[name] for name in group}, batch, rounds, device)
+        except torch.OutOfMemoryError:
+            print(f"| {group[0]} does not fit in memory | | | | | | |", flush=True)
+            continue
+        for name, numbers in found.items():
+            first = first or numbers
+            dtype = PRECISIONS[configs[name].train.precision]
+            print(table_row(name, numbers, first, count, matmul[dtype]), flush=True)
+
+
+def base_config(width: int, size_px: int) -> TrainConfig:
+    """Return what all variants train: every loss but LPIPS, discriminators from the start."""
+    return TrainConfig(
+        model=ReducioVAEConfig(width=width, content_width=width, decoder_width=width),
+        data=DataConfig(size_px=size_px),
+        loss=LossConfig(perceptual="none"),
+        adversarial=AdversarialConfig(start_step=0),
+    )
+
+
+def made_up_batch(clips: int, size_px: int) -> PixelBatch:
+    frames = torch.randint(0, 256, (clips, 16, size_px, size_px, 3), dtype=torch.uint8)
+    return PixelBatch(frames, tuple(range(clips)), (ClipName("random", 0.0),) * clips)
 
 
 def waiting_share(config: TrainConfig, corpus: str, workers: int) -> str:
     """Train a few steps on real videos; return what share of the time they waited."""
+    from reducio_latents.train.loop import train
+
     data = DataConfig(
         corpus=corpus, size_px=config.data.size_px, workers=workers, validation_share=0.0
     )
@@ -199,43 +265,18 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=DataConfig().workers)
     arguments = parser.parse_args()
 
-    sizes = dict.fromkeys(("width", "content_width", "decoder_width"), arguments.width)
-    base = TrainConfig(
-        model=ReducioVAEConfig(**sizes),
-        data=DataConfig(size_px=arguments.size),
-        loss=LossConfig(perceptual="none"),
-        adversarial=AdversarialConfig(start_step=0),
-    )
-    side, count = arguments.size, arguments.batch
-    frames = torch.randint(0, 256, (count, 16, side, side, 3), dtype=torch.uint8)
-    batch = PixelBatch(frames, tuple(range(count)), (ClipName("random", 0.0),) * count)
-
-    names = arguments.variants.split(",")
-    what = "peak" if has_gpu else "kept for backward"
+    device = torch.device("cuda" if has_gpu else "cpu")
     name_of = torch.cuda.get_device_name() if has_gpu else f"CPU, {torch.get_num_threads()} threads"
-    print(
-        f"{name_of}; width {arguments.width}, {count} x 16x{side}x{side}; torch {torch.__version__}"
-    )
-    head = f"{'variant':34} {'clips/s':>8}  {'speed, ratio':>20}  {what}, ratio"
-    print(f"{head}  of matmul rate", flush=True)
-    configs = {
-        # VARIANTS holds keywords of several types.
-        name: replace(base, train=OptimisationConfig(**VARIANTS[name], batch_size=count))  # type: ignore[arg-type]
-        for name in names
-    }
-    first: Numbers | None = None
-    for group in [[name] for name in names] if has_gpu else [names]:
-        try:
-            found = measure({name: configs[name] for name in group}, batch, arguments.rounds)
-        except torch.OutOfMemoryError:
-            print(f"{group[0]:34} does not fit in memory", flush=True)
-            continue
-        for name, numbers in found.items():
-            first = first or numbers
-            dtype = PRECISIONS[configs[name].train.precision]
-            print(table_row(name, numbers, first, count, dtype), flush=True)
+    size = f"{arguments.batch} x 16x{arguments.size}x{arguments.size}"
+    print(f"{name_of}; width {arguments.width}, {size}; torch {torch.__version__}\n")
+    base = base_config(arguments.width, arguments.size)
+    batch = made_up_batch(arguments.batch, arguments.size)
+    names = arguments.variants.split(",")
+    print_table(names, base, batch, arguments.rounds, device)
     if arguments.corpus:
-        print(waiting_share(configs[names[-1]], arguments.corpus, arguments.workers))
+        settings = OptimisationConfig(**VARIANTS[names[-1]], batch_size=arguments.batch)  # type: ignore[arg-type]
+        last = replace(base, train=settings)
+        print(waiting_share(last, arguments.corpus, arguments.workers))
 
 
 if __name__ == "__main__":

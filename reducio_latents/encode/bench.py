@@ -67,6 +67,8 @@ class Measurement:
     """Clips that fit in memory at once, where that is fewer than the batch."""
     warm_up_s: float = 0.0
     """What the first batch took, compilation included."""
+    peak_bytes: int = 0
+    """Most memory of the GPU in use; 0 on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,9 @@ class EncoderBench:
             def encode(encoder: BatchEncoder = encoder, work: list[Tensor] = work) -> object:
                 return [wait() for wait in launched(encoder, work)]
 
+            forget_peak(self.device)
             warm_up_s, times = timed(encode, self.device, self.seconds)
+            peak = peak_bytes(self.device)
             moments = encoder.launch(sample)()
             yield _measurement(
                 variant,
@@ -137,6 +141,7 @@ class EncoderBench:
                 error=fast_path_error(moments, exact, sample, decode=self.decode),
                 fits=encoder.batch_limit(frames.shape[1:]),
                 warm_up_s=warm_up_s,
+                peak_bytes=peak,
             )
 
 
@@ -215,6 +220,17 @@ def _time(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def forget_peak(device: torch.device) -> None:
+    """Begin to look for the most memory in use anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory in use since then, on a GPU; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
 def wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -230,6 +246,7 @@ def _measurement(
     error: FastPathError | None = None,
     fits: int | None = None,
     warm_up_s: float,
+    peak_bytes: int = 0,
 ) -> Measurement:
     median = statistics.median(times)
     return Measurement(
@@ -241,12 +258,13 @@ def _measurement(
         error=error,
         fits=fits,
         warm_up_s=warm_up_s,
+        peak_bytes=peak_bytes,
     )
 
 
 HEADER = (
     "| | batch | clips/s | x naive | TFLOP/s | of matmul | error | PSNR loss, dB | first, s "
-    "| spread |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    "| spread | GiB |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
 )
 
 
@@ -262,5 +280,5 @@ def table_row(found: Measurement, naive_clips_per_s: float, matmul: float) -> st
         f"| {found.variant.name}{fits} | {found.batch} | {found.clips_per_s:.3g} | "
         f"{found.clips_per_s / naive_clips_per_s:.2f} | {found.flops_per_s / 1e12:.3g} | "
         f"{found.flops_per_s / matmul:.0%} | {error} | {loss} | {found.warm_up_s:.1f} | "
-        f"{found.spread:.0%} |"
+        f"{found.spread:.0%} | {found.peak_bytes / 2**30:.1f} |"
     )

@@ -53,11 +53,12 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        # Attention kernels want a token's channels side by side.
         q, k, v = (
-            rearrange(part(h), "b (heads c) ... -> b heads (...) c", heads=HEADS).contiguous()
+            rearrange(part(h), "b (heads c) ... -> b heads (...) c", heads=HEADS)
             for part in (self.q, self.k, self.v)
         )
+        if q.stride(-1) != 1:  # a token's channels lie side by side, as kernels want them, in
+            q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # channels_last alone
         h = F.scaled_dot_product_attention(q, k, v)
         h = rearrange(h, "b heads n c -> b (heads c) n").reshape(x.shape)
         out: Tensor = x + self.proj_out(h)
