@@ -12,16 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.geometry import square_bucket
-from reducio_latents.corpus import list_corpus
+from reducio_latents.corpus import list_corpus, readers
 from reducio_latents.corpus.build import plan_part
 from reducio_latents.corpus.probe import ProbeRecord
-from reducio_latents.corpus.spans import as_list, as_time
+from reducio_latents.corpus.rows import ENTRY
+from reducio_latents.corpus.spans import Times, as_list, as_time
 from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.store.plan import Plan, PlanSpec
 
@@ -401,3 +405,77 @@ def test_a_literal_is_read_within_bounds() -> None:
     assert as_list(deep) == deep
     with pytest.raises(CorpusError, match="larger than 1 MiB"):
         as_list(f"[{'1,' * 600_000}]")
+
+
+CELLS: dict[str, st.SearchStrategy[Any]] = {
+    "path": st.sampled_from(["a.mp4", "b.mp4", "c/d.mp4", "e", "", None]),
+    "time": st.one_of(
+        st.floats(0, 99).map(lambda x: round(x, 3)),
+        st.sampled_from(
+            ["0:00:07.5", "1:02:03", "2:61", "0:99", "5s", " 7 ", "1e1", "", "nan", "None", "soon",
+             "-1", "1:02:03,5", 3, 10**13, None, "[1, 2]"]
+        ),
+    ),
+    "caption": st.sampled_from(
+        ["a cat", "it's a \"dog\", or", "nan", " N/A ", "['x', 'y']", "[Music]", "(x)", "a\nb",
+         "\u3000", "\x1f", "", None]
+    ),
+    "value": st.sampled_from(["1", "2.5", "007", "x", "", "1e3", None]),
+}  # fmt: skip
+PAIRS = st.one_of(
+    st.lists(st.floats(0, 99).map(lambda x: round(x, 2)), min_size=2, max_size=2),
+    st.sampled_from(
+        [["0:00:01.5", "0:00:04"], [1, 2], [3], [[1, 2], [3, 5]], [], None, "['0:01', '0:03']",
+         '["1", 2.5]', "[01, 2]", "(1, 2)", "1 - 3", "[1, [2]]", "x", ""]
+    ),
+)  # fmt: skip
+
+
+def seen(path: Path) -> tuple[Any, ...]:
+    """Return all that is listed of a table and planned of it."""
+    try:
+        videos = list_corpus(path)
+    except CorpusError as err:
+        return (str(err),)
+    known = {
+        v.video: ProbeRecord(width=64, height=36, rate_fps=25.0, duration_s=50.0) for v in videos
+    }
+    part = plan_part(videos, known, SPEC)
+    return [(v, list(v.spans)) for v in videos], part.clips, part.videos
+
+
+@settings(max_examples=30)
+@given(st.data(), st.sampled_from(["csv", "jsonl", "parquet"]), st.booleans())
+def test_columns_are_read_as_rows_are(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, kind: str, pairs: bool
+) -> None:
+    row = {name: CELLS[name] for name in ("path", "caption", "value")}
+    row |= {"span": PAIRS} if pairs else {"start": CELLS["time"], "end": CELLS["time"]}
+    rows = data.draw(st.lists(st.fixed_dictionaries(row), min_size=1, max_size=9))
+    path = tmp_path_factory.getbasetemp() / f"drawn.{kind}"
+    if kind == "parquet":
+        rows = [{k: v if v is None else str(v) for k, v in row.items()} for row in rows]
+    write(path, rows)
+    found = seen(path)
+
+    def none_plain(self: Times, cells: dict[str, Any], rows: int) -> tuple[Any, Any]:
+        return np.zeros(rows, ENTRY), np.zeros(rows, bool)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Times, "columns", none_plain)
+        patch.setattr(readers, "_ends_of_rows", lambda *_, **__: np.zeros((0, 2), np.int64))
+        assert found == seen(path)
+
+
+@given(
+    st.lists(st.sampled_from(["a", ",", '"', "\n", "\r\n", "\r", " ", "\0", "b.mp4"]), max_size=14)
+)
+def test_csv_is_read_as_pythons_strict_parser_reads_it(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[str]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "drawn.csv"
+    path.write_bytes(("path,n\nx,1\n" + "".join(pieces)).encode())
+    found = seen(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "_ends_of_rows", lambda *_, **__: np.zeros((0, 2), np.int64))
+        assert found == seen(path)

@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from reducio_latents.core.collecting import no_collecting
 from reducio_latents.corpus import CorpusVideo
+from reducio_latents.corpus.cells import Column
 from reducio_latents.corpus.fate import Decided, decide
-from reducio_latents.corpus.place import Column, Placed, Rows, place
+from reducio_latents.corpus.place import Placed, Rows, place
 from reducio_latents.corpus.rows import said_of_spans
 from reducio_latents.errors import CorpusError
 from reducio_latents.store.plan.parts import ROW_GROUP, PlanPart
@@ -105,19 +106,19 @@ def plan_some(
         or (video.video in replaced and _has_changed(old.sha256, records.get(video.video)))
         or (retry_failed and old.status == "failed" and video.video not in replaced)
     ]
-    fates = decide(fresh, records, spec, previous)
-    planned = []
-    for video in fresh:
-        old, fate = known.get(video.video), fates[video.video]
-        if (
-            old is None
+    decided = decide(fresh, records, spec, previous)
+    planned = decided.take(
+        [
+            i
+            for i, (video, fate) in enumerate(zip(fresh, decided.fates, strict=True))
+            if (old := known.get(video.video)) is None
             or video.video in replaced
             or (old.status, old.reason) != (fate.status, fate.reason)
-        ):
-            planned.append((video, fate))
+        ]
+    )
     ids = [
         f"{v.video}\0{records[v.video].sha256}" if v.video in replaced else v.video
-        for v, _ in planned
+        for v in planned.videos
     ]
     _require_unique_ids(ids, previous)
     placed = place(planned, spec, previous)
@@ -172,8 +173,8 @@ def _has_changed(sha256: str | None, record: ProbeRecord | None) -> bool:
 
 
 def _clip_table(planned: Decided, placed: Placed, spec: PlanSpec, ids: Sequence[str]) -> pa.Table:
-    names = pa.array([video.video for video, _ in planned], pa.string())
-    said = said_of_spans([video for video, _ in planned])
+    names = pa.array([video.video for video in planned.videos], pa.string())
+    said = said_of_spans(planned.videos)
     rows = placed.rows
     status = np.zeros(len(rows.video), np.int64)
     status[placed.own :] = 1
@@ -188,7 +189,7 @@ def _clip_table(planned: Decided, placed: Placed, spec: PlanSpec, ids: Sequence[
         "captions": _spread(said.captions, said.rows[rows.entry]),
     }
     schema = CLIP_SCHEMA
-    if any(video.spans for video, _ in planned):
+    if any(video.spans for video in planned.videos):
         schema = pa.schema([*CLIP_SCHEMA, *SPAN_SCHEMA])
         for name, times in zip(SPAN_SCHEMA.names, rows.span.T, strict=True):
             columns[name] = pa.array(times, from_pandas=True)
@@ -284,22 +285,25 @@ def _key(video: str) -> int:
 def _video_table(
     planned: Decided, records: Mapping[str, ProbeRecord], rows: Rows, spec: PlanSpec
 ) -> pa.Table:
-    clips = np.bincount(rows.video, minlength=len(planned))
+    clips = np.bincount(rows.video, minlength=len(planned.videos))
+    first = np.searchsorted(planned.cuts.video, np.arange(len(planned.videos)))
     schema = VIDEO_SCHEMA
-    if any(video.spans for video, _ in planned):
+    if any(video.spans for video in planned.videos):
         schema = pa.schema([*VIDEO_SCHEMA, *VIDEO_SPAN_SCHEMA])
     if spec.shots:
         schema = pa.schema([*schema, *VIDEO_SHOT_SCHEMA])
-    columns: dict[str, list[object]] = {name: [] for name in schema.names}
-    for (video, fate), count in zip(planned, clips.tolist(), strict=True):
+    rows_of: list[dict[str, object]] = []
+    for video, fate, count, cut in zip(
+        planned.videos, planned.fates, clips.tolist(), first.tolist(), strict=True
+    ):
         record = records.get(video.video)
-        row = {
+        row: dict[str, object] = {
             "video": video.video,
             "url": video.address,
             "offset": video.source.offset,
             "length": video.source.length,
             "clips": count,
-            "bucket": spec.buckets[fate.cuts[0].bucket].name if fate.cuts else None,
+            "bucket": spec.buckets[planned.cuts.bucket[cut]].name if count else None,
             "status": fate.status,
             "reason": fate.reason,
             "duplicate_of": fate.duplicate_of,
@@ -313,8 +317,8 @@ def _video_table(
         if record is not None and fate.status != "failed":
             row |= {name: getattr(record, name) for name in PROBED}
             row |= {} if record.shots is None else _shot_cells(record.shots)
-        for name, column in columns.items():
-            column.append(row.get(name))
+        rows_of.append(row)
+    columns = {name: [row.get(name) for row in rows_of] for name in schema.names}
     return pa.table(columns, schema=schema)
 
 

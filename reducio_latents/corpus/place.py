@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from reducio_latents.corpus.cells import Column
 from reducio_latents.corpus.fate import Decided
 from reducio_latents.store.plan.parts import ShardRange
 from reducio_latents.store.plan.plan import Plan
 from reducio_latents.store.plan.spec import PlanSpec
-
-Column = NDArray[Any]
 
 
 class Rows(NamedTuple):
@@ -50,23 +47,16 @@ class Placed(NamedTuple):
 
 def place(planned: Decided, spec: PlanSpec, previous: Plan | None) -> Placed:
     """Give each clip its shard and row: by bucket, video and start, after the last used shard."""
-    first_entry = first_entries(planned)
-    cuts = [
-        (number, first_entry[number] + cut.span, *cut.within, cut.bucket, len(cut.starts))
-        for number, (_, fate) in enumerate(planned)
-        if fate.duplicate_of is None
-        for cut in fate.cuts
-    ]
-    table = np.array(cuts, np.float64).reshape(-1, 6)  # whole numbers stay exact up to 2**53
-    table = np.repeat(table, table[:, 5].astype(np.int64), axis=0)
-    video, entry, bucket = table[:, [0, 1, 4]].astype(np.int64).T
-    starts = chain.from_iterable(
-        cut.starts for _, fate in planned if fate.duplicate_of is None for cut in fate.cuts
-    )
-    start_s = np.fromiter(starts, np.float64, count=len(table))
-    order = np.lexsort((start_s, video, bucket))
-    start_s, video, bucket, entry = start_s[order], video[order], bucket[order], entry[order]
-    span = table[order, 2:4]
+    cuts = planned.cuts
+    has_own = np.array([fate.duplicate_of is None for fate in planned.fates], bool)
+    which = np.repeat(np.arange(len(cuts.video)), cuts.clips)
+    own = has_own[cuts.video[which]]
+    which, start_s = which[own], planned.starts[own]
+    order = np.lexsort((start_s, cuts.video[which], cuts.bucket[which]))
+    which, start_s = which[order], start_s[order]
+    video, bucket = cuts.video[which], cuts.bucket[which]
+    entry = first_entries(planned)[video] + cuts.span[which]
+    span = np.stack([cuts.start_s[which], cuts.end_s[which]], 1)
 
     names = [b.name for b in spec.buckets]
     first = [0 if previous is None else previous.next_shard(name) for name in names]
@@ -81,11 +71,11 @@ def place(planned: Decided, spec: PlanSpec, previous: Plan | None) -> Placed:
 
 def _referring(planned: Decided, own: Rows, spec: PlanSpec, previous: Plan | None) -> Rows:
     """Return the rows of the duplicates: those of their originals, here or in earlier parts."""
-    duplicates = [(i, fate.duplicate_of) for i, (_, fate) in enumerate(planned)]
+    duplicates = [(i, fate.duplicate_of) for i, fate in enumerate(planned.fates)]
     pairs = [(i, original) for i, original in duplicates if original is not None]
-    number = {video.video: i for i, (video, _) in enumerate(planned)}
+    number = {video.video: i for i, video in enumerate(planned.videos)}
     elsewhere = sorted({original for _, original in pairs} - number.keys())
-    number |= {name: len(planned) + i for i, name in enumerate(elsewhere)}
+    number |= {name: len(planned.videos) + i for i, name in enumerate(elsewhere)}
     pool = own
     if previous is not None and elsewhere:
         pool = own.plus(_earlier(previous, elsewhere, number, spec))
@@ -95,17 +85,16 @@ def _referring(planned: Decided, own: Rows, spec: PlanSpec, previous: Plan | Non
     where = [np.arange(first[i], first[i] + counts[i]) for i in at]
     taken = pool.take(np.concatenate([*where, np.zeros(0, np.int64)]))
     entry, first_entry = [np.zeros(0, np.int64)], first_entries(planned)
+    cuts = planned.cuts
+    of_cuts = first_entry[cuts.video] + cuts.span
+    bounds = np.searchsorted(cuts.video, np.arange(len(planned.videos) + 1))
     for (i, original), rows in zip(pairs, where, strict=True):
-        if not planned[i][0].spans:
+        if not planned.videos[i].spans:
             entry.append(np.full(len(rows), first_entry[i]))
             continue
         # The same spans in the same order, but perhaps with others between them that have no clip.
-        its, cuts = number[original], planned[i][1].cuts
-        theirs = planned[its][1].cuts
-        own_entry = {
-            first_entry[its] + their.span: first_entry[i] + cut.span
-            for their, cut in zip(theirs, cuts, strict=True)
-        }
+        theirs, its = (of_cuts[bounds[j] : bounds[j + 1]] for j in (number[original], i))
+        own_entry = dict(zip(theirs.tolist(), its.tolist(), strict=True))
         entry.append(np.array([own_entry[old] for old in pool.entry[rows].tolist()]))
     return taken._replace(
         video=np.repeat([i for i, _ in pairs], counts[at]).astype(np.int64),
@@ -113,9 +102,10 @@ def _referring(planned: Decided, own: Rows, spec: PlanSpec, previous: Plan | Non
     )
 
 
-def first_entries(planned: Decided) -> list[int]:
+def first_entries(planned: Decided) -> Column:
     """Return where each video's spans begin among those of all; a video without spans is one."""
-    return list(accumulate((max(1, len(video.spans)) for video, _ in planned), initial=0))
+    counts = np.array([max(1, len(video.spans)) for video in planned.videos], np.int64)
+    return np.cumsum(counts) - counts
 
 
 def _earlier(previous: Plan, videos: list[str], number: dict[str, int], spec: PlanSpec) -> Rows:

@@ -6,15 +6,26 @@ import csv
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
+from itertools import chain, zip_longest
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
 from reducio_latents.core.parsing import bounded, once, parse_json
+from reducio_latents.corpus.cells import Cells, cells_of
 from reducio_latents.corpus.entry import extension, file_columns, is_utf8
 from reducio_latents.corpus.spans import is_time_name
 from reducio_latents.corpus.texts import not_utf8
 from reducio_latents.errors import CorpusError
+from reducio_latents.files.parquet import video_leaf
 
 log = logging.getLogger(__name__)
 
@@ -22,38 +33,155 @@ MAX_FIELD = 1 << 24
 """Characters of one cell of CSV. More is a quote that is not closed."""
 MAX_ROW = 1 << 26
 """Bytes of one row of JSON."""
-BATCH = 1024
-"""Rows of Parquet that are in memory."""
-TableRow = tuple[str, dict[str, Any]]
-"""Where it stands, for messages (`line 3`), and its cells."""
+BATCH, BATCH_BYTES = 1 << 14, 1 << 22
+"""Rows that are in memory at once, and about how many bytes of them."""
+Numbered = Iterator[tuple[Any, dict[str, Any], int]]
+"""Rows, each with its number and its size."""
 
 
-def _read_csv(file: BinaryIO, where: str) -> Iterator[TableRow]:
+class Batch(NamedTuple):
+    """Some rows of a table."""
+
+    columns: dict[str, Cells]
+    kind: str
+    numbers: Sequence[Any]
+    """Where they stand, for messages: `line`, and the number of the line."""
+    rows: Sequence[dict[str, Any]] = ()
+    """As they were read, if not as columns."""
+
+    def row(self, i: int) -> dict[str, Any]:
+        """Return the cells of a row; one that JSON does not have is not there."""
+        if self.rows:
+            return dict(self.rows[i])
+        return {
+            name: cells[i].as_py() if isinstance(cells, pa.Array) else cells[i]
+            for name, cells in self.columns.items()
+        }
+
+    def place(self, i: int) -> str:
+        return f"{self.kind} {self.numbers[i]}"
+
+
+def _batches(rows: Numbered, kind: str) -> Iterator[Batch]:
+    """Yield so many rows together as are small."""
+    numbers, some, size = list[Any](), list[dict[str, Any]](), 0
+    for number, row, length in chain(rows, [(None, None, BATCH_BYTES)]):
+        if row is not None:
+            numbers.append(number)
+            some.append(row)
+        size += length
+        if some and (len(some) == BATCH or size >= BATCH_BYTES):
+            names = dict.fromkeys(chain.from_iterable(some))
+            columns = {name: cells_of([row.get(name) for row in some]) for name in names}
+            yield Batch(columns, kind, numbers, some)
+            numbers, some, size = [], [], 0
+
+
+def _read_csv(file: BinaryIO, where: str) -> Iterator[Batch]:
+    """Read by Arrow what it and Python's parser, which is strict, read alike; from where that is
+    not sure on, by the latter."""
     delimiter = "\t" if where.lower().endswith(".tsv") else ","
+    with file:
+        rest = file.read(BATCH_BYTES)
+        head = rest[: rest.find(b"\n") + 1] or rest
+        names, at, line = list[str](), 0, 0
+        if head.strip() and len(_ends_of_rows(head, delimiter, last=True)) == 1:
+            (cells,) = csv.reader([head.decode("utf-8-sig", "replace")], delimiter=delimiter)
+            names, at, line = _header(cells, where), len(head), 1
+        rest = rest[len(head) :]
+        while names:
+            block = rest + (more := file.read(BATCH_BYTES))
+            if not block:
+                return
+            ends = _ends_of_rows(block, delimiter, last=not more)
+            if more and not len(ends) and len(block) < MAX_FIELD:
+                rest = block  # a row goes on
+                continue
+            size, lines = ends[-1].tolist() if len(ends) else (0, 0)
+            columns = _parsed(block[:size], names, delimiter)
+            if columns is None or len(columns[names[0]]) != len(ends):
+                break
+            yield Batch(columns, "line", array("q", (line + ends[:, 1]).tobytes()))
+            rest, at, line = block[size:], at + size, line + lines
+        file.seek(at)
+        yield from _batches(_python_csv(file, where, delimiter, names, line), "line")
+
+
+def _ends_of_rows(block: bytes, delimiter: str, *, last: bool) -> NDArray[np.int64]:
+    """Return where the rows in some bytes of CSV end, and how many lines there are until there.
+
+    Nothing if its quotes or line ends are such that parsers differ. With `last` its end is the end
+    of a row too.
+    """
+    nothing = np.zeros((0, 2), np.int64)
+    if b"\0" in block or block.count(b"\r") != block.count(b"\r\n"):
+        return nothing
+    data = np.frombuffer(block, np.uint8)
+    quotes, lines = np.flatnonzero(data == ord('"')), np.flatnonzero(data == ord("\n"))
+    if last and not block.endswith(b"\n"):
+        lines = np.append(lines, len(block) - 1)
+    between = np.zeros(256, bool)
+    between[list(f'{delimiter}\r\n"'.encode())] = True
+    around = np.concatenate([[True], between[data], [True]])
+    if not (around[quotes[::2]].all() and around[quotes[1::2] + 2].all()):
+        return nothing
+    outside = np.searchsorted(quotes, lines, "right") % 2 == 0
+    rows: NDArray[np.int64] = np.stack([lines + 1, np.arange(1, len(lines) + 1)], 1)[outside]
+    return rows
+
+
+def _parsed(block: bytes, names: list[str], delimiter: str) -> dict[str, Cells] | None:
+    """Return columns of texts; None for what is not as it should be."""
+    try:
+        table = pa_csv.read_csv(
+            pa.BufferReader(block),
+            pa_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(block) + 1),
+            pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            pa_csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()),
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+    return {name: table[name].combine_chunks() for name in names}
+
+
+def _python_csv(
+    file: BinaryIO, where: str, delimiter: str, names: list[str], line: int
+) -> Numbered:
+    """Yield the rows that follow `line`; raise CorpusError for what is wrong with one."""
     csv.field_size_limit(MAX_FIELD)
-    with TextIOWrapper(file, "utf-8-sig", newline="") as text:
+    with TextIOWrapper(file, "utf-8" if names else "utf-8-sig", newline="") as text:
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
-            header = next((row for row in reader if row), None)
-            if header is None:
-                raise CorpusError(f"{where} is empty. The first line names the columns.")
-            header = [name.strip() or f"column_{i}" for i, name in enumerate(header, start=1)]
-            _require_once(header, where)
-            for row in reader:
-                if len(row) != len(header) and row:
+            for row in filter(None, reader):
+                number = line + reader.line_num
+                if not names:
+                    names = _header(row, where)
+                    continue
+                if len(row) != len(names):
                     raise CorpusError(
-                        f"{where}, line {reader.line_num}: {len(row)} cells, but {len(header)} "
+                        f"{where}, line {number}: {len(row)} cells, but {len(names)} "
                         "columns. Put text with the delimiter in it between double quotes."
                     )
-                if row:
-                    yield (
-                        f"line {reader.line_num}",
-                        {name: cell or None for name, cell in zip(header, row, strict=True)},
-                    )
+                cells = {name: cell or None for name, cell in zip(names, row, strict=True)}
+                yield number, cells, sum(map(len, row))
         except UnicodeDecodeError as err:
             raise not_utf8(where, err) from err
         except csv.Error as err:
-            raise CorpusError(f"{where}, line {reader.line_num}: {err}. Correct it.") from err
+            raise CorpusError(
+                f"{where}, line {line + reader.line_num}: {err}. Correct it."
+            ) from err
+    if not names:
+        raise CorpusError(f"{where} is empty. The first line names the columns.")
+
+
+def _header(row: list[str], where: str) -> list[str]:
+    names = [name.strip() or f"column_{i}" for i, name in enumerate(row, start=1)]
+    _require_once(names, where)
+    return names
 
 
 def _require_once(names: list[str], where: str) -> None:
@@ -65,38 +193,43 @@ def _require_once(names: list[str], where: str) -> None:
 _LISTED = re.compile(r"(.*?)((?:\s+\d+)*)\s*")
 
 
-def _read_names(file: BinaryIO, where: str) -> Iterator[TableRow]:
+def _name_rows(file: BinaryIO, where: str) -> Numbered:
     """Read a list without a header, as UCF-101 has them: a name a line, then maybe numbers."""
     for number, line in enumerate(_lines(file, where), start=1):
         match = _LISTED.fullmatch(line.strip())
         if match and match[1]:
             numbers = {f"column_{i}": n for i, n in enumerate(match[2].split(), start=2)}
-            yield f"line {number}", {"path": match[1], **numbers}
+            yield number, {"path": match[1], **numbers}, len(line)
 
 
 def _lines(file: BinaryIO, where: str) -> Iterator[str]:
-    number = 0
+    number, rest = 0, b""
     with file:
-        while line := file.readline(MAX_ROW):
-            number += 1
-            if len(line) == MAX_ROW:
-                raise CorpusError(f"{where}, line {number} is longer than {MAX_ROW >> 20} MiB.")
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as err:
-                raise not_utf8(f"{where}, line {number}", err) from err
+        while True:
+            piece = file.read(1 << 20)
+            *lines, rest = (rest + piece).split(b"\n") if piece else (rest, b"")
+            for line in lines:
+                number += 1
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as err:
+                    raise not_utf8(f"{where}, line {number}", err) from err
+            if len(rest) >= MAX_ROW:
+                at = f"{where}, line {number + 1}"
+                raise CorpusError(f"{at} is longer than {MAX_ROW >> 20} MiB.")
+            if not piece:
+                return
 
 
-def _read_json_lines(file: BinaryIO, where: str) -> Iterator[TableRow]:
+def _json_line_rows(file: BinaryIO, where: str) -> Numbered:
     for number, line in enumerate(_lines(file, where), start=1):
         if line.strip():
+            at = f"{where}, line {number}"
             try:
                 row = parse_json(line, unique=True)
             except ValueError as err:
-                raise CorpusError(
-                    f"{where}, line {number} is not JSON: {err}. Correct it."
-                ) from err
-            yield f"line {number}", _object(row, f"{where}, line {number}")
+                raise CorpusError(f"{at} is not JSON: {err}. Correct it.") from err
+            yield number, _object(row, at), len(line)
 
 
 def _object(row: Any, at: str) -> dict[str, Any]:
@@ -107,17 +240,16 @@ def _object(row: Any, at: str) -> dict[str, Any]:
     return row
 
 
-def _read_json(file: BinaryIO, where: str) -> Iterator[TableRow]:
+def _json_rows(file: BinaryIO, where: str) -> Numbered:
     """Read an array of objects, one by one; or an object: a row, or several by name or in a list.
 
     An object of several rows is read whole, up to `MAX_ROW`.
     """
     with file:
         pieces = _values(file, where)
-        kind = next(pieces)
-        if kind == "[":
+        if next(pieces) == "[":
             for number, item in enumerate(pieces, start=1):
-                yield f"row {number}", _object(item, f"{where}, row {number}")
+                yield number, _object(item, f"{where}, row {number}"), BATCH_BYTES >> 8
             return
         found = _object(next(pieces), where)
     lists = [
@@ -127,12 +259,12 @@ def _read_json(file: BinaryIO, where: str) -> Iterator[TableRow]:
     ]
     if len(lists) == 1 and not _names_a_video(found):
         for number, item in enumerate(lists[0], start=1):
-            yield f"row {number}", _object(item, where)
+            yield number, _object(item, where), 0
     elif len(found) > 1 and all(isinstance(value, dict) for value in found.values()):
         for name, value in found.items():
-            yield f"row {name!r}", {"video_id": name, **_object(value, where)}
+            yield repr(name), {"video_id": name, **_object(value, where)}, 0
     else:
-        yield "row 1", found
+        yield 1, found, 0
 
 
 def _names_a_video(row: dict[str, Any]) -> bool:
@@ -185,39 +317,34 @@ def _decoded(file: BinaryIO, where: str) -> Iterator[str]:
             raise not_utf8(where, err) from err
 
 
-def _read_parquet(file: BinaryIO, where: str) -> Iterator[TableRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from reducio_latents.files.parquet import video_leaf
-
-    number = 0
+def _read_parquet(file: BinaryIO, where: str) -> Iterator[Batch]:
     try:
         with pq.ParquetFile(file) as table:
-            fields = list(table.schema_arrow)
-            _require_once([field.name for field in fields], where)
-            names = [field.name for field in fields if not _is_binary(field.type)]
-            leaf = video_leaf(table.schema_arrow) or ""
+            schema, about = table.schema_arrow, table.metadata
+            _require_once(schema.names, where)
+            names = [field.name for field in schema if not _is_binary(field.type)]
+            leaf = video_leaf(schema) or ""
             videos, struct, _ = leaf.partition(".")
             leaf = leaf if _has_values(table, leaf) else ""
-            for field in fields:
-                if field.name not in (*names, videos):
-                    log.warning("%s: column %s is binary and is left out.", where, field.name)
-            if struct and table.schema_arrow.field(videos).type.get_field_index("path") >= 0:
+            for name in schema.names:
+                if name not in (*names, videos):
+                    log.warning("%s: column %s is binary and is left out.", where, name)
+            if struct and schema.field(videos).type.get_field_index("path") >= 0:
                 names.append(f"{videos}.path")
-            if not names and leaf:  # as many rows, of nothing
-                for number in range(1, table.metadata.num_rows + 1):
-                    yield f"row {number}", {videos: InParquet(number - 1)}
-                return
-            for batch in table.iter_batches(BATCH, columns=names, use_threads=False):
-                columns = list(map(_plain_column, batch.columns, batch.schema.names))
-                for cells in zip(*columns, strict=True):
-                    row = dict(zip(batch.schema.names, cells, strict=True))
-                    if leaf:
-                        name = (row.get(videos) or {}).get("path") if struct else None
-                        row[videos] = InParquet(number, name)
-                    number += 1
-                    yield f"row {number}", row
+            sizes = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+            some = min(BATCH, max(1, BATCH_BYTES * about.num_rows // max(1, sizes)))
+            row = 0
+            for batch in table.iter_batches(some, columns=names, use_threads=False):
+                numbers = range(row, row := row + batch.num_rows)
+                found = zip(batch.schema.names, batch.columns, strict=True)
+                columns = {name: _plain(column, name) for name, column in found}
+                if leaf:
+                    inside = ()
+                    if videos in columns:
+                        inside = pc.struct_field(columns[videos], "path").to_pylist()
+                    cells = zip_longest(numbers, inside)
+                    columns[videos] = [InParquet(*cell) for cell in cells]
+                yield Batch(columns, "row", [number + 1 for number in numbers])
     except CorpusError:
         raise
     except (pa.ArrowException, OSError) as err:
@@ -247,26 +374,33 @@ def _is_binary(kind: Any) -> bool:
     return "binary" in str(kind)  # also inside a list or struct
 
 
-def _plain_column(column: Any, name: str) -> list[Any]:
-    import pyarrow as pa
-
+def _plain(column: pa.Array, name: str) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        return column.dictionary_decode()
     if pa.types.is_duration(column.type) and is_time_name(name):
-        seconds = column.cast(pa.duration("ns")).cast(pa.int64()).cast(pa.float64(), safe=False)
-        return [None if value is None else value / 1e9 for value in seconds.to_pylist()]
+        whole = column.cast(pa.duration("ns")).cast(pa.int64())
+        return pc.divide(whole.cast(pa.float64(), safe=False), 1e9)
     if pa.types.is_temporal(column.type):  # finer than Python's own times
-        column = column.cast(pa.int64() if pa.types.is_duration(column.type) else pa.string())
-    values: list[Any] = column.to_pylist()
-    return values
+        return column.cast(pa.int64() if pa.types.is_duration(column.type) else pa.string())
+    if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        return column.cast(pa.string())
+    return column
 
 
-TABLE_READERS: dict[str, Callable[[BinaryIO, str], Iterator[TableRow]]] = {
+def _in_batches(
+    rows: Callable[[BinaryIO, str], Numbered], kind: str
+) -> Callable[[BinaryIO, str], Iterator[Batch]]:
+    return lambda file, where: _batches(rows(file, where), kind)
+
+
+TABLE_READERS: dict[str, Callable[[BinaryIO, str], Iterator[Batch]]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
-    ".json": _read_json,
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
+    ".json": _in_batches(_json_rows, "row"),
+    ".jsonl": _in_batches(_json_line_rows, "line"),
+    ".ndjson": _in_batches(_json_line_rows, "line"),
     ".parquet": _read_parquet,
-    ".txt": _read_names,
+    ".txt": _in_batches(_name_rows, "line"),
 }
 UNTYPED = (".csv", ".tsv", ".txt")
 """Tables whose cells are all text, numbers too."""

@@ -1,27 +1,34 @@
-"""What the rows of a table say, kept in columns: a span takes some bytes, not a dict."""
+"""What the rows of a table say, kept in columns: a span takes some bytes, not an object."""
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from reducio_latents.core.clips import positions
 from reducio_latents.core.config import Scalar
+from reducio_latents.corpus.cells import CAPTIONS, Column
 from reducio_latents.corpus.entry import CorpusSpan, CorpusVideo
-from reducio_latents.store.plan.tables import CLIP_SCHEMA, column_of, common_type
+from reducio_latents.errors import CorpusError
+from reducio_latents.store.plan.tables import column_of, common_type
 
 CHUNK = 1 << 14
 """Rows that are gathered as Python values before they become columns."""
-CAPTIONS = CLIP_SCHEMA.field("captions").type
+_KINDS = {"owner": "i4", "number": "i4", "start": "f8", "end": "f8", "from_s": "f8"}
+ENTRY = np.dtype(list({**_KINDS, "in_frames": "?", "problem": "u1"}.items()))
+"""What a row says of when: number of its video, its own number, then as in `CorpusSpan`; NO_END is
+the video's, and a problem is 0 or which one, from 1. A row of a whole video is one span."""
+NO_END = -1.0
+ORDER = ("owner", "from_s", "start", "end")
+Conflict = Callable[[int, int, int], CorpusError]
 _INTEGER = r"^-?(0|[1-9][0-9]{0,17})$"
 _NUMBER = r"^-?(0|[1-9][0-9]{0,14})(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?$"
-_NO_END = -1.0
 
 
 class Carried:
@@ -56,95 +63,81 @@ class CarriedRow(Mapping[str, Scalar]):
         return repr(self.carried.row(self.number))
 
 
-class Gatherer:
-    """Takes rows one by one, as mappings of what a column can hold, and makes columns of them."""
-
-    def __init__(self, *, untyped: bool) -> None:
-        self.untyped = untyped
-        """Whether texts that are numbers are to be numbers, as in CSV."""
-        self.rows = 0
-        self._waiting: list[Mapping[str, Scalar]] = []
-        self._chunks: list[tuple[int, dict[str, pa.Array]]] = []
-
-    def add(self, row: Mapping[str, Scalar]) -> None:
-        self._waiting.append(row)
-        self.rows += 1
-        if len(self._waiting) == CHUNK:
-            self._flush()
-
-    def _flush(self) -> None:
-        rows, self._waiting = self._waiting, []
-        names = dict.fromkeys(name for row in rows for name in row)
-        columns = {name: column_of([row.get(name) for row in rows]) for name in names}
-        self._chunks.append((len(rows), columns))
-
-    def finish(self, order: NDArray[Any] | None = None) -> Carried:
-        """Return the columns; of the rows in `order`, if one is given."""
-        self._flush()
-        columns = {}
-        for name in sorted({name for _, chunk in self._chunks for name in chunk}):
-            found = [(rows, chunk.pop(name, None)) for rows, chunk in self._chunks]
-            kind = common_type(list(dict.fromkeys(a.type for _, a in found if a is not None)))
-            pieces = [pa.nulls(n, kind) if a is None else a.cast(kind) for n, a in found]
-            column = self._typed(pa.chunked_array(pieces, kind))
-            columns[name] = column if order is None else taken(column, order)
-        self._chunks = []
-        return Carried(columns)
-
-    def _typed(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Make a column of texts numbers if each is one and nothing is lost: `007` stays text."""
-        if not self.untyped or not pa.types.is_string(column.type):
-            return column
-        for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64())):
-            if pc.all(pc.match_substring_regex(column, pattern)).as_py():
-                numbers = column.cast(kind)
-                if kind == pa.int64() or pc.all(pc.is_finite(numbers)).as_py():
-                    return numbers
-        return column
+def carried_of(rows: Sequence[Mapping[str, Scalar]]) -> dict[str, pa.Array]:
+    """Return what rows carry as columns, null where one has no value."""
+    names = dict.fromkeys(chain.from_iterable(rows))
+    return {name: column_of([row.get(name) for row in rows]) for name in names}
 
 
-def taken(column: pa.ChunkedArray, index: NDArray[Any]) -> pa.ChunkedArray:
+def joined_columns(
+    chunks: Sequence[tuple[int, dict[str, pa.Array]]], *, untyped: bool = False
+) -> Carried:
+    """Join columns of so many rows each; with `untyped`, as in CSV, texts that are numbers become
+    numbers."""
+    columns = {}
+    for name in sorted({name for _, chunk in chunks for name in chunk}):
+        found = [(rows, chunk.pop(name, None)) for rows, chunk in chunks]
+        kind = common_type(list(dict.fromkeys(a.type for _, a in found if a is not None)))
+        pieces = [pa.nulls(n, kind) if a is None else a.cast(kind) for n, a in found]
+        column = pa.chunked_array(pieces, kind)
+        columns[name] = _typed(column) if untyped and pa.types.is_string(kind) else column
+    return Carried(columns)
+
+
+def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Make a column of texts numbers if each is one and nothing is lost: `007` stays text."""
+    for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64())):
+        if pc.all(pc.match_substring_regex(column, pattern)).as_py():
+            numbers = column.cast(kind)
+            if kind == pa.int64() or pc.all(pc.is_finite(numbers)).as_py():
+                return numbers
+    return column
+
+
+def taken(column: pa.ChunkedArray, index: Column) -> pa.ChunkedArray:
     """Return column[index] in chunks: one array of texts cannot hold 2 GiB."""
     pieces = [column.take(index[i : i + CHUNK]) for i in range(0, len(index), CHUNK)]
     return pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], column.type)
 
 
-class SpanColumns:
-    """All spans of a table, those of one video together, by start."""
+def entries_of(spans: Iterable[CorpusSpan], problems: dict[str, int]) -> Column:
+    """Return spans as rows of `ENTRY`; their problems are added to those that are numbered."""
 
-    def __init__(
-        self,
-        times: Mapping[str, NDArray[Any]],
-        problems: Sequence[str],
-        captions: pa.ChunkedArray,
-        carried: Carried,
-    ) -> None:
-        self._times, self._problems = times, problems
-        self.captions, self.carried = captions, carried
+    def number(problem: str | None) -> int:
+        return 0 if problem is None else problems.setdefault(problem, len(problems) + 1)
+
+    ends = ((s, NO_END if s.end is None else s.end) for s in spans)
+    rows = [(0, 0, s.start, end, s.from_s, s.in_frames, number(s.problem)) for s, end in ends]
+    return np.array(rows, ENTRY)
+
+
+class SpanTable(NamedTuple):
+    """All that a table lists, what is of one video together, by start."""
+
+    entries: Column
+    problems: Sequence[str]
+    captions: pa.ChunkedArray
+    carried: Carried
 
     def bare(self, begin: int, end: int) -> Iterator[CorpusSpan]:
         """Yield spans without captions and values, which take longer to read than all else."""
-        columns = (self._times[name][begin:end].tolist() for name in _TIMES)
-        for start, stop, from_s, in_frames, problem in zip(*columns, strict=True):
+        for _, _, start, stop, from_s, in_frames, problem in self.entries[begin:end].tolist():
             yield CorpusSpan(
                 start,
-                None if stop == _NO_END else stop,
-                in_frames=bool(in_frames),
+                None if stop == NO_END else stop,
+                in_frames=in_frames,
                 from_s=from_s,
-                problem=self._problems[problem - 1] if problem else None,
+                problem=self.problems[problem - 1] if problem else None,
             )
-
-
-_TIMES = ("start", "end", "from_s", "in_frames", "problem")
 
 
 class ListedSpans(Sequence[CorpusSpan]):
     """The spans of one video."""
 
-    __slots__ = ("begin", "columns", "end")
+    __slots__ = ("begin", "end", "listed")
 
-    def __init__(self, columns: SpanColumns, begin: int, end: int) -> None:
-        self.columns, self.begin, self.end = columns, begin, end
+    def __init__(self, listed: SpanTable, begin: int, end: int) -> None:
+        self.listed, self.begin, self.end = listed, begin, end
 
     def __len__(self) -> int:
         return self.end - self.begin
@@ -157,15 +150,11 @@ class ListedSpans(Sequence[CorpusSpan]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(self.begin, self.end)[index]
-        (bare,) = self.columns.bare(number, number + 1)
-        return CorpusSpan(
-            bare.start,
-            bare.end,
-            tuple(self.columns.captions[number].as_py()),
-            CarriedRow(self.columns.carried, number),
-            bare.in_frames,
-            bare.from_s,
-            bare.problem,
+        (bare,) = self.listed.bare(number, number + 1)
+        return replace(
+            bare,
+            captions=tuple(self.listed.captions[number].as_py()),
+            extra=CarriedRow(self.listed.carried, number),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -175,7 +164,7 @@ class ListedSpans(Sequence[CorpusSpan]):
 
     def bare(self) -> Iterator[CorpusSpan]:
         """Yield the spans without captions and values."""
-        return self.columns.bare(self.begin, self.end)
+        return self.listed.bare(self.begin, self.end)
 
 
 def bare_spans(spans: Sequence[CorpusSpan]) -> Iterable[CorpusSpan]:
@@ -183,69 +172,83 @@ def bare_spans(spans: Sequence[CorpusSpan]) -> Iterable[CorpusSpan]:
     return spans.bare() if isinstance(spans, ListedSpans) else spans
 
 
-class SpanGatherer:
-    """Takes the spans of a table one by one, whosever they are."""
+class Gatherer:
+    """Takes what rows say, whosever they are, and sorts it by video."""
 
-    def __init__(self, *, untyped: bool) -> None:
-        self._carried = Gatherer(untyped=untyped)
-        self._owners = array("q")
-        self._times: dict[str, array[Any]] = {
-            name: array("d" if name in _TIMES[:3] else "B") for name in _TIMES
-        }
-        self._problems: dict[str, int] = {}
-        self._waiting: list[Sequence[str]] = []
+    def __init__(self) -> None:
+        self.problems: dict[str, int] = {}
+        self.rows = 0
+        self._entries: list[Column] = []
         self._captions: list[pa.Array] = []
+        self._carried: list[tuple[int, dict[str, pa.Array]]] = []
 
-    def add(self, owner: int, span: CorpusSpan) -> None:
-        """Take a span of the video of that number."""
-        problem = 0
-        if span.problem is not None:
-            problem = self._problems.setdefault(span.problem, len(self._problems) + 1)
-        end = _NO_END if span.end is None else span.end
-        values = (span.start, end, span.from_s, span.in_frames, problem)
-        for name, value in zip(_TIMES, values, strict=True):
-            self._times[name].append(value)
-        self._owners.append(owner)
-        self._carried.add(span.extra)
-        self._waiting.append(span.captions)
-        if len(self._waiting) == CHUNK:
-            self._flush()
+    def add(self, entries: Column, captions: pa.Array, carried: Mapping[str, pa.Array]) -> None:
+        """Take rows in: of `ENTRY`, lists of texts, and columns, all of one length."""
+        self.rows += len(entries)
+        if len(entries):
+            self._entries.append(entries)
+            self._captions.append(captions)
+            there = {k: column for k, column in carried.items() if column.null_count < len(column)}
+            self._carried.append((len(entries), there))
 
-    def _flush(self) -> None:
-        self._captions.append(pa.array(self._waiting, CAPTIONS))
-        self._waiting = []
+    def finish(self, untyped: bool, conflict: Conflict | None = None) -> SpanTable:
+        """Return all of it, of rows that say the same once.
 
-    def finish(self, videos: int) -> tuple[list[ListedSpans], int]:
-        """Return the spans of each video, and how many repeated another one.
-
-        Of those that are equal the first one is kept, with the captions of all.
+        Two rows of one video are two spans, if they have other times, else one with the captions of
+        both. With a `conflict` they are to be equal: it makes an error of the numbers of video and
+        rows.
         """
-        self._flush()
-        owners = np.asarray(self._owners)
-        times = {name: np.asarray(column) for name, column in self._times.items()}
-        order = np.lexsort((times["end"], times["start"], times["from_s"], owners))
-        owners = owners[order]
-        times = {name: column[order] for name, column in times.items()}
-        first = np.diff(owners, prepend=-1) != 0
-        for column in times.values():
-            first[1:] |= np.diff(column) != 0
-        first |= times["problem"] != 0
-        captions = pa.chunked_array(self._captions, CAPTIONS)
-        stands = np.array_equal(order, np.arange(len(order)))  # as most tables do
-        captions = captions if stands else taken(captions, order)
-        if not first.all():
-            captions = _joined(captions, first)
-            order, owners, stands = order[first], owners[first], False
-            times = {name: column[first] for name, column in times.items()}
-        self._captions = []
-        carried = self._carried.finish(None if stands else order)
-        columns = SpanColumns(times, list(self._problems), captions, carried)
-        ends = np.searchsorted(owners, np.arange(-1, videos), side="right").tolist()
-        found = [ListedSpans(columns, a, b) for a, b in pairwise(ends)]
-        return found, len(first) - len(order)
+        entries, at = np.empty(sum(map(len, self._entries)), ENTRY), 0
+        while self._entries:  # which are let go of one by one
+            part = self._entries.pop(0)
+            entries[at : at + len(part)] = part
+            at += len(part)
+        captions, carried = pa.chunked_array(self._captions, CAPTIONS), self._carried
+        del self._captions, self._carried
+        columns = joined_columns(carried, untyped=untyped).columns
+        order = ("owner",) if conflict else ORDER
+        if not _in_order(entries, (*order, "number")):
+            index = np.lexsort([entries[key] for key in ("number", *reversed(order))])
+            entries, captions = entries[index], taken(captions, index)
+            columns = {name: taken(column, index) for name, column in columns.items()}
+        same = order if conflict else (*ORDER, "in_frames", "problem")
+        again = np.zeros(len(entries), bool)
+        again[1:] = np.logical_and.reduce([entries[k][1:] == entries[k][:-1] for k in same])
+        again &= entries["problem"] == 0
+        if again.any():
+            if conflict is None:
+                captions = _joined_captions(captions, ~again)
+            else:
+                _require_same(entries, again, captions, Carried(columns), conflict)
+                captions = taken(captions, np.flatnonzero(~again))
+            kept = np.flatnonzero(~again)
+            entries = entries[kept]
+            columns = {name: taken(column, kept) for name, column in columns.items()}
+        return SpanTable(entries, list(self.problems), captions, Carried(columns))
 
 
-def _joined(captions: pa.ChunkedArray, first: NDArray[Any]) -> pa.ChunkedArray:
+def _in_order(entries: Column, keys: Sequence[str]) -> bool:
+    later, same = np.zeros(max(0, len(entries) - 1), bool), np.ones(max(0, len(entries) - 1), bool)
+    for key in keys:
+        later |= same & (entries[key][:-1] < entries[key][1:])
+        same &= entries[key][:-1] == entries[key][1:]
+    return bool(later.all())
+
+
+def _require_same(
+    entries: Column,
+    again: Column,
+    captions: pa.ChunkedArray,
+    carried: Carried,
+    conflict: Conflict,
+) -> None:
+    for i in np.flatnonzero(again).tolist():
+        one, other = ((captions[j].as_py(), carried.row(j)) for j in (i - 1, i))
+        if one != other:
+            raise conflict(*map(int, (entries["owner"][i], *entries["number"][i - 1 : i + 1])))
+
+
+def _joined_captions(captions: pa.ChunkedArray, first: Column) -> pa.ChunkedArray:
     """Join the captions of each row that is a first one with those of the rows up to the next."""
     chunks, rows = [], list[list[str]]()
     for begin in range(0, len(captions), CHUNK):
@@ -266,30 +269,49 @@ class Said(NamedTuple):
 
     captions: pa.Array | pa.ChunkedArray
     columns: Mapping[str, pa.Array | pa.ChunkedArray]
-    rows: NDArray[Any]
+    rows: Column
     """Which row of captions and columns is which span's."""
 
 
 def said_of_spans(videos: Sequence[CorpusVideo]) -> Said:
     """Return it as the columns it is in, if it is all of one table; else gathered."""
-    lists = [video.spans for video in videos if isinstance(video.spans, ListedSpans)]
-    if lists and len(lists) == len(videos) and len({id(spans.columns) for spans in lists}) == 1:
-        columns = lists[0].columns
-        begins = np.array([spans.begin for spans in lists])
-        counts = np.array([len(spans) for spans in lists])
-        index = np.arange(counts.sum()) + np.repeat(begins - np.cumsum(counts) + counts, counts)
-        if not any(video.extra for video in videos):
-            return Said(columns.captions, columns.carried.columns, index)
+    found = _of_one_table(videos)
+    if found is not None and not any(video.extra for video in videos):
+        return Said(found[0].captions, found[0].carried.columns, found[1])
     rows = [video.extra for video in videos if isinstance(video.extra, CarriedRow)]
     if rows and len(rows) == len(videos) and len({id(row.carried) for row in rows}) == 1:
         texts = pa.array([video.captions for video in videos], CAPTIONS)
         index = np.array([row.number for row in rows])
         of_videos = {name: taken(c, index) for name, c in rows[0].carried.columns.items()}
         return Said(texts, of_videos, np.arange(len(videos)))
-    captions, carried = list[Sequence[str]](), Gatherer(untyped=False)
+    captions, extras = list[Sequence[str]](), list[Mapping[str, Scalar]]()
     for video in videos:
         captions += [span.captions for span in video.spans] or [video.captions]
-        for extra in [{**video.extra, **s.extra} for s in video.spans] or [dict(video.extra)]:
-            carried.add(extra)
-    index = np.arange(len(captions))
-    return Said(pa.array(captions, CAPTIONS), carried.finish().columns, index)
+        extras += [{**video.extra, **span.extra} for span in video.spans] or [video.extra]
+    parts = [extras[i : i + CHUNK] for i in range(0, len(extras), CHUNK)]
+    carried = joined_columns([(len(part), carried_of(part)) for part in parts])
+    return Said(pa.array(captions, CAPTIONS), carried.columns, np.arange(len(captions)))
+
+
+def _of_one_table(videos: Sequence[CorpusVideo]) -> tuple[SpanTable, Column] | None:
+    """Return the table that all spans of the videos are of, and which they are in it."""
+    lists = [video.spans for video in videos if isinstance(video.spans, ListedSpans)]
+    if not lists or len(lists) < len(videos) or len({id(spans.listed) for spans in lists}) > 1:
+        return None
+    begins, counts = np.array([(spans.begin, len(spans)) for spans in lists]).T
+    return lists[0].listed, np.repeat(begins, counts) + positions(counts)
+
+
+def entries_of_videos(videos: Sequence[CorpusVideo]) -> tuple[Column, Sequence[str]]:
+    """Return all spans of videos, one after another, and what their problems are; a whole video is
+    one."""
+    found = _of_one_table(videos)
+    if found is not None:
+        return found[0].entries[found[1]], found[0].problems
+    if not any(video.spans for video in videos):
+        entries = np.zeros(len(videos), ENTRY)
+        entries["end"] = NO_END
+        return entries, []
+    problems: dict[str, int] = {}
+    lists = (bare_spans(video.spans) if video.spans else [CorpusSpan()] for video in videos)
+    return entries_of(chain.from_iterable(lists), problems), list(problems)

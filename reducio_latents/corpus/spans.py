@@ -5,11 +5,16 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from reducio_latents.core.parsing import MAX_DEPTH, parse_json
+from reducio_latents.corpus.cells import Cells, Column, plain_pairs, plain_times
 from reducio_latents.corpus.entry import (
     CAPTION_NAMES,
     NO_CAPTION,
@@ -19,6 +24,7 @@ from reducio_latents.corpus.entry import (
     match_name,
     squashed,
 )
+from reducio_latents.corpus.rows import ENTRY, NO_END
 from reducio_latents.errors import ConfigError, CorpusError
 
 MAX_CELL = 1 << 20
@@ -93,10 +99,10 @@ def as_list(cell: Any) -> Any:
         return cell
     if len(text) > MAX_CELL:
         raise CorpusError(TOO_MANY)
-    try:
-        return parse_json(text)
-    except ValueError:
-        pass
+    # What Python writes of texts without quotes and escapes is JSON, but for the marks.
+    for written in (text,) if '"' in text or "\\" in text else (text, text.replace("'", '"')):
+        with suppress(ValueError):
+            return parse_json(written)
     try:
         return _plain(ast.literal_eval(text))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -156,6 +162,22 @@ class Times:
         if self.windows is not None and len(parts) == 1 and not listed:
             return _windows(parts[0], as_list(row.pop(self.windows, None)))
         return _shared(row, parts) if listed else parts
+
+    def columns(self, cells: dict[str, Cells], rows: int) -> tuple[Column, Column]:
+        """Take the spans out of columns: rows of `ENTRY`, and which are plain, one span of two
+        times. Others are to be read one by one."""
+        entries, plain = np.zeros(rows, ENTRY), np.ones(rows, bool)
+        nothing = pa.nulls(rows, pa.string())
+        if self.both is None:
+            both = [cells.pop(name or "", nothing) for name in (self.start, self.end)]
+        else:
+            *both, plain = plain_pairs(cells.pop(self.both, nothing))
+        for name, missing, column in zip(("start", "end"), (0.0, NO_END), both, strict=True):
+            times, are_times = plain_times(column)
+            entries[name] = np.where(np.isnan(times), missing, times * (self.unit or 1.0))
+            plain = plain & are_times
+        entries["in_frames"] = self.unit == 0
+        return entries, plain if self.windows is None else np.zeros(rows, bool)
 
 
 def _parts(value: Any, unit: float) -> tuple[list[RowSpan], bool]:

@@ -5,23 +5,37 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import chain, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import numpy as np
+import pyarrow as pa
+
 from reducio_latents.core.text import printable
+from reducio_latents.corpus.cells import (
+    CAPTIONS,
+    Cells,
+    Column,
+    has_texts,
+    plain_captions,
+    plain_list,
+    values_of,
+)
 from reducio_latents.corpus.entry import (
     CAPTION_NAMES,
     ID_NAMES,
     URL_NAMES,
+    CorpusSpan,
     CorpusVideo,
     as_captions,
-    as_extra,
     extension,
     file_columns,
     is_utf8,
@@ -29,8 +43,15 @@ from reducio_latents.corpus.entry import (
     match_name,
     storable,
 )
-from reducio_latents.corpus.readers import TABLE_READERS, UNTYPED, InParquet, TableRow
-from reducio_latents.corpus.rows import CarriedRow, Gatherer, SpanGatherer
+from reducio_latents.corpus.readers import TABLE_READERS, UNTYPED, Batch, InParquet
+from reducio_latents.corpus.rows import (
+    ENTRY,
+    CarriedRow,
+    Gatherer,
+    ListedSpans,
+    carried_of,
+    entries_of,
+)
 from reducio_latents.corpus.spans import Times, as_list, find_times, read_spans
 from reducio_latents.corpus.trees import Tree, open_tree
 from reducio_latents.errors import ConfigError, CorpusError
@@ -65,51 +86,82 @@ def list_tables(
     those that are equal count once. Raise CorpusError for a table that cannot be read, has no rows
     or no column of paths, or whose rows of one video differ and list no spans.
     """
-    videos: dict[str, _Video] = {}
-    untyped = all(extension(name) in UNTYPED for name in names)
-    values, spans = Gatherer(untyped=untyped), SpanGatherer(untyped=untyped)
-    lost: list[str] = []
+    found = _Found()
     for name in names:
         where = printable(public_url(join_url(tree.root, name)))
         finder = _Finder(root or tree.root, "" if root else posixpath.dirname(name), bool(root))
-        rows = TABLE_READERS[extension(name)](tree.open(name), where)
-        first = list(islice(rows, SAMPLE))
+        batches = TABLE_READERS[extension(name)](tree.open(name), where)
+        first, sample = list[Batch](), list[dict[str, Any]]()
+        while len(sample) < SAMPLE and (batch := next(batches, None)) is not None:
+            first.append(batch)
+            sample += [batch.row(i) for i in range(min(SAMPLE, len(batch.numbers)))]
         if not first:
             raise CorpusError(f"{where} has no rows. Name one video a row.")
-        table = _Table(where, name, first, columns, finder)
-        for at, row in chain(first, rows):
-            table.take(at, row, videos, values, spans, lost)
-    if lost:
+        table = _Table(where, name, sample[:SAMPLE], columns, finder)
+        for batch in chain(first, batches):
+            table.take(batch, found)
+            found.rows += len(batch.numbers)
+        first, batch = [], None
+    if lost := found.lost:
         log.warning("%d captions of more than 1 MiB are left out, %s first.", len(lost), lost[0])
-    carried = values.finish()
-    of_videos, repeated = spans.finish(len(videos))
-    if repeated:
+    untyped = all(extension(name) in UNTYPED for name in names)
+    of_spans, rows = found.spans.rows, found.values.finish(untyped, found.conflict)
+    spans = found.spans.finish(untyped)
+    if repeated := of_spans - len(spans.entries):
         log.warning(
             "%d rows repeat a span of another row: they count once, with the captions of all.",
             repeated,
         )
-    for (path, video), listed in zip(videos.items(), of_videos, strict=True):
+    row_of = np.full(len(found.names), -1)
+    row_of[rows.entries["owner"]] = np.arange(len(rows.entries))
+    ends = np.searchsorted(spans.entries["owner"], np.arange(-1, len(found.names)), "right")
+    texts = chain.from_iterable(chunk.to_pylist() for chunk in rows.captions.chunks)
+    for (name, number), row, begin, end in zip(
+        found.names.items(), row_of.tolist(), ends.tolist(), ends[1:].tolist(), strict=False
+    ):
         yield CorpusVideo(
-            path,
-            video.source,
-            video.captions,
-            {} if video.row is None else CarriedRow(carried, video.row),
-            video.problem,
-            listed if len(listed) else (),
+            name,
+            found.sources[number],
+            tuple(next(texts)) if row >= 0 else (),
+            CarriedRow(rows.carried, row) if row >= 0 else {},
+            found.problems.get(number),
+            ListedSpans(spans, begin, end) if begin < end else (),
         )
 
 
-@dataclass(slots=True)
-class _Video:
-    source: VideoSource
-    place: str
-    captions: tuple[str, ...] = ()
-    row: int | None = None
-    """Of what it carries; None if its spans do."""
-    same: int = 0
-    """Hash of what the row says."""
-    problem: str | None = None
-    number: int = field(kw_only=True)
+class _Found:
+    """What the rows of tables name and say."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.names: dict[str, int] = {}
+        self.sources: list[VideoSource] = []
+        self.problems: dict[int, str] = {}
+        self.spans, self.values = Gatherer(), Gatherer()
+        self.places: list[tuple[int, str, Batch]] = []
+        """The first number of some rows of whole videos, their table, and where they stand."""
+        self.lost: list[str] = []
+        """Rows whose captions are too large."""
+
+    def video(self, name: str, source: VideoSource, problem: str | None) -> int:
+        """Return the number of a video."""
+        number = self.names.setdefault(name, len(self.sources))
+        if number == len(self.sources):
+            self.sources.append(source)
+            if problem is not None:
+                self.problems[number] = problem
+        return number
+
+    def conflict(self, owner: int, one: int, other: int) -> CorpusError:
+        """Return what is wrong with two rows of one video that say different things."""
+        at = [bisect_right(self.places, row, key=itemgetter(0)) - 1 for row in (one, other)]
+        (begin, _, first), (again, where, second) = (self.places[i] for i in at)
+        shown = printable(next(islice(self.names, owner, None)))
+        return CorpusError(
+            f"{where} names {shown} twice, in {first.place(one - begin)} and "
+            f"{second.place(other - again)}, with other values. Keep one row; several captions go "
+            "into one row, as a list."
+        )
 
 
 class _Table:
@@ -119,28 +171,29 @@ class _Table:
         self,
         where: str,
         name: str,
-        first: Sequence[TableRow],
+        rows: Sequence[Mapping[str, Any]],
         given: TableColumns,
         finder: _Finder,
     ) -> None:
         self.where, self.name, self.finder = where, name, finder
-        rows = [row for _, row in first]
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        self.path = _require(columns, given.path, where, "path")
+        path = _require(columns, given.path, where, "path")
         self.kind: Literal["path", "name", "identity"] = "path"
-        if self.path is None:
+        if path is None:
             inside = (name for name in columns if isinstance(rows[0].get(name), InParquet))
-            self.path = next(inside, None)
-        if self.path is None:
-            self.path = self._choose(file_columns(columns), rows)
-            if self.path == match_name(ID_NAMES, columns):
+            path = next(inside, None)
+        if path is None:
+            path = self._choose(file_columns(columns), rows)
+            if path == match_name(ID_NAMES, columns):
                 self.kind = "identity"
-        if self.path is None:
+        if path is None:
             raise CorpusError(
                 f"{where} has no column of paths by name; it has {', '.join(columns)}. "
                 "Name it (--path-column)."
             )
-        self.url = match_name(URL_NAMES, columns)
+        self.path = path
+        url = match_name(URL_NAMES, columns)
+        self.url = None if url == path else url
         self.caption = _require(columns, given.caption, where, "caption")
         self.caption = self.caption or match_name(
             CAPTION_NAMES, [name for name in columns if name != self.path]
@@ -165,7 +218,99 @@ class _Table:
                 return name
         return None
 
-    def _inside(self, cell: InParquet, videos: Mapping[str, _Video]) -> tuple[str, VideoSource]:
+    def take(self, batch: Batch, found: _Found) -> None:
+        """Take rows in: videos, or spans of some."""
+        columns, rows = dict(batch.columns), len(batch.numbers)
+        owners = self._owners(batch, columns.pop(self.path, [None] * rows), found)
+
+        def place(i: int) -> str:
+            return f"{self.where}, {batch.place(i)}"
+
+        nothing = pa.nulls(rows, pa.string())
+        if self.times is None:
+            entries, plain = np.zeros(rows, ENTRY), np.ones(rows, bool)
+        else:
+            entries, plain = self.times.columns(columns, rows)
+        texts, are_texts = plain_captions(columns.pop(self.caption or "", nothing))
+        if self.times is not None:
+            plain &= are_texts
+        elif not are_texts.all():
+            lists = texts.to_pylist()
+            for i in np.flatnonzero(~are_texts & (owners >= 0)).tolist():
+                cell = _caption_list(batch.row(i).get(self.caption or ""))
+                lists[i] = as_captions(cell, where=place(i), lost=found.lost)
+            texts = pa.array(lists, CAPTIONS)
+        entries["owner"], entries["number"] = owners, found.rows + np.arange(rows)
+        kept = plain & (owners >= 0)
+        carried = {name: values_of(cells, place) for name, cells in columns.items()}
+        gathered = found.spans if self.times is not None else found.values
+        if not kept.all():
+            entries, texts = entries[kept], texts.filter(kept)
+            carried = {name: column.filter(kept) for name, column in carried.items()}
+        gathered.add(entries, texts, carried)
+        if self.times is None:
+            found.places.append((found.rows, self.where, batch._replace(columns={}, rows=())))
+            return
+        spans, numbers = list[CorpusSpan](), list[int]()
+        for i in np.flatnonzero(~plain & (owners >= 0)).tolist():
+            row = batch.row(i)
+            del row[self.path]
+            own = read_spans(row, self.times, self.caption, place(i), found.lost)
+            numbers += [i] * len(own)
+            spans += own
+        entries = entries_of(spans, gathered.problems)
+        entries["owner"], entries["number"] = owners[numbers], found.rows + np.array(numbers, "i4")
+        texts = pa.array([span.captions for span in spans], CAPTIONS)
+        gathered.add(entries, texts, carried_of([span.extra for span in spans]))
+
+    def _owners(self, batch: Batch, cells: Cells, found: _Found) -> Column:
+        """Return the number of the video that each row names; -1 of one that names none, which
+        becomes a video with that problem."""
+        rows, urls = len(batch.numbers), cells
+        if self.url is not None:
+            urls = batch.columns.get(self.url, [None] * rows)
+        if not has_texts(cells) or not has_texts(urls):
+            pairs = zip(range(rows), plain_list(cells), plain_list(urls), strict=True)
+            return np.array([self._owner(batch, *found_at, found) for found_at in pairs], np.int64)
+        codes = np.zeros(rows, np.int64)
+        for texts in (cells,) if urls is cells else (cells, urls):
+            code = texts.dictionary_encode().indices.fill_null(-1)
+            codes = codes * (rows + 1) + np.asarray(code)
+        _, first, which = np.unique(codes, return_index=True, return_inverse=True)
+        order = np.argsort(first)  # as they stand, so that few tables are sorted
+        numbers, at = np.zeros(len(first), np.int64), first[order]
+        of_each = (texts.take(at).to_pylist() for texts in (cells, urls))
+        pairs = zip(at.tolist(), *of_each, strict=True)
+        numbers[order] = [self._owner(batch, *found_at, found) for found_at in pairs]
+        owners = numbers[which]
+        for i in set(np.flatnonzero(owners < 0).tolist()).difference(first.tolist()):
+            self._owner(batch, i, cells[i].as_py(), None, found)
+        return owners
+
+    def _owner(self, batch: Batch, i: int, cell: Any, url: Any, found: _Found) -> int:
+        if cell is None and batch.rows and self.path not in batch.rows[i]:
+            raise CorpusError(
+                f"{self.where}, {batch.place(i)}: {self.path} is None, not a path. Correct it, or "
+                "remove the row."
+            )
+        source = None
+        if cell is None and self.untyped:
+            cell = ""
+        if isinstance(cell, InParquet):
+            cell, source = self._inside(cell, found.names)
+        path = cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
+        path = path.get("path") if isinstance(path, dict) else path
+        if not isinstance(path, str) or not path or "\0" in path or not is_utf8(path):
+            name = f"{storable(self.name)}, {batch.place(i)}"
+            found.video(name, VideoSource(""), f"{self.path} is {path!r:.80}, not a path")
+            return -1
+        name, wrong = path, None
+        if source is None:
+            url = path if self.url is None else url
+            name, source, wrong = self.finder.find(path, url, self.kind)
+        return found.video(name, source, wrong)
+
+    def _inside(self, cell: InParquet, names: Mapping[str, int]) -> tuple[str, VideoSource]:
         """Return name and source of a video in the table: of its own name, if no other has it."""
         if self.finder.elsewhere:
             raise ConfigError(
@@ -173,67 +318,7 @@ class _Table:
             )
         source = VideoSource(join_url(self.finder.base, self.name), cell.row)
         name = f"{storable(self.name)}/{posixpath.basename(cell.name or '') or cell.row}"
-        return (f"{storable(self.name)}/{cell.row}" if name in videos else name), source
-
-    def take(
-        self,
-        at: str,
-        row: dict[str, Any],
-        videos: dict[str, _Video],
-        values: Gatherer,
-        spans: SpanGatherer,
-        lost: list[str],
-    ) -> None:
-        """Take one row in: a video, or spans of one."""
-        assert self.path is not None
-        where = f"{self.where}, {at}"
-        if self.path not in row:
-            raise CorpusError(
-                f"{where}: {self.path} is None, not a path. Correct it, or remove the row."
-            )
-        cell, source = row.pop(self.path), None
-        if cell is None and self.untyped:
-            cell = ""
-        if isinstance(cell, InParquet):
-            cell, source = self._inside(cell, videos)
-        path = cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
-        path = path.get("path") if isinstance(path, dict) else path
-        if not isinstance(path, str) or not path or "\0" in path or not is_utf8(path):
-            problem = f"{self.path} is {path!r:.80}, not a path"
-            videos[f"{storable(self.name)}, {at}"] = _Video(
-                VideoSource(""), at, problem=problem, number=len(videos)
-            )
-            return
-        url = row.get(self.url) if self.url is not None and self.url != self.path else path
-        name, wrong = path, None
-        if source is None:
-            name, source, wrong = self.finder.find(path, url, self.kind)
-        if self.times is not None:
-            found = read_spans(row, self.times, self.caption, where, lost)
-            video = videos.get(name)
-            if video is None:
-                video = _Video(source, at, problem=wrong, number=len(videos))
-                videos[name] = video
-            for span in found:
-                spans.add(video.number, span)
-            return
-        captions: tuple[str, ...] = ()
-        if self.caption is not None:
-            texts = row.pop(self.caption, None)
-            captions = as_captions(_caption_list(texts), where=where, lost=lost)
-        extra = as_extra(row, where=where)
-        same = hash((captions, tuple(sorted((k, str(v)) for k, v in extra.items()))))
-        video = videos.get(name)
-        if video is None:
-            videos[name] = _Video(
-                source, at, captions, values.rows, same, wrong, number=len(videos)
-            )
-            values.add(extra)
-        elif video.same != same:
-            raise CorpusError(
-                f"{self.where} names {printable(name)} twice, in {video.place} and {at}, with "
-                "other values. Keep one row; several captions go into one row, as a list."
-            )
+        return (f"{storable(self.name)}/{cell.row}" if name in names else name), source
 
 
 def _caption_list(cell: Any) -> Any:
