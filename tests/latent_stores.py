@@ -30,11 +30,12 @@ from reducio_latents.store import Store
 from reducio_latents.store.commit import Failure, ShardKey
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.index import build_index, write_index
-from reducio_latents.store.meta import ROOT, ColumnMeta, StoreMeta
+from reducio_latents.store.meta import ColumnMeta, StoreMeta
 from reducio_latents.store.plan import PlanSpec, read_plan, write_part
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.text_rows import TEXT_MEDIA_TYPE, CaptionTokens, pack_text_row
 from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
+from tests.stores import put_meta
 
 CHANNELS = 2
 WIDTH = 5
@@ -275,4 +276,4 @@ def finish_store(writer: StoreWriter) -> None:
         for name, s in merged.items()
     }
     writer.meta = replace(writer.meta, statistics={"motion/all": summary} if summary else {})
-    writer.files.write(ROOT, writer.meta.to_json())
+    put_meta(writer.files, writer.meta)

@@ -106,6 +106,15 @@ def column_rows(
     return ColumnRows(rows=rows, failed=failures, statistics=statistics)
 
 
+def row_in(array: Any, row: int, shard_rows: int = 4) -> bytes | None:
+    """Return a row of any length as other readers get it, of an array that can be sliced."""
+    shard, number = divmod(row, shard_rows)
+    start, length = np.asarray(array[shard, 16 * number : 16 * number + 16]).view("<u8").tolist()
+    if start == 2**64 - 1:
+        return None
+    return np.asarray(array[shard, start : start + length]).tobytes()
+
+
 def make_meta(
     container: Literal["zarr", "webdataset"] = "zarr",
     shard_rows: int = 4,
@@ -162,12 +171,20 @@ def put_commit(files: Files, commit: Commit) -> None:
     files.write(commit_path(commit.key, commit.column), commit.to_json())
 
 
+def put_meta(files: Files, meta: StoreMeta) -> None:
+    """Write a description, and what other readers are told, as the end of a run does."""
+    writer, plan = StoreWriter(files, meta), read_plan(files)
+    assert plan is not None
+    writer.write_coordinates(plan)
+    files.write(ROOT, meta.to_json(writer.describe(meta, rows_of(files, meta))))
+
+
 def finish(writer: StoreWriter) -> None:
     """Write what an encode run writes last."""
     write_index(writer.files, build_index(writer.files, use_cache=False))
     clips = {"found": 7, "encoded": 6, "skipped": 0, "failed": 1}
     writer.meta = replace(writer.meta, counts={"clips": clips}, versions={"numpy": "1"})
-    writer.files.write(ROOT, writer.meta.to_json())
+    put_meta(writer.files, writer.meta)
 
 
 def make_store(

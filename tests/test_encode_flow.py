@@ -32,6 +32,7 @@ from reducio_latents.upkeep.verify import verify
 from reducio_latents.video import get_backend
 from reducio_latents.video.pixels import fit_frame, to_unit
 from tests.corpora import write_corpus, write_video
+from tests.stores import row_in
 
 BUCKET = "16x32x32"
 
@@ -212,13 +213,13 @@ def test_plain_zarr_reads_the_same_numbers(encoded: tuple[Path, EncodeReport]) -
     opened = open_store(store)
     group = zarr.open_group(store, mode="r")
     motion = group[f"{BUCKET}/motion"]
-    captions = group[f"{BUCKET}/caption"][:].tolist()
+    captions = [row_in(group[f"{BUCKET}/caption"], row, 2) for row in range(4)]
     assert motion.shape == (4, 32, 4, 1, 1)
     for number in range(4):
         key, row = ShardKey(BUCKET, number // 2), number % 2
         np.testing.assert_array_equal(motion[number], opened.read_row(key, row, "motion"))
         assert captions[number] == opened.read_row(key, row, "caption")
-    texts = {caption.decode() for caption in captions}
+    texts = {caption.decode() for caption in captions if caption is not None}
     assert texts == {"tab\there, emoji 🎬", ""}
 
 

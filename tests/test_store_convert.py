@@ -15,7 +15,6 @@ from reducio_latents.files import LocalFiles
 from reducio_latents.store import Store, open_store
 from reducio_latents.store.commit import ClipQuality, Commit, ShardKey, list_commits
 from reducio_latents.store.index import build_index
-from reducio_latents.store.meta import ROOT
 from reducio_latents.upkeep.convert import ConvertReport, convert_store
 from reducio_latents.upkeep.verify import verify
 from tests.stores import (
@@ -29,6 +28,7 @@ from tests.stores import (
     make_store,
     open_writer,
     put_commit,
+    put_meta,
     write_shards,
 )
 
@@ -44,7 +44,7 @@ def source_files(container: Container, **changes: Any) -> MemoryFiles:
     quality = ClipQuality(row=2, clip_id="c", psnr=31.5, psnr_frames=(31.0, 32.0))
     put_commit(files, replace(Commit.read(files, KEY, "motion"), quality=(quality,)))
     statistics = {"motion/all": {"mean": {"mean": [1.0], "std": [2.0], "count": [3.0]}}}
-    files.write(ROOT, replace(writer.meta, statistics=statistics).to_json())
+    put_meta(files, replace(writer.meta, statistics=statistics))
     return files
 
 

@@ -131,14 +131,18 @@ def edit_bytes(path: Path, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(whole) - 1), label="at")
     if data.draw(st.booleans(), label="near the end"):
         at = max(0, len(whole) - 1 - at % 90)
+    elif data.draw(st.booleans(), label="near the start"):
+        at %= 90
     new = data.draw(
         st.sampled_from(
             [b"\xff" * 8, struct.pack("<Q", 2**63), b"", b"\0", b"\x28\xb5\x2f\xfd\xe0"]
         )
     )
     whole[at : at + max(1, len(new))] = new
-    if "/c/" in path.as_posix() and len(whole) > 68:  # the checksum of a shard's index
-        whole[-4:] = struct.pack("<I", google_crc32c.value(bytes(whole[-68:-4])))
+    if "/c/" in path.as_posix() and len(whole) > 68:  # the checksum of where a shard's rows lie
+        index = slice(-68, -4) if "/motion/" in path.as_posix() else slice(0, 64)
+        end = (index.stop + 4) or None
+        whole[index.stop : end] = struct.pack("<I", google_crc32c.value(bytes(whole[index])))
     path.write_bytes(whole)
 
 

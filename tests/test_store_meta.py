@@ -89,9 +89,9 @@ def test_a_place_without_a_description_is_no_store() -> None:
         (b"{}", "is a Zarr store, but not a latent store"),
         (b'{"attributes": 3}', "not a latent store"),
         (b'{"attributes": {"reducio_latents": 3}}', "not a latent store"),
-        (b'{"attributes": {"reducio_latents": {"format_version": 2}}}', "has format 2; this ver"),
+        (b'{"attributes": {"reducio_latents": {"format_version": 3}}}', "has format 3; this ver"),
         (b'{"attributes": {"reducio_latents": {}}}', "has format None"),
-        (b'{"attributes": {"reducio_latents": {"format_version": 1}}}', "its own checksum"),
+        (b'{"attributes": {"reducio_latents": {"format_version": 2}}}', "its own checksum"),
     ],
 )
 def test_a_damaged_description_is_one_clear_error(data: bytes, message: str) -> None:

@@ -34,6 +34,7 @@ def convert_command(
     source: str, target: str, options: ReferenceOptions, reference: bool, text: Path | None
 ) -> None:
     """Write the store SRC to DST: as Zarr, as WebDataset tars, or as another trainer's cache.
+    A Zarr store of format 1 becomes one that more readers can open.
 
     \b
     reducio-latents convert pexels.latents pexels-tars.latents --format webdataset

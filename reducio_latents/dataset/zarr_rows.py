@@ -19,9 +19,10 @@ from reducio_latents.dataset.reader import DamagedRowsError, Ints
 from reducio_latents.errors import StoreError
 from reducio_latents.store import Store
 from reducio_latents.store.commit import Commit, ShardKey
-from reducio_latents.store.limits import MAX_ROW_BYTES, column_folder
+from reducio_latents.store.limits import MAX_ROW_BYTES, Ranges, column_folder
 from reducio_latents.store.row_kinds import zstd_size
 from reducio_latents.store.writer import row_checksum
+from reducio_latents.store.zarr import ShardForm, read_ranges
 
 CODECS = {"bytes", "vlen-bytes", "zstd", "blosc", "crc32c", "transpose", "sharding_indexed"}
 """Codecs that are let work on what may be a stranger's bytes."""
@@ -37,20 +38,29 @@ class ZarrColumn:
     ) -> None:
         self._where = f"{store.files.url}/{bucket}/{column_folder(column)}"
         self._kind, self._bucket = store.kind(column), bucket
+        self._form = form = ShardForm.of(store.meta, column, bucket)
         self._shards = list(shards)
         self._size = store.meta.shard_rows
-        _require_bounded(
-            store, f"{bucket}/{column_folder(column)}/zarr.json", self._kind.shape(bucket)
-        )
+        row_shape = self._kind.shape(bucket)
+        if form.piece:
+            row_shape = (form.pieces * form.piece,)
+        _require_bounded(store, f"{bucket}/{column_folder(column)}/zarr.json", row_shape)
         self._array = _open_array(self._where)
-        # Checksums are of rows as they were stored: what was compressed then is not known now.
-        self._check_rows = check_rows and not self._kind.is_compressed
+        # Checksums are of rows as they were stored: what was compressed then is not known now,
+        # unless to Zarr rows are any bytes.
+        self._check_rows = check_rows and (bool(form.piece) or not self._kind.is_compressed)
 
         @cache
         def commit(shard: int) -> Commit:
             return store.commit(ShardKey(bucket, shard), column)
 
-        self._commit = commit
+        @cache
+        def ranges(shard: int) -> Ranges:
+            start, length = form.places
+            index = bytes(self._array[shard, start:length])
+            return read_ranges(index, form, row_shape[0] + form.tail_bytes, self._where)
+
+        self._commit, self._ranges = commit, ranges
 
     def arrays(self, shards: Ints, rows: Ints, *, pin_memory: bool = False) -> Tensor:
         shape = (len(rows), *self._kind.shape(self._bucket))
@@ -70,13 +80,17 @@ class ZarrColumn:
     def _row(self, position: int, shard: int, row: int) -> Any:
         number = shard * self._size + row
         try:
-            # A slice: asked for one value of variable length, zarr gives an array in an array.
-            value = self._array[number : number + 1][0]
+            if self._form.piece:
+                start, length = self._ranges(shard)[row].tolist()
+                value = self._array[shard, start : start + length] if start >= 0 else b""
+            else:
+                # A slice: asked for one value of any length, zarr gives an array in an array.
+                value = self._array[number : number + 1][0]
             if self._check_rows:
                 payload = value.tobytes() if isinstance(value, np.ndarray) else bytes(value)
                 if self._commit(shard).row_crc32c[row] != row_checksum(payload):
                     raise StoreError("it does not match its checksum")
-            return value
+            return self._kind.unpack(bytes(value), self._bucket) if self._form.piece else value
         except Exception as err:  # codecs raise what they like
             raise DamagedRowsError(
                 f"{self._where}: row {number} cannot be read ({err}). Run `verify`.", [position]
@@ -91,7 +105,8 @@ def _require_bounded(store: Store, path: str, row_shape: tuple[int, ...]) -> Non
         shapes = list(_chunk_shapes(said["codecs"], said["chunk_grid"]["configuration"]))
         good = tuple(rows) == row_shape and all(len(shape) == len(rows) + 1 for shape in shapes)
         good = good and all(0 < side <= MAX_ROW_BYTES for shape in shapes for side in shape)
-        good = good and math.prod(shapes[-1]) * MAX_ITEM_BYTES <= MAX_CHUNK_BYTES
+        size = 1 if said["data_type"] == "uint8" else MAX_ITEM_BYTES
+        good = good and math.prod(shapes[-1]) * size <= MAX_CHUNK_BYTES
     except (ValueError, KeyError, TypeError, AttributeError):
         good = False
     if not good:

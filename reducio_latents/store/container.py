@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice, repeat
 from typing import Any, NamedTuple, Protocol
 
 from reducio_latents.core.parsing import parse_json
@@ -12,9 +15,11 @@ from reducio_latents.files import Buffer, Files
 from reducio_latents.store import tar, zarr
 from reducio_latents.store.commit import Commit, ShardKey, commit_path
 from reducio_latents.store.index import IndexEntry
-from reducio_latents.store.limits import Ranges, checked_ranges, column_folder
+from reducio_latents.store.limits import COORDINATES, Ranges, checked_ranges, column_folder
 from reducio_latents.store.meta import StoreMeta
-from reducio_latents.store.row_kinds import row_kind
+from reducio_latents.store.plan import Plan
+from reducio_latents.store.plan.plan import PlannedShard
+from reducio_latents.store.row_kinds import ArrayRows, row_kind
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,9 @@ class Layout(Protocol):
         All lie inside `commit.file_bytes`. Raise StoreError where that cannot be said.
         """
 
+    def coordinates(self, meta: StoreMeta, plan: Plan) -> Iterator[tuple[str, bytes]]:
+        """Yield files (path, bytes) that tell other readers which clip each row is of."""
+
     def paths(self, meta: StoreMeta, key: ShardKey, column: str) -> Collection[str]:
         """Return where the rows of a column of a shard may lie."""
 
@@ -112,13 +120,35 @@ class ZarrLayout:
         self, meta: StoreMeta, rows: Mapping[str, int], columns: Iterable[str]
     ) -> Mapping[str, bytes]:
         found: dict[str, bytes] = {}
-        for bucket, count in sorted(rows.items()):
-            found[f"{bucket}/zarr.json"] = zarr.group_metadata()
-            for name in columns:
-                column = meta.columns[name]
-                path, kind = f"{bucket}/{column_folder(name)}/zarr.json", row_kind(column)
-                found[path] = zarr.array_metadata(kind, bucket, count, meta.shard_rows)
+        is_format_1, columns = meta.format_version == 1, list(columns)
+        for bucket, length in sorted(rows.items()):
+            arrays = {
+                column_folder(name): zarr.array_metadata(meta, name, bucket, length)
+                for name in columns
+            }
+            if not is_format_1:
+                arrays |= {
+                    name: zarr.coordinate_metadata(name, length, meta.shard_rows)
+                    for name in COORDINATES
+                }
+            group = zarr.bucket_metadata(arrays, is_format_1=is_format_1)
+            found[f"{bucket}/zarr.json"] = zarr.to_bytes(group)
+            for name, array in arrays.items():
+                found[f"{bucket}/{name}/zarr.json"] = zarr.to_bytes(array)
         return found
+
+    def coordinates(self, meta: StoreMeta, plan: Plan) -> Iterator[tuple[str, bytes]]:
+        if meta.format_version == 1:
+            return
+        for bucket, shards in groupby(plan.shards(), lambda shard: shard.bucket):
+            clips = _by_row(plan, shards, meta.shard_rows)
+            for number in itertools.count():
+                part = list(islice(clips, zarr.COORDINATE_SHARDS * meta.shard_rows))
+                if not part:
+                    break
+                for name, values in zip(COORDINATES, zip(*part, strict=True), strict=True):
+                    path = f"{bucket}/{name}/c/{number}"
+                    yield path, zarr.coordinate_bytes(name, values, meta.shard_rows)
 
     def pack(
         self,
@@ -130,7 +160,7 @@ class ZarrLayout:
     ) -> Mapping[str, RowsFile]:
         found = {}
         for name, rows in columns.items():
-            parts = zarr.pack_shard(rows, row_kind(meta.columns[name]), meta.shard_rows)
+            parts = zarr.pack_shard(rows, zarr.ShardForm.of(meta, name, key.bucket))
             [path] = self.paths(meta, key, name)
             found[name] = RowsFile(path, parts)
         return found
@@ -145,27 +175,29 @@ class ZarrLayout:
         columns: Collection[str],
     ) -> tuple[bytes, Mapping[str, Repacked]]:
         [name] = columns
-        kind, tail = row_kind(meta.columns[name]), data[-zarr.index_bytes(meta.shard_rows) :]
-        ranges = zarr.read_ranges(tail, kind, meta.shard_rows, len(data), f"{key} {name}")
+        form = zarr.ShardForm.of(meta, name, key.bucket)
+        start, length = form.places
+        ranges = zarr.read_ranges(data[start:][:length], form, len(data), f"{key} {name}")
         rows = _left_of(data, ranges[: len(clips)].tolist(), without)
-        return b"".join(zarr.pack_shard(rows, kind, meta.shard_rows)), {name: Repacked(rows, ())}
+        return b"".join(zarr.pack_shard(rows, form)), {name: Repacked(rows, ())}
 
     def locate(self, files: Ranged, meta: StoreMeta, commit: Commit | IndexEntry) -> Ranges:
-        length = zarr.index_bytes(meta.shard_rows)
+        form = zarr.ShardForm.of(meta, commit.column, commit.bucket)
         where = f"{files.url}/{commit.file}"
         try:
-            tail = files.read_range(commit.file, -length, length)
+            index = files.read_range(commit.file, *form.places)
         except (FileNotFoundError, OSError, ValueError) as err:
             raise StoreError(
                 f"{where} is missing or truncated. Run `verify` to see what it costs."
             ) from err
-        kind = row_kind(meta.columns[commit.column])
-        ranges = zarr.read_ranges(tail, kind, meta.shard_rows, commit.file_bytes, where)
-        return ranges[: commit.rows]
+        return zarr.read_ranges(index, form, commit.file_bytes, where)[: commit.rows]
 
     def paths(self, meta: StoreMeta, key: ShardKey, column: str) -> Collection[str]:
         kind = row_kind(meta.columns[column])
-        axes = len(kind.shape(key.bucket)) if kind.has_bucket(key.bucket) else 0
+        if isinstance(kind, ArrayRows):
+            axes = len(kind.shape(key.bucket)) if kind.has_bucket(key.bucket) else 0
+        else:
+            axes = meta.format_version - 1
         return [zarr.shard_path(key, column, axes)]
 
     def lies_otherwise(self, files: Files, meta: StoreMeta, column: str, bucket: str) -> bool:
@@ -179,8 +211,7 @@ class ZarrLayout:
             ) from err
         except ValueError as err:
             raise StoreError(f"{where} is not JSON ({err}). Restore it from a copy.") from err
-        kind = row_kind(meta.columns[column])
-        ours = parse_json(zarr.array_metadata(kind, bucket, 0, meta.shard_rows))
+        ours = zarr.array_metadata(meta, column, bucket, 0)
         said = found if isinstance(found, dict) else {}
         return any(said.get(name) != ours[name] for name in zarr.DECISIVE)
 
@@ -194,6 +225,9 @@ class TarLayout:
         self, meta: StoreMeta, rows: Mapping[str, int], columns: Iterable[str]
     ) -> Mapping[str, bytes]:
         return {}
+
+    def coordinates(self, meta: StoreMeta, plan: Plan) -> Iterator[tuple[str, bytes]]:
+        yield from ()
 
     def pack(
         self,
@@ -304,6 +338,27 @@ def _held_rows(
     return {
         name: RowsFile(path, [data], found) for name, found in ranges.items() if found is not None
     }
+
+
+def _by_row(plan: Plan, shards: Iterable[PlannedShard], shard_rows: int) -> Iterator[Sequence[Any]]:
+    """Yield what `COORDINATES` names of each row of a bucket, also of rows that hold no clip."""
+    at = 0
+    for shard in shards:
+        begin = shard.shard * shard_rows
+        yield from repeat(("", "", math.nan), begin - at)
+        clips = plan.shard_clips(shard.bucket, shard.shard, [*COORDINATES])
+        yield from zip(*(clips[name].to_pylist() for name in COORDINATES), strict=True)
+        at = begin + len(clips)
+
+
+def array_nodes(described: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the groups and arrays of described metadata, as the root names them."""
+    nodes = {}
+    for path, data in described.items():
+        node = parse_json(data)
+        node.pop("consolidated_metadata", None)
+        nodes[path.removesuffix("/zarr.json")] = node
+    return nodes
 
 
 def array_rows(shards: Iterable[tuple[str, int, int]], shard_rows: int) -> dict[str, int]:

@@ -32,6 +32,9 @@ MAX_ROW_BYTES = 1 << 27
 """Of one row, also when it is unpacked."""
 MAX_AXES = 32
 
+COORDINATES = {"clip_id": "string", "video": "string", "start_s": "float64"}
+"""What stands beside the columns of a bucket for other readers of Zarr, and of which type."""
+
 Ranges = NDArray[np.int64]
 
 
@@ -42,11 +45,13 @@ def must_hold(holds: bool, what: str) -> None:
 
 
 def require_column(name: str) -> None:
-    """A column's name is one segment of a path, and not the name of a file beside the columns."""
-    good = COLUMN_NAME.fullmatch(name) is not None and name != "zarr.json"
+    """A column's name is one segment of a path, and not the name of what stands beside columns."""
+    good = COLUMN_NAME.fullmatch(name) is not None and name not in ("zarr.json", *COORDINATES)
     must_hold(column_in(name) == name, f"column {name[:100]!r} would lie where a text: one does.")
     must_hold(
-        good, f"column name {name[:100]!r}: use letters, digits and _ . : + @ = -, 100 at most."
+        good,
+        f"column name {name[:100]!r}: use letters, digits and _ . : + @ = -, 100 at most, and none "
+        f"of {', '.join(COORDINATES)}.",
     )
 
 

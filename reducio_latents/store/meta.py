@@ -28,7 +28,9 @@ from reducio_latents.store.limits import (
     require_shape,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of new stores. Format 1 is read, and gone on with, as it was: see `zarr`."""
+FORMAT_VERSIONS = (1, FORMAT_VERSION)
 ATTRIBUTE = "reducio_latents"
 """Key of the description in the root group's Zarr attributes."""
 CHECKSUM = "reducio_latents_crc32c"
@@ -36,6 +38,8 @@ CHECKSUM = "reducio_latents_crc32c"
 ROOT = "zarr.json"
 
 MAX_BUCKETS, MAX_COLUMNS, MAX_PLACE = 1000, 200, 4096
+Nodes = Mapping[str, Mapping[str, Any]]
+"""Path of a group or an array -> its `zarr.json`."""
 NOT_DECISIVE = ("measured", "empty_row", "weights")
 """What of a column two runs over the same store may disagree on."""
 
@@ -133,19 +137,31 @@ class StoreMeta:
             require_column(column)
 
     @classmethod
-    def update(cls, files: Files, change: Callable[[Self | None], Self]) -> Self:
+    def update(
+        cls,
+        files: Files,
+        change: Callable[[Self | None], Self],
+        nodes: Callable[[Self], Nodes] | None = None,
+    ) -> Self:
         """Store what `change` makes of the stored description (None: there is none); return it.
 
-        It is asked again where another process has stored another one meanwhile.
+        Both are asked again where another process has stored another one meanwhile. Without `nodes`
+        a description that changes names none.
         """
         while True:
             stored, data = cls._read(files) if files.size(ROOT) is not None else (None, None)
             now = change(stored)
-            if now == stored or files.swap(ROOT, data, now.to_json()):
+            if nodes is None and now == stored:
+                return now
+            new = now.to_json(None if nodes is None else nodes(now))
+            if new == data or files.swap(ROOT, data, new):
                 return now
 
-    def to_json(self) -> bytes:
-        """Return the bytes of the root `zarr.json`."""
+    def to_json(self, nodes: Nodes | None = None) -> bytes:
+        """Return the bytes of the root `zarr.json`.
+
+        nodes: all groups and arrays below, by path, so that Zarr's readers need not look around.
+        """
         described = asdict(self)
         if self.deinterlace == "none":  # as stores were written that do not know of it
             del described["deinterlace"]
@@ -154,6 +170,8 @@ class StoreMeta:
                 del column["weights"]
         attributes = {ATTRIBUTE: described, CHECKSUM: _checksum(described)}
         group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+        if nodes is not None and self.format_version > 1:
+            group |= consolidated(nodes)
         return json.dumps(group, indent=2, ensure_ascii=False).encode() + b"\n"
 
     @classmethod
@@ -183,9 +201,9 @@ class StoreMeta:
                 f"{files.url} is a Zarr store, but not a latent store: {ROOT} has no attribute "
                 f"{ATTRIBUTE!r}. Check the path."
             )
-        if described.get("format_version") != FORMAT_VERSION:
+        if described.get("format_version") not in FORMAT_VERSIONS:
             raise StoreError(
-                f"{where} has format {described.get('format_version')}; this version reads "
+                f"{where} has format {described.get('format_version')}; this version reads 1 and "
                 f"{FORMAT_VERSION}. Install the version that wrote it, or encode again."
             )
         if attributes.get(CHECKSUM) != _checksum(described, where):
@@ -197,6 +215,12 @@ class StoreMeta:
             return from_mapping(cls, described, where=where), data
         except (ConfigError, GeometryError) as err:
             raise StoreError(f"{where}: {str(err).removeprefix(where + ': ')}") from err
+
+
+def consolidated(nodes: Nodes) -> dict[str, Any]:
+    """Return what a group says of the nodes below it, as zarr-python writes and reads it."""
+    inline = {"kind": "inline", "must_understand": False, "metadata": dict(nodes)}
+    return {"consolidated_metadata": inline}
 
 
 def _checksum(described: Mapping[str, Any], where: str = ROOT) -> int:

@@ -35,6 +35,20 @@ NPY_ALIGNMENT = 64
 SCORES_CONTENT = "scores"
 """`ColumnMeta.content` of rows of `ScoresRows`."""
 MAX_SCORES, MAX_NAME = 1000, 100
+PAGE_BYTES = 4096
+ROOM_TOKENS, ROOM_DIM = 512, 4096
+"""Of the texts of a clip, in the mean, for which there is room."""
+_LATENT_AXES = ("channel", "t", "y", "x")
+AXES = {
+    "moments": _LATENT_AXES,
+    "final latents": _LATENT_AXES,
+    "pixels": ("channel", "y", "x"),
+    "tokens": ("token", "value"),
+    "vector": ("value",),
+    "seconds": ("frame",),
+    SCORES_CONTENT: ("score",),
+}
+"""How axes of rows are called, by content; of latents of pictures without `t`."""
 CAPTION_SEPARATOR = "\0"
 """Between the captions of one clip, in a row of text."""
 
@@ -92,6 +106,14 @@ class BytesRows:
     def row_bytes(self, bucket: str) -> int | None:
         """Return the size of every stored row, None where they differ."""
         return None
+
+    def piece_bytes(self, bucket: str) -> int:
+        """Return a quarter of the room for a row of any length, in the mean. See `zarr`."""
+        return PAGE_BYTES * 2
+
+    def axes(self, bucket: str) -> tuple[str, ...]:
+        """Return a name for each axis of `shape`."""
+        return ()
 
     def file_head(self, bucket: str) -> bytes:
         """Return what stands before a stored row in a file of its own."""
@@ -186,6 +208,10 @@ class ImageRows(BytesRows):
     def alike(self) -> tuple[Any, ...]:
         return (type(self),)
 
+    def piece_bytes(self, bucket: str) -> int:
+        size = Bucket.parse(bucket)
+        return _whole_pages(size.height * size.width * 3 * 3 // 8)  # 1.5 times the pixels
+
     def value(self, row: Array | bytes, bucket: str) -> NDArray[np.uint8]:
         """Return uint8 (3, H, W)."""
         return np.ascontiguousarray(image_pixels(bytes(row), bucket).transpose(2, 0, 1))
@@ -193,6 +219,11 @@ class ImageRows(BytesRows):
 
 class TokenVectorRows(BytesRows):
     """The token vectors of each caption of a clip, as `text_rows` packs them."""
+
+    def piece_bytes(self, bucket: str) -> int:
+        dim = self.column.config.get("dim")
+        dim = dim if isinstance(dim, int) and 0 < dim <= ROOM_DIM else ROOM_DIM
+        return _whole_pages(dim * 2 * ROOM_TOKENS // 4)
 
     def value(self, row: Array | bytes, bucket: str) -> NDArray[np.floating]:
         return text_rows.decode_text_row(bytes(row))[0]
@@ -247,6 +278,12 @@ class ArrayRows(BytesRows):
 
     def _unpacked_bytes(self, bucket: str) -> int:
         return math.prod(self.shape(bucket)) * self.dtype.itemsize
+
+    def axes(self, bucket: str) -> tuple[str, ...]:
+        count = len(self.shape(bucket))
+        names = AXES.get(self.column.content.partition("/")[0], ())
+        names = (names[0], *names[2:]) if (count, len(names)) == (3, 4) else names
+        return names if len(names) == count else tuple(f"axis_{i}" for i in range(count))
 
     def file_head(self, bucket: str) -> bytes:
         return b"" if self.is_compressed else npy_head(self.dtype, self.shape(bucket))
@@ -351,6 +388,10 @@ def row_kind(column: ColumnMeta) -> BytesRows:
     whole, general = column.content, column.content.partition("/")[0]
     names = [(column.kind, name) for name in (whole, general, "")]
     return next(ROW_KINDS[name] for name in names if name in ROW_KINDS)(column)
+
+
+def _whole_pages(size: int) -> int:
+    return max(1, -(-size // PAGE_BYTES)) * PAGE_BYTES
 
 
 def npy_head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:

@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
 from reducio_latents.store.index import Index, IndexEntry, require_same_clips, write_index
-from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.plan import REMOVED, Plan, ShardSums
 from reducio_latents.store.reports import QUALITY, ClipError, Reports
 from reducio_latents.store.statistics import ChannelStatistics
@@ -90,8 +89,8 @@ def finish(writer: StoreWriter, plan: Plan, counts: Mapping[str, Tally], outcome
         writer.files.write(name, data)
     if QUALITY not in reports and writer.files.size(QUALITY) is not None:
         writer.files.delete(QUALITY)
-    writer.meta = StoreMeta.update(
-        writer.files,
+    writer.complete(
+        plan,
         lambda stored: replace(
             stored or writer.meta,
             counts={name: asdict(tally) for name, tally in counts.items()},

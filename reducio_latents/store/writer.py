@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -22,12 +22,12 @@ from reducio_latents.store.commit import (
     commit_path,
     list_commits,
 )
-from reducio_latents.store.container import LAYOUTS, Layout
+from reducio_latents.store.container import LAYOUTS, Layout, array_nodes, array_rows
 from reducio_latents.store.drop import sweep_lock
 from reducio_latents.store.index import PATH as INDEX
 from reducio_latents.store.index import same_clips
-from reducio_latents.store.meta import ROOT, StoreMeta, require_same
-from reducio_latents.store.plan import complete_parts
+from reducio_latents.store.meta import ROOT, Nodes, StoreMeta, require_same
+from reducio_latents.store.plan import Plan, complete_parts
 from reducio_latents.store.reports import SHOTS
 from reducio_latents.store.row_kinds import Row as Row
 from reducio_latents.store.row_kinds import row_kind
@@ -82,6 +82,7 @@ class StoreWriter:
             return replace(
                 meta,
                 columns=dict(sorted(columns.items())),
+                format_version=(stored or meta).format_version,
                 **{name: getattr(stored, name) for name in kept},
             )
 
@@ -89,9 +90,27 @@ class StoreWriter:
         writer = cls(files, StoreMeta.update(files, joined_to))
         writer.sweep()
         complete_parts(files)
-        for path, data in writer.layout.describe(writer.meta, rows, writer.meta.columns).items():
-            _settle(files, path, data)
+        writer.meta = StoreMeta.update(
+            files, lambda stored: stored or writer.meta, lambda now: writer.describe(now, rows)
+        )
         return writer
+
+    def describe(self, meta: StoreMeta, rows: Mapping[str, int]) -> Nodes:
+        """Write the small files that say which arrays there are; return what they say now."""
+        described = self.layout.describe(meta, rows, meta.columns)
+        return array_nodes({p: _settle(self.files, p, data) for p, data in described.items()})
+
+    def complete(self, plan: Plan, change: Callable[[StoreMeta | None], StoreMeta]) -> None:
+        """Change the description as `StoreMeta.update` does, with all that others are told."""
+        self.write_coordinates(plan)
+        rows = array_rows(plan.shards(), self.meta.shard_rows)
+        self.meta = StoreMeta.update(self.files, change, lambda now: self.describe(now, rows))
+
+    def write_coordinates(self, plan: Plan) -> None:
+        """Write which clip each row is of, for other readers; nothing where it is there already."""
+        for path, data in self.layout.coordinates(self.meta, plan):
+            if self.files.size(path) != len(data) or self.files.read(path) != data:
+                self.files.write(path, data)
 
     def write_shard(
         self,
@@ -258,28 +277,35 @@ def read_meta_if_any(files: Files) -> StoreMeta | None:
     return None
 
 
-def _settle(files: Files, path: str, data: bytes) -> None:
-    """Write a small file that says how long an array is, unless it says that it is longer: then a
-    run that has planned more was here first."""
+def _settle(files: Files, path: str, data: bytes) -> bytes:
+    """Write a small file that says how long arrays are, unless it says that they are longer: then a
+    run that has planned more was here first. Return what stands."""
     while True:
         try:
             there = files.read(path)
         except FileNotFoundError:
             there = None
-        if there == data or (there and _says_longer(there, data)) or files.swap(path, there, data):
-            return
+        if there and (there == data or _says_longer(there, data)):
+            return there
+        if files.swap(path, there, data):
+            return data
 
 
 def _says_longer(there: bytes, data: bytes) -> bool:
     try:
         old, new = json.loads(there), json.loads(data)
-        length = old["shape"][0]
-        return bool(length > new["shape"][0]) and old == {
-            **new,
-            "shape": [length, *new["shape"][1:]],
-        }
-    except (ValueError, LookupError, TypeError, RecursionError):
+        lengths = _take_lengths(old), _take_lengths(new)
+        longer = all(a >= b for a, b in zip(*lengths, strict=True)) and lengths[0] != lengths[1]
+        return old == new and longer
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
+
+
+def _take_lengths(node: Any) -> list[int]:
+    """Take out of a group or an array how long it says that arrays are."""
+    inside = node.get("consolidated_metadata", {"metadata": {}})["metadata"].values()
+    arrays = [array for array in [node, *inside] if "shape" in array]
+    return [array["shape"].pop(0) for array in arrays]
 
 
 def row_checksum(payload: Buffer) -> int:

@@ -1,4 +1,5 @@
-"""From one container to the other, shard by shard; what is committed there is not done again."""
+"""From one container to the other, or to the newest format, shard by shard; what is committed there
+is not done again."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from reducio_latents.files import Buffer, Files
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
 from reducio_latents.store.container import LAYOUTS, array_rows
 from reducio_latents.store.index import build_index, write_index
-from reducio_latents.store.meta import StoreMeta
+from reducio_latents.store.meta import FORMAT_VERSION, StoreMeta
 from reducio_latents.store.plan.parts import PENDING
 from reducio_latents.store.store import Store
 from reducio_latents.store.turns import at_work
@@ -55,7 +56,8 @@ def convert_store(
     container: Container,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ConvertReport:
-    """Write `source` to `target` in another container, row by row the same bytes.
+    """Write `source` to `target` in another container, row by row the same bytes; or from format 1
+    to the newest one.
 
     Plan, statistics, counts, failures and reports come along. Run again, it goes on where it was
     stopped. `progress` is told (shards done, shards in all). Raise StoreError if `target` is in
@@ -64,7 +66,8 @@ def convert_store(
     """
     if source.files.url == target.url:
         raise StoreError(f"{target.url} cannot be converted onto itself. Give a new folder.")
-    if source.meta.container == container:
+    is_older = container == "zarr" and source.meta.format_version < FORMAT_VERSION
+    if source.meta.container == container and not is_older:
         raise StoreError(f"{source.files.url} is a {container} store already. Copy it as it is.")
     read_meta_if_any(target)  # refuses a place that is taken by something else
     with at_work(target, "converting"):
@@ -76,7 +79,8 @@ def _convert(
 ) -> ConvertReport:
     _copy_plan(source.files, target)
     rows = array_rows(source.plan.shards(), source.meta.shard_rows)
-    writer = StoreWriter.open(target, replace(source.meta, container=container), rows)
+    meta = replace(source.meta, container=container, format_version=FORMAT_VERSION)
+    writer = StoreWriter.open(target, meta, rows)
     commits = _commits_by_shard(source)
     there = set(list_commits(target))
     written: dict[str, int] = {}
@@ -195,7 +199,9 @@ def _finish(source: Store, writer: StoreWriter) -> None:
         if source.files.size(path) is not None:
             writer.files.write(path, source.files.read(path))
     write_index(writer.files, build_index(writer.files, use_cache=False))
-    now = replace(source.meta, container=writer.meta.container)
-    StoreMeta.update(
-        writer.files, lambda stored: replace(now, columns=(stored or writer.meta).columns)
+    own = {name: getattr(writer.meta, name) for name in ("container", "format_version")}
+    now = replace(source.meta, **own)
+    columns = writer.meta.columns
+    writer.complete(
+        source.plan, lambda stored: replace(now, columns=stored.columns if stored else columns)
     )

@@ -29,6 +29,7 @@ from reducio_latents.store.meta import ROOT, ColumnMeta, StoreMeta
 from reducio_latents.store.plan import edit_part
 from reducio_latents.store.plan.parts import PART_KINDS, part_path
 from reducio_latents.store.reports import QUALITY, Reports
+from reducio_latents.store.writer import StoreWriter
 from reducio_latents.upkeep.card import CARD, PREVIEW, card, preview
 from reducio_latents.upkeep.verify import verify
 
@@ -139,7 +140,8 @@ def _stage(source: Store, folder: Path, progress: Callable[[str, int], None]) ->
         staged.write(name, data)
     if not reports.quality:
         staged.delete(QUALITY)
-    StoreMeta.update(staged, lambda stored: _scrubbed_meta(stored or source.meta, scrub))
+    writer = StoreWriter(staged, source.meta)
+    writer.complete(plan, lambda stored: _scrubbed_meta(stored or source.meta, scrub))
     return Store(staged)
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from reducio_latents.core.parsing import parse_json
 from reducio_latents.errors import StoreError
 from reducio_latents.files.protocol import LISTING
 from reducio_latents.store import index
 from reducio_latents.store.commit import Commit, ShardKey, clips_sha256, commit_path, list_commits
-from reducio_latents.store.container import array_rows
+from reducio_latents.store.container import array_nodes, array_rows
 from reducio_latents.store.drop import LOCK
 from reducio_latents.store.meta import ROOT
 from reducio_latents.store.plan import VIDEO_SCHEMA, verify_parts
@@ -61,7 +63,6 @@ def verify(store: Store, progress: Callable[[int], None] = lambda _: None) -> Ve
     `progress` is called with the number of commits done.
     """
     report = VerifyReport()
-    report.damage += _verify_description(store)
     report.damage += _verify_plan(store)
     try:
         shards = {ShardKey(s.bucket, s.shard): s.rows for s in store.plan.shards()}
@@ -69,9 +70,12 @@ def verify(store: Store, progress: Callable[[int], None] = lambda _: None) -> Ve
             pass  # read and proven
         store.plan.video_columns(*VIDEO_SCHEMA.names)
     except StoreError as err:  # there is nothing to hold the commits against
-        report.damage.append(Damage("plan", str(err)))
+        report.damage = [*_verify_description(store), *report.damage, Damage("plan", str(err))]
         return report
-    report.damage += _verify_arrays(store, shards)
+    rows = array_rows(((*key, count) for key, count in shards.items()), store.meta.shard_rows)
+    described = store.layout.describe(store.meta, rows, store.columns)
+    report.damage = [*_verify_description(store, described), *report.damage]
+    report.damage += _verify_arrays(store, described)
     proof = _CommitProof(store, shards, report)
     # Shard by shard: columns that share a file come one after another.
     for column, key in sorted(list_commits(store.files), key=lambda item: (item[1], item[0])):
@@ -83,15 +87,27 @@ def verify(store: Store, progress: Callable[[int], None] = lambda _: None) -> Ve
     report.damage += _verify_listing(store)
     is_finished = stored is not None and stored.entries.keys() == proof.sound.keys() == proof.seen
     report.damage += _verify_reports(store, proof.sound if is_finished else None)
-    report.damage += _unknown_files(store, shards, proof)
     for column in store.columns:
         if waiting := sum((column, key) not in proof.seen for key in shards):
             report.missing[column] = waiting
+    known = set[str]()
+    is_whole = is_finished and not report.missing
+    report.damage += _verify_coordinates(store, known, is_finished=is_whole)
+    report.damage += _unknown_files(store, shards, proof, known)
     return report
 
 
-def _verify_description(store: Store) -> Iterator[Damage]:
-    if store.files.read(ROOT) != store.meta.to_json():
+def _verify_description(
+    store: Store, described: Mapping[str, bytes] | None = None
+) -> Iterator[Damage]:
+    data, meta = store.files.read(ROOT), store.meta
+    good = [meta.to_json(), meta.to_json(array_nodes(described or {}))]
+    if described is None:  # which arrays it should name is not known
+        root = parse_json(data)
+        root.pop("consolidated_metadata", None)
+        data = f"{json.dumps(root, indent=2)}\n".encode()
+        good = [f"{json.dumps(parse_json(good[0]), indent=2)}\n".encode()]
+    if data not in good:
         yield Damage(f"{store.files.url}/{ROOT}", "it was changed since it was written")
 
 
@@ -103,10 +119,9 @@ def _verify_plan(store: Store) -> Iterator[Damage]:
         yield Damage(f"{store.files.url}/plan", str(err))
 
 
-def _verify_arrays(store: Store, shards: dict[ShardKey, int]) -> Iterator[Damage]:
+def _verify_arrays(store: Store, described: Mapping[str, bytes]) -> Iterator[Damage]:
     """Prove the small files that let other readers open the container."""
-    rows = array_rows(((*key, count) for key, count in shards.items()), store.meta.shard_rows)
-    for path, data in store.layout.describe(store.meta, rows, store.columns).items():
+    for path, data in described.items():
         where = f"{store.files.url}/{path}"
         mend = "run the encode command again to write it anew"
         if store.files.size(path) is None:
@@ -157,12 +172,21 @@ def _verify_reports(
             yield Damage(where, f"{why}; run the encode command again to write it anew")
 
 
+def _verify_coordinates(store: Store, seen: set[str], *, is_finished: bool) -> Iterator[Damage]:
+    """Prove which clip each row is said to be of, once a run has said so of all; note the files."""
+    for path, data in store.layout.coordinates(store.meta, store.plan):
+        seen.add(path)
+        if is_finished and (store.files.size(path) is None or store.files.read(path) != data):
+            what = "it does not say what the plan says; run the encode command again"
+            yield Damage(f"{store.files.url}/{path}", what)
+
+
 def _unknown_files(
-    store: Store, shards: Iterable[ShardKey], proof: _CommitProof
+    store: Store, shards: Iterable[ShardKey], proof: _CommitProof, known: set[str]
 ) -> Iterator[Damage]:
-    """Find files that no part of the store names."""
+    """Find files that no part of the store names; `known` are some that are named."""
     rows = dict.fromkeys(store.meta.buckets, 0)
-    known = {ROOT, index.PATH, LISTING, ERRORS, QUALITY, SHOTS, *BESIDE}
+    known |= {ROOT, index.PATH, LISTING, ERRORS, QUALITY, SHOTS, *BESIDE}
     known.update(store.layout.describe(store.meta, rows, store.columns))
     known.update(commit_path(key, column) for column, key in proof.seen)
     known.update(commit.file for commit in proof.sound.values())

@@ -324,8 +324,9 @@ class _Import:
             for name, some in sorted(parts.items())
         }
         described = self.writer.meta
-        StoreMeta.update(
-            files, lambda now: replace(now or described, counts=counts, statistics=statistics)
+        self.writer.complete(
+            self.plan,
+            lambda now: replace(now or described, counts=counts, statistics=statistics),
         )
 
 
