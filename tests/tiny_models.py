@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,102 +12,180 @@ WORDS = ("a", "the", "cat", "dog", "red", "blue", "fox", "runs", "through", "sno
          "video", "of")  # fmt: skip
 
 
-def image_vae(seed: int = 0, **settings: Any) -> Any:
-    """AutoencoderKL: 4 latent channels, 8 px a cell, as Stable Diffusion's."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(seed)
-    known = {
-        "block_out_channels": (8, 8, 16, 16),
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
+_DOWN, _UP = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+_IMAGE = {"block_out_channels": (8, 8, 16, 16), "down_block_types": _DOWN, "up_block_types": _UP}
+_EIGHTS = {"block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 2}
+_MEANS = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.0, 2.0, 0.5, 4.0]}
+_WAN = {"base_dim": 8, "z_dim": 4, "dim_mult": [1] * 4, "num_res_blocks": 1, **_MEANS}
+_HUNYUAN_15 = {
+    "latent_channels": 4,
+    "block_out_channels": (8,) * 4,
+    "layers_per_block": 1,
+    "spatial_compression_ratio": 8,
+}
+_LTX = {"latent_channels": 8, "block_out_channels": (8,) * 4, "layers_per_block": (1,) * 5}
+VAES: dict[str, dict[str, Any]] = {
+    "AsymmetricAutoencoderKL": {
+        "down_block_types": _DOWN,
+        "down_block_out_channels": (32,) * 4,
+        "up_block_types": _UP,
+        "up_block_out_channels": (32,) * 4,
         "norm_num_groups": 4,
-        "force_upcast": False,
-    }
-    return AutoencoderKL(**{**known, **settings})
-
-
-def _wan() -> Any:
-    from diffusers import AutoencoderKLWan
-
-    return AutoencoderKLWan(
-        base_dim=8,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        latents_mean=[0.1, -0.2, 0.3, 0.0],
-        latents_std=[1.0, 2.0, 0.5, 4.0],
-    )
-
-
-def _ltx() -> Any:
-    from diffusers import AutoencoderKLLTXVideo
-
-    model = AutoencoderKLLTXVideo(
-        latent_channels=8,
-        block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1, 1),
-        scaling_factor=0.5,
-    )
-    model.latents_mean.copy_(torch.arange(8) / 10)
-    model.latents_std.copy_(1 + torch.arange(8) / 10)
-    return model
-
-
-def _cogvideox() -> Any:
-    from diffusers import AutoencoderKLCogVideoX
-
-    return AutoencoderKLCogVideoX(
-        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
-    )
-
-
-def _hunyuan() -> Any:
-    from diffusers import AutoencoderKLHunyuanVideo
-
-    return AutoencoderKLHunyuanVideo(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2
-    )
-
-
-def _mochi() -> Any:
-    from diffusers import AutoencoderKLMochi
-
-    return AutoencoderKLMochi(
-        latent_channels=12,
-        encoder_block_out_channels=(32, 32, 32, 32),
-        decoder_block_out_channels=(32, 32, 32, 32),
-        layers_per_block=(1, 1, 1, 1, 1),
-    )
-
-
-def _cosmos() -> Any:
-    from diffusers import AutoencoderKLCosmos
-
-    return AutoencoderKLCosmos(
-        encoder_block_out_channels=(8, 8, 8, 8),
-        decode_block_out_channels=(8, 8, 8, 8),
-        num_layers=1,
-        attention_resolutions=(4,),
-        resolution=64,
-    )
-
-
-VIDEO_VAES: dict[str, Callable[[], Any]] = {
-    "wan": _wan,
-    "ltx": _ltx,
-    "cogvideox": _cogvideox,
-    "hunyuan": _hunyuan,
-    "mochi": _mochi,
-    "cosmos": _cosmos,
+    },
+    "AutoencoderDC": {
+        "latent_channels": 4,
+        "attention_head_dim": 4,
+        "encoder_block_out_channels": (8,) * 4,
+        "decoder_block_out_channels": (8,) * 4,
+        "encoder_layers_per_block": (1,) * 4,
+        "decoder_layers_per_block": (1,) * 4,
+        "encoder_qkv_multiscales": ((),) * 4,
+        "decoder_qkv_multiscales": ((),) * 4,
+        "scaling_factor": 0.41407,
+    },
+    "AutoencoderKL": {**_IMAGE, "norm_num_groups": 4, "force_upcast": False},
+    "AutoencoderKLAllegro": {**_EIGHTS, "latent_channels": 4, "sample_size": 32},
+    "AutoencoderKLCogVideoX": {**_EIGHTS, "latent_channels": 4},
+    "AutoencoderKLCosmos": {
+        "encoder_block_out_channels": (8,) * 4,
+        "decode_block_out_channels": (8,) * 4,
+        "num_layers": 1,
+        "attention_resolutions": (4,),
+        "resolution": 64,
+    },
+    "AutoencoderKLFlux2": {**_IMAGE, "norm_num_groups": 4, "latent_channels": 4},
+    "AutoencoderKLHunyuanImage": {
+        **_HUNYUAN_15,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": (32,) * 4,
+        "sample_size": 64,
+        "scaling_factor": 0.75289,
+    },
+    "AutoencoderKLHunyuanImageRefiner": _HUNYUAN_15,
+    "AutoencoderKLHunyuanVideo": {**_EIGHTS, "latent_channels": 4},
+    "AutoencoderKLHunyuanVideo15": _HUNYUAN_15,
+    "AutoencoderKLKVAE": {
+        "channels": 32,
+        "num_enc_blocks": 1,
+        "num_dec_blocks": 1,
+        "z_channels": 4,
+        "ch_mult": (1,) * 4,
+    },
+    "AutoencoderKLKVAEVideo": {
+        "ch": 32,
+        "ch_mult": (1,) * 4,
+        "num_res_blocks": 1,
+        "z_channels": 4,
+    },
+    "AutoencoderKLLTX2Video": {
+        **_LTX,
+        "decoder_block_out_channels": (8, 16, 32),
+        "decoder_layers_per_block": (1,) * 4,
+        "scaling_factor": 0.5,
+    },
+    "AutoencoderKLLTXVideo": {
+        **_LTX,
+        "decoder_block_out_channels": (8,) * 4,
+        "decoder_layers_per_block": (1,) * 5,
+        "scaling_factor": 0.5,
+    },
+    "AutoencoderKLMagvit": {**_EIGHTS, "latent_channels": 4},
+    "AutoencoderKLMiniMaxH3": {
+        **_EIGHTS,
+        **_MEANS,
+        "latent_channels": 4,
+        "spatial_downsample_factors": (2, 2, 2, 1),
+        "temporal_downsample_factors": (1, 2, 2, 1),
+        "decoder_num_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_attention_head_dim": 16,
+    },
+    "AutoencoderKLMochi": {
+        "latent_channels": 12,
+        "encoder_block_out_channels": (32,) * 4,
+        "decoder_block_out_channels": (32,) * 4,
+        "layers_per_block": (1,) * 5,
+    },
+    "AutoencoderKLQwenImage": _WAN,
+    "AutoencoderKLQwenImage21": {**_WAN, "decoder_base_dim": 8, "dim_mult": [1] * 5},
+    "AutoencoderKLTemporalDecoder": {
+        "down_block_types": _DOWN,
+        "block_out_channels": (32,) * 4,
+    },
+    "AutoencoderKLWan": _WAN,
+    "AutoencoderRAE": {
+        "encoder_type": "mae",
+        "encoder_hidden_size": 64,
+        "encoder_patch_size": 8,
+        "encoder_num_hidden_layers": 1,
+        "decoder_hidden_size": 16,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 32,
+        "patch_size": 8,
+        "encoder_input_size": 64,
+        "scaling_factor": 0.5,
+    },
+    "AutoencoderTiny": {
+        "encoder_block_out_channels": (8,) * 4,
+        "decoder_block_out_channels": (8,) * 4,
+        "num_encoder_blocks": (1,) * 4,
+        "num_decoder_blocks": (1,) * 4,
+        "scaling_factor": 0.7,
+        "shift_factor": 0.2,
+    },
+    "AutoencoderVidTok": {"ch": 32, "ch_mult": [1] * 4, "num_res_blocks": 1},
+    "ConsistencyDecoderVAE": {
+        "encoder_block_out_channels": (8,) * 4,
+        "encoder_layers_per_block": 1,
+        "encoder_norm_num_groups": 4,
+        "decoder_block_out_channels": (32,) * 4,
+        "decoder_layers_per_block": 1,
+        "decoder_norm_num_groups": 8,
+    },
+    "Kandinsky6SRVAE": {
+        "latent_channels": 4,
+        "encoder_block_out_channels": (32,) * 4,
+        "decoder_block_out_channels": (32,) * 4,
+        "layers_per_block": 1,
+    },
+    "VQModel": {**_IMAGE, "norm_num_groups": 4, "latent_channels": 4, "num_vq_embeddings": 16},
+}
+"""Small sizes of each autoencoder of diffusers, with 8 px a latent cell, 32 of LTX's."""
+VIDEO_VAES = {
+    "wan": "AutoencoderKLWan",
+    "ltx": "AutoencoderKLLTXVideo",
+    "cogvideox": "AutoencoderKLCogVideoX",
+    "hunyuan": "AutoencoderKLHunyuanVideo",
+    "mochi": "AutoencoderKLMochi",
+    "cosmos": "AutoencoderKLCosmos",
 }
 
 
-def video_vae(name: str, seed: int = 0) -> Any:
+def vae(name: str, seed: int = 0, **settings: Any) -> Any:
+    """An autoencoder of diffusers, its scales not 1."""
+    import diffusers
+
     torch.manual_seed(seed)
-    return VIDEO_VAES[name]()
+    model = getattr(diffusers, name)(**{**VAES[name], **settings}).eval()
+    if "latents_mean" in dict(model.named_buffers()):
+        channels = len(model.latents_mean)
+        model.latents_mean.copy_(torch.arange(channels) / 10)
+        model.latents_std.copy_(1 + torch.arange(channels) / 10)
+    if hasattr(model, "bn"):
+        model.bn.running_mean.normal_()
+        model.bn.running_var.uniform_(0.5, 2.0)
+    return model
+
+
+def image_vae(seed: int = 0, **settings: Any) -> Any:
+    """AutoencoderKL: 4 latent channels, 8 px a cell, as Stable Diffusion's."""
+    return vae("AutoencoderKL", seed, **settings)
+
+
+def video_vae(name: str, seed: int = 0) -> Any:
+    return vae(VIDEO_VAES[name], seed)
 
 
 def clip_model(seed: int = 0) -> Any:

@@ -66,6 +66,7 @@ def load_autoencoder(
     parts: Parts = "all",
     compile: Compile = "none",
     memory_format: torch.memory_format = torch.contiguous_format,
+    trust_config: bool = False,
 ) -> Autoencoder:
     """Return the autoencoder of that name, ready to encode and decode; `LoadOptions` says the rest.
 
@@ -95,6 +96,7 @@ def load_autoencoder(
         parts=parts,
         compile=compile,
         memory_format=memory_format,
+        trust_config=trust_config,
     )
     module, _, function = LOADERS[key].partition(":")
     loader = cast(Loader, getattr(import_module(module), function))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from reducio_latents.autoencoders.diffusers_rules import (
-    ARCHITECTURES,
+    AUTOENCODERS,
+    REFUSED,
+    ModelRules,
+    decoded_pixels,
     final_rule_of,
     latent_steps,
+    ltx_strides,
+    moments_of,
+    unfit,
 )
+from reducio_latents.autoencoders.diffusers_trial import assumed_rules, in_words
 from reducio_latents.autoencoders.ldm_keys import is_ldm_vae, to_diffusers_keys
 from reducio_latents.autoencoders.network import NetworkAutoencoder
 from reducio_latents.autoencoders.pretrained import (
@@ -27,35 +37,38 @@ from reducio_latents.autoencoders.pretrained import (
 )
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.fetching import WeightsPlace
+from reducio_latents.core.libraries import import_library
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError, GeometryError, WeightsError
 from reducio_latents.vae.tiling import Tiling
 from reducio_latents.vae.weight_files import open_tensor_file
 
+log = logging.getLogger(__name__)
+
 DIFFUSERS = "diffusers"
+WHOLE_CLIPS = ("causal", "whole")
 FRAMES_AT_ONCE = 32
-"""Frames that an image autoencoder sees together; bounds memory, and part of the low bits."""
+"""ClipKind that an image autoencoder sees together; bounds memory, and part of the low bits."""
 
 
 class DiffusersNetwork:
-    """An autoencoder of diffusers, its frames one by one where it is one of images."""
+    """An autoencoder of diffusers, used by the rules for its class."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, rules: ModelRules) -> None:
+        self.model, self.rules = model, rules
         self.architecture = type(model).__name__
-        self.rules = ARCHITECTURES[self.architecture]
-        self.geometry = self.rules.geometry(model)
-        self.final_rule = final_rule_of(model)
+        self.geometry = rules.geometry(model)
+        self.final_rule = final_rule_of(model, rules)
+        self.patch, self.lead = rules.patch(model), rules.lead(model)
+        if rules.strides is ltx_strides:  # its tiles go by attributes, which may be wrong
+            strides = ltx_strides(model)
+            model.temporal_compression_ratio, model.spatial_compression_ratio = strides
+        if rules.always_tiled:
+            model.enable_tiling()
 
     def check_clip(self, frames: int, height: int, width: int) -> None:
-        step = self.rules.frame_step
-        if step and (frames - 1) % step:
-            usable = max(0, frames - 1) // step * step + 1
-            raise GeometryError(
-                f"frames is {frames}, but {self.architecture} needs {step}k+1. Use clips of "
-                f"{usable} or {usable + step} frames."
-            )
         steps = self.geometry.latent_shape(frames, height, width)[1]
+        self.rules.check_sides(self.model, height, width)
         limit = latent_steps(self.final_rule)
         if limit is not None and steps > limit:
             usable = 1 + (limit - 1) * self.geometry.temporal_stride
@@ -66,64 +79,111 @@ class DiffusersNetwork:
 
     def encode(self, video_BCTHW: Tensor) -> Posterior:
         """Return moments as the library gives them, float32."""
-        video = video_BCTHW.contiguous()
-        if not self.rules.framewise:
-            return _moments(self.model.encode(video).latent_dist)
-        frames = rearrange(video, "b c t h w -> (b t) c h w")
-        parts = [
-            _moments(self.model.encode(part).latent_dist)
-            for part in torch.split(frames, FRAMES_AT_ONCE)
-        ]
-        clips = "(b t) d h w -> b d t h w"
-        mean, logvar = (
-            rearrange(torch.cat(x), clips, b=len(video)) for x in zip(*parts, strict=True)
-        )
-        return Posterior(mean, logvar)
+        rules, video = self.rules, video_BCTHW.contiguous()
+        if rules.pixels is not None:
+            scale, shift = (video.new_tensor(value).view(-1, 1, 1, 1) for value in rules.pixels)
+            video = video * scale + shift
+        if rules.opaque:
+            video = torch.cat([video, torch.ones_like(video[:, :1])], dim=1)
+        if self.lead:
+            video = torch.cat([video[:, :, :1].expand(-1, -1, self.lead, -1, -1), video], dim=2)
+        found = [self._moments(part) for part in self._parts(video, split=True)]
+        mean, logvar = (self._joined(x, len(video)) for x in zip(*found, strict=True))
+        if rules.certain:
+            return Posterior.certain(self._patched(mean))
+        return Posterior(self._patched(mean), self._patched(logvar))
+
+    def _parts(self, x: Tensor, *, split: bool) -> Sequence[Tensor]:
+        """Cut clips (B, C, T, H, W) into what the library takes at once."""
+        rules = self.rules
+        if rules.frames in WHOLE_CLIPS:
+            return torch.split(x, 1) if rules.alone else [x]
+        frames = rearrange(x, "b c t h w -> (b t) c h w")
+        parts = torch.split(frames, FRAMES_AT_ONCE if split else x.shape[2])
+        return [part[:, :, None] if rules.frames == "each_as_clip" else part for part in parts]
+
+    def _joined(self, parts: Sequence[Tensor], clips: int) -> Tensor:
+        """Undo `_parts`."""
+        whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+        if self.rules.frames == "each_as_clip":
+            whole = whole[:, :, 0]
+        if self.rules.frames in WHOLE_CLIPS:
+            return whole
+        return rearrange(whole, "(b t) d h w -> b d t h w", b=clips)
+
+    def _moments(self, part: Tensor) -> Posterior:
+        self._forget()
+        return moments_of(self.model.encode(part))
+
+    def _patched(self, z: Tensor) -> Tensor:
+        if self.patch == 1:
+            return z
+        side = {"p": self.patch, "q": self.patch}
+        return rearrange(z, "b d t (h p) (w q) -> b (d p q) t h w", **side)
+
+    def _forget(self) -> None:
+        """Drop what a call that failed half way has left for the next chunk."""
+        if hasattr(self.model, "_clear_conv_cache"):
+            self.model._clear_conv_cache()
 
     def decode(self, z_BDthw: Tensor) -> Tensor:
-        batch, _, steps, _, _ = z_BDthw.shape
-        if self.rules.framewise:
-            frames = rearrange(z_BDthw, "b d t h w -> (b t) d h w")
-            pixels = torch.cat(
-                [self.model.decode(part).sample for part in torch.split(frames, FRAMES_AT_ONCE)]
-            )
-            video: Tensor = rearrange(pixels, "(b t) c h w -> b c t h w", b=batch)
-        else:
-            settings = {}
-            if self.model.config.get("timestep_conditioning", False):
-                # A decoder that also removes noise: at time 0 it is given none.
-                settings["temb"] = z_BDthw.new_zeros(batch)
-            video = self.model.decode(z_BDthw, **settings).sample
-        wanted = self.geometry.temporal_stride * (steps - 1) + 1
+        rules, (batch, _, steps, _, _), z = self.rules, z_BDthw.shape, z_BDthw
+        if self.patch > 1:
+            side = {"p": self.patch, "q": self.patch}
+            z = rearrange(z, "b (d p q) t h w -> b d t (h p) (w q)", **side)
+        parts = self._parts(z, split=not rules.decodes_clips)
+        video = self._joined([self._pixels(part) for part in parts], batch)
+        wanted = self.geometry.frames_of(steps)
         if video.shape[2] != wanted:
             raise GeometryError(
-                f"{self.architecture} decoded {steps} latent steps to {video.shape[2]} frames, not "
-                f"{wanted}. Give latents of {self.geometry.temporal_stride}k+1 frames."
+                f"{self.architecture} decoded {steps} latent steps to {video.shape[2]} frames, but "
+                "no clip that it encodes has both. Give latents as it makes them."
             )
+        if rules.opaque:
+            video = video[:, :3]
+        if rules.pixels is not None:
+            video = video.float()
+            scale, shift = (video.new_tensor(value).view(-1, 1, 1, 1) for value in rules.pixels)
+            video = (video - shift) / scale
         return video
 
-    def tile(self, tiling: Tiling) -> None:
-        if not self.rules.tiles:
+    def _pixels(self, part: Tensor) -> Tensor:
+        self._forget()
+        pixels = decoded_pixels(self.model.decode(part, **self.rules.settings(self.model, part)))
+        return pixels.movedim(1, 2) if self.rules.frames_first else pixels
+
+    def tile(self, tiling: Tiling | None) -> None:
+        """Have frames cut into tiles; None: not even as the library does by itself."""
+        model, rules = self.model, self.rules
+        if not rules.tiles or not hasattr(model, "use_tiling"):
             raise ConfigError(
                 f"{self.architecture} cannot be tiled by diffusers. Use tiling=None, or another "
                 "model for frames that do not fit into memory whole."
             )
+        if tiling is None:
+            model.disable_tiling()
+            return
         length = round(tiling.tile_px * (1 + tiling.overlap))
         share = 1 - tiling.tile_px / length
-        if self.rules.framewise:
-            self.model.enable_tiling()
-            self.model.tile_sample_min_size = length
-            self.model.tile_latent_min_size = length // self.geometry.spatial_stride
-            self.model.tile_overlap_factor = share
-        elif self.architecture == "AutoencoderKLCogVideoX":
-            self.model.enable_tiling(length, length, share, share)
-        else:
-            self.model.enable_tiling(
-                tile_sample_min_height=length,
-                tile_sample_min_width=length,
-                tile_sample_stride_height=tiling.tile_px,
-                tile_sample_stride_width=tiling.tile_px,
-            )
+        if int(length * (1 - share)) < tiling.tile_px:  # as the library steps from tile to tile
+            share = math.nextafter(share, 0.0)
+        cells = length * self.patch // self.geometry.spatial_stride
+        known: dict[str, float] = {
+            "tile_sample_min_size": length,
+            "tile_latent_min_size": cells,
+            "tile_overlap_factor": share,
+        }
+        for side in ("height", "width"):
+            known[f"tile_sample_min_{side}"] = length
+            known[f"tile_latent_min_{side}"] = cells
+            known[f"tile_sample_stride_{side}"] = tiling.tile_px
+            known[f"tile_sample_min_overlap_{side}"] = length - tiling.tile_px
+            known[f"tile_overlap_factor_{side}"] = share
+        asked = known.keys() & signature(model.enable_tiling).parameters
+        model.enable_tiling(**{name: known[name] for name in asked})
+        for name in known.keys() - asked:
+            if hasattr(model, name):
+                setattr(model, name, known[name])
 
 
 def load_diffusers(
@@ -135,7 +195,9 @@ def load_diffusers(
     weights that do not fit their config in every key.
     """
     wanted = name.partition(":")[2]
-    if wanted in ARCHITECTURES:
+    expected = ""
+    if wanted in AUTOENCODERS or (wanted.isidentifier() and (weights or wanted in REFUSED)):
+        _require_usable(wanted, name, options)
         if weights is None:
             raise WeightsError(
                 f"{name} needs its weights: give the folder that holds them, as --weights."
@@ -143,23 +205,52 @@ def load_diffusers(
         wanted, expected = str(weights), wanted
     elif weights is not None:
         raise ConfigError(f"{name} names its own weights; leave out {weights}.")
-    else:
-        expected = ""
     if not wanted:
         raise ConfigError("write diffusers:DIR or diffusers:OWNER/NAME, as diffusers:models/wan.")
     place = find_model(wanted, part="vae")
     folder = place.parent if place.is_file() else place
     config = read_config(folder)
     architecture = str(config.get("_class_name"))
-    if architecture not in ARCHITECTURES or expected not in ("", architecture):
-        known = expected or f"one of {', '.join(ARCHITECTURES)}"
-        raise ConfigError(f"{folder} holds {architecture}, not {known}. Give another folder.")
-    model_class = import_class("diffusers", architecture)
+    if expected not in ("", architecture):
+        raise ConfigError(f"{folder} holds {architecture}, not {expected}. Give another folder.")
+    model_class = _require_usable(architecture, str(folder), options)
     if place.is_file():
         model = _from_file(model_class, config, place)
     else:
         model = load_strictly(model_class.from_pretrained, folder, torch_dtype=torch.float32)
     return adapt(model, config, options)
+
+
+def _require_usable(architecture: str, where: str, options: LoadOptions) -> Any:
+    """Return a class of diffusers, if it may be used here; raise ConfigError, and say why not."""
+    if architecture in REFUSED:
+        raise ConfigError(f"{where} holds {architecture}, which {REFUSED[architecture]}.")
+    library = import_library("diffusers")
+    found = None
+    if architecture.isidentifier() and hasattr(library, architecture):
+        found = import_class("diffusers", architecture)
+    if architecture in AUTOENCODERS and found is not None:
+        return found
+    if architecture in AUTOENCODERS:
+        raise ConfigError(
+            f"{where} holds {architecture}, which diffusers {library.__version__} does not have. "
+            "Update it: pip install -U diffusers."
+        )
+    is_model = isinstance(found, type) and issubclass(found, nn.Module)
+    if not is_model or not callable(getattr(found, "decode", None)):
+        raise ConfigError(
+            f"{where} holds {architecture}, which is no autoencoder of diffusers "
+            f"{library.__version__}. Give a folder of one, such as "
+            f"{', '.join(sorted(AUTOENCODERS)[:4])}."
+        )
+    if not callable(getattr(found, "encode", None)):
+        raise ConfigError(f"{where} holds {architecture}, which cannot encode: it only decodes.")
+    if not options.trust_config:
+        raise ConfigError(
+            f"{where} holds {architecture}, whose rules are not known here. To have them taken "
+            "from its config and a trial, add --trust-config."
+        )
+    return found
 
 
 def _from_file(model_class: Any, config: Mapping[str, Any], path: Path) -> nn.Module:
@@ -173,23 +264,36 @@ def _from_file(model_class: Any, config: Mapping[str, Any], path: Path) -> nn.Mo
     return model
 
 
+def is_of_pictures(autoencoder: NetworkAutoencoder) -> bool:
+    """Whether an autoencoder of diffusers sees each frame by itself."""
+    network = autoencoder.network
+    return isinstance(network, DiffusersNetwork) and network.rules.frames not in WHOLE_CLIPS
+
+
 def adapt(model: nn.Module, config: Mapping[str, Any], options: LoadOptions) -> NetworkAutoencoder:
     """Put a loaded model to work as `options` say."""
-    network = DiffusersNetwork(model)
-    described = {"architecture": network.architecture, "model": describe_config(config)}
-    return NetworkAutoencoder(
-        f"{DIFFUSERS}:{network.architecture}",
+    architecture = type(model).__name__
+    described = {"architecture": architecture, "model": describe_config(config)}
+    rules = AUTOENCODERS.get(architecture)
+    if rules is None:
+        rules, assumed = assumed_rules(model)
+        described["assumed"] = assumed
+        log.warning("%s is not known here: assumed %s.", architecture, in_words(assumed))
+    if why := unfit(model):
+        raise ConfigError(f"{architecture} of this config {why}.")
+    network = DiffusersNetwork(model, rules)
+    made = NetworkAutoencoder(
+        f"{DIFFUSERS}:{architecture}",
         network,
         model,
         options,
-        halves=(("encoder",), ("decoder",)),
+        halves=(("encoder",), (rules.decoder,)),
         final_rule=network.final_rule,
         identity=described,
         described=described,
+        own_tiling=rules.own_tiling,
     )
-
-
-def _moments(distribution: Any) -> Posterior:
-    if hasattr(distribution, "mean"):
-        return Posterior(distribution.mean.float(), distribution.logvar.float())
-    return Posterior.certain(distribution.mode().float())
+    for half in ("encoder", "decoder") if rules.counts_both else ():
+        if getattr(model, half) is None:
+            setattr(model, half, nn.Module())
+    return made

@@ -19,7 +19,7 @@ from reducio_latents.autoencoders.pretrained import digest_of, quiet
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.fetching import WeightsPlace, find_weights
-from reducio_latents.core.gaussian import final_latents, undo_final_rule
+from reducio_latents.core.gaussian import final_channels, final_latents, undo_final_rule
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError, GeometryError, WeightsError
@@ -44,8 +44,8 @@ class Network(Protocol):
     def decode(self, z_BDthw: Tensor) -> Tensor:
         """Return the video of samples, pixels about [-1, 1]."""
 
-    def tile(self, tiling: Tiling) -> None:
-        """Have frames cut from now on; raise ConfigError where that cannot be."""
+    def tile(self, tiling: Tiling | None) -> None:
+        """Have frames cut from now on, or not; raise ConfigError where that cannot be."""
 
 
 class NetworkAutoencoder:
@@ -53,6 +53,7 @@ class NetworkAutoencoder:
 
     `halves` are the submodules that only encoding, and only decoding, needs. `identity` is what the
     fingerprint is made of beside the weights; `described` and `remarks` are parts of the config.
+    `own_tiling` is how frames are cut unless told otherwise.
     """
 
     needs_content = False
@@ -69,14 +70,17 @@ class NetworkAutoencoder:
         identity: Mapping[str, Any],
         described: Mapping[str, Any],
         remarks: Mapping[str, Any] | None = None,
+        own_tiling: Tiling | None = None,
     ) -> None:
         self.name, self.network, self.model = name, network, model
         self.geometry, self.check_clip = network.geometry, network.check_clip
         self.final_rule = dict(final_rule)
+        channels = final_channels(final_rule, network.geometry.channels)
+        self._final = replace(network.geometry, channels=channels)
         self.weights_sha256 = digest_of(model)  # of float32, so that precision does not change it
         self.tiling: Tiling | None
-        self.tiling = None if options.tiling == "auto" else options.tiling
-        if self.tiling is not None:
+        self.tiling = own_tiling if options.tiling == "auto" else options.tiling
+        if self.tiling is not None or own_tiling is not None:
             network.tile(self.tiling)
         _put_to_work(model, options, *halves)
         self._options, self._identity = options, identity
@@ -147,7 +151,7 @@ class NetworkAutoencoder:
     @torch.inference_mode()
     def decode(self, latents: Tensor, content_image: Tensor | None = None) -> Tensor:
         """Return the video of final latents, float32; a content image is not needed or used."""
-        self.geometry.check_latents(latents.shape)
+        self._final.check_latents(latents.shape)
         z = undo_final_rule(self.final_rule, latents.to(self.device)).to(self.dtype)
         return self.network.decode(z).float()
 

@@ -102,6 +102,8 @@ class LoadOptions:
     `norms`, each normalisation with its activation, which takes seconds. It stops after eight sizes
     (torch._dynamo.config.recompile_limit) and runs the others as they are; the norms of one network
     see some seven sizes for one of the input."""
+    trust_config: bool = False
+    """Whether a class of diffusers that is not in the table is tried by its config."""
     memory_format: torch.memory_format = torch.contiguous_format
     """Layout of weights and activations; channels_last_3d also lays images out channels last."""
 

@@ -166,7 +166,13 @@ def evaluate(
 
 def _load(choice: ModelChoice, options: EvaluateOptions, device: torch.device) -> Autoencoder:
     dtype: torch.dtype = getattr(torch, options.dtype)
-    return load_autoencoder(choice.name, choice.weights, device=device, dtype=dtype)
+    return load_autoencoder(
+        choice.name,
+        choice.weights,
+        device=device,
+        dtype=dtype,
+        trust_config=options.trust_config,
+    )
 
 
 def _frame_rule(model: Autoencoder, options: EvaluateOptions) -> FrameRule:

@@ -177,6 +177,8 @@ class EvaluateOptions:
 
     models: tuple[ModelChoice, ...]
     """A model and its weights; repeat it for each model."""
+    trust_config: bool = False
+    """Try models of diffusers whose class is not known here, by their config and a trial."""
     sample: SampleSpec = field(default_factory=SampleSpec)
     preset: Literal["pexels-1k", "ucf-101"] | None = None
     """As the paper: 1,000 videos of Pexels, or all of UCF-101; and its protocol."""

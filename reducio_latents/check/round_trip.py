@@ -50,10 +50,9 @@ def frame_rule(model: Autoencoder, frames: int, height: int, width: int) -> Fram
     The last frame is repeated up to the next length that the model takes; what is decoded of the
     repetitions is dropped. Raises GeometryError if no length near it does.
     """
-    geometry, refusal = model.geometry, None
-    first = 1 if geometry.causal else 0
+    refusal = None
     for used in range(frames, frames + MAX_REPEATED):
-        if (used - first) % geometry.temporal_stride:
+        if not model.geometry.takes(used):
             continue
         try:
             model.check_clip(used, height, width)

@@ -15,7 +15,10 @@ from reducio_latents.encode.options import BenchOptions
 )
 @takes(
     BenchOptions,
-    {"Options": "model weights device resolution batches seconds no_compile psnr_loss"},
+    {
+        "Options": """model weights trust_config device resolution batches seconds no_compile
+            psnr_loss"""
+    },
 )
 def bench(corpus: str | None, options: BenchOptions) -> None:
     """Measure how fast clips are encoded, against a naive loop, and what fast paths cost.
@@ -42,6 +45,7 @@ def bench(corpus: str | None, options: BenchOptions) -> None:
     measured = EncoderBench(
         model=options.model,
         weights=options.weights,
+        trust_config=options.trust_config,
         device=where,
         bucket=run.bucket_list(multiple=1)[0],
         batches=options.batches,

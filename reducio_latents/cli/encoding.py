@@ -20,7 +20,7 @@ OTHER_MODELS = """scorer content_latent.model content_latent.dtype
     EncodeOptions,
     {
         "Options": """model weights columns resolution clip.policy shots dtype batch_size compile
-            device gpus workers retry_failed""",
+            device gpus workers retry_failed trust_config""",
         "Corpus and clips": """buckets clip.frames clip.rate_fps clip.seed duplicates
             update_captions path_column caption_column start_column end_column root label
             video_backend""",
@@ -92,7 +92,8 @@ def plan(corpus: str, store: str, options: EncodeOptions, dry_run: bool) -> None
 @takes(
     EncodeOptions,
     {
-        "Options": "model weights dtype batch_size device workers zstd max_failed",
+        "Options": """model weights dtype batch_size device workers zstd max_failed
+            trust_config""",
         "Models": OTHER_MODELS,
     },
 )

@@ -26,7 +26,7 @@ OUT = "evaluation"
     EvaluateOptions,
     {
         "Options": """models preset metrics protocol device dtype batch_size lpips_weights
-            fvd_weights pictures""",
+            fvd_weights pictures trust_config""",
         "Which clips": """sample.videos sample.clip.policy sample.clip.seed sample.resolution
             sample.clip.frames sample.clip.rate_fps sample.workers""",
     },

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reducio_latents.autoencoders.diffusers import load_diffusers
-from reducio_latents.autoencoders.diffusers_rules import ARCHITECTURES
+from reducio_latents.autoencoders.diffusers import is_of_pictures, load_diffusers
 from reducio_latents.autoencoders.network import NetworkAutoencoder
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.conditioning.options import ContentLatentOptions
@@ -20,14 +19,19 @@ from reducio_latents.errors import ConfigError
 class ImageAutoencoder:
     """A frozen AutoencoderKL, on one device."""
 
-    def __init__(self, options: ContentLatentOptions, device: torch.device | str = "cpu") -> None:
-        exact = load_diffusers(
-            f"diffusers:{options.model}", None, LoadOptions(device=device, parts="encoder")
-        )
-        if not ARCHITECTURES[exact.architecture].framewise:
+    def __init__(
+        self,
+        options: ContentLatentOptions,
+        device: torch.device | str = "cpu",
+        *,
+        trust_config: bool = False,
+    ) -> None:
+        loading = LoadOptions(device=device, parts="encoder", trust_config=trust_config)
+        exact = load_diffusers(f"diffusers:{options.model}", None, loading)
+        if not is_of_pictures(exact):
             raise ConfigError(
                 f"{options.model} is a video autoencoder ({exact.architecture}); content_latent "
-                "takes an AutoencoderKL. Use it for motion: --model diffusers:DIR."
+                "takes one of pictures. Use it for motion: --model diffusers:DIR."
             )
         self.autoencoder, self.dtype, self.error = settle(
             exact,

@@ -5,6 +5,7 @@ A final rule is a small JSON object; it is written into a store and applied when
   {"rule": "scale_shift", "scale": s, "shift": m}      (z - m) * s; numbers, or lists of one per
                                                        channel, or of a list per channel with one
                                                        per latent step
+  {"rule": "repeat_channels", "scale": s, "shift": m}  the same, with all channels twice
 """
 
 from __future__ import annotations
@@ -73,10 +74,16 @@ def undo_final_rule(rule: FinalRule, latents: Tensor) -> Tensor:
     A layer norm does: Reducio's decoder takes final latents as they are.
     """
     check_final_rule(rule)
-    if rule["rule"] != "scale_shift":
+    if rule["rule"] == "layer_norm":
         raise ConfigError(f"the final rule {rule['rule']!r} has no inverse.")
+    latents = latents.chunk(final_channels(rule, 1), dim=1)[-1]
     scale, shift = (_per_channel(rule[key], latents) for key in ("scale", "shift"))
     return latents.float() / scale + shift
+
+
+def final_channels(rule: FinalRule, channels: int) -> int:
+    """Return how many channels final latents have of raw ones with `channels`."""
+    return 2 * channels if rule.get("rule") == "repeat_channels" else channels
 
 
 def check_final_rule(rule: FinalRule) -> None:
@@ -99,6 +106,10 @@ def _scale_shift(z: Tensor, rule: FinalRule) -> Tensor:
     return (z - _per_channel(rule["shift"], z)) * _per_channel(rule["scale"], z)
 
 
+def _repeat_channels(z: Tensor, rule: FinalRule) -> Tensor:
+    return _scale_shift(z, rule).repeat(1, 2, *(1,) * (z.ndim - 2))
+
+
 def _per_channel(value: Any, z: Tensor) -> Tensor:
     """Return a number, or values as (D, 1, ...) or (D, t, 1, 1), against z (B, D, ...)."""
     values = torch.as_tensor(value, dtype=torch.float32, device=z.device)
@@ -117,5 +128,6 @@ def _per_channel(value: Any, z: Tensor) -> Tensor:
 _RULES: dict[str, tuple[tuple[str, ...], Callable[[Tensor, FinalRule], Tensor]]] = {
     "layer_norm": (("eps",), _layer_norm),
     "scale_shift": (("scale", "shift"), _scale_shift),
+    "repeat_channels": (("scale", "shift"), _repeat_channels),
 }
 """What a rule needs beside its name, and what it does."""

@@ -79,6 +79,25 @@ class LatentGeometry:
     """Pixels per latent cell, the same along H and W."""
     causal: bool = False
     """Whether the first frame has a latent step of its own: T = 1 + temporal_stride * (t - 1)."""
+    chunks: tuple[int, int, int, int] | None = None
+    """(T0, dT, t0, dt) of a VAE that works in chunks: T0 + k dT frames have t0 + k dt steps."""
+
+    @property
+    def _lengths(self) -> tuple[int, int, int, int]:
+        """Which clips there are, written as `chunks` are."""
+        stride = self.temporal_stride
+        return self.chunks or ((1 if self.causal else stride), stride, 1, 1)
+
+    def takes(self, frames: int) -> bool:
+        """Whether clips of so many frames have a whole number of latent steps."""
+        first, step, _, _ = self._lengths
+        return frames >= first and not (frames - first) % step
+
+    def frames_of(self, steps: int) -> int | None:
+        """Return how many frames so many latent steps are; None where no clip has so many."""
+        frames, more_frames, least, more_steps = self._lengths
+        count, rest = divmod(steps - least, more_steps)
+        return None if rest or count < 0 else frames + count * more_frames
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return (D, t, h, w) for a clip of (T, H, W).
@@ -87,13 +106,14 @@ class LatentGeometry:
         >>> vae.latent_shape(16, 256, 448)
         (16, 4, 8, 14)
         """
-        if self.causal:
-            steps = 1 + _exact_causal(frames, self.temporal_stride)
+        first, step, steps, more_steps = self._lengths
+        if first == step:
+            count = _exact("frames", frames, step) - 1
         else:
-            steps = _exact("frames", frames, self.temporal_stride)
+            count = _chunks(frames, first, step)
         return (
             self.channels,
-            steps,
+            steps + count * more_steps,
             _exact("height", height, self.spatial_stride),
             _exact("width", width, self.spatial_stride),
         )
@@ -134,14 +154,15 @@ def _exact(name: str, size: int, stride: int) -> int:
     return size // stride
 
 
-def _exact_causal(frames: int, stride: int) -> int:
-    if frames < 1 or (frames - 1) % stride:
-        usable = max(0, frames - 1) // stride * stride + 1
+def _chunks(frames: int, first: int, step: int) -> int:
+    """Return k of frames = first + k * step, or name the numbers of frames beside it."""
+    if frames < first or (frames - first) % step:
+        usable = max(0, frames - first) // step * step + first
         raise GeometryError(
-            f"frames is {frames}, but the VAE needs {stride}k+1. Use clips of {usable} or "
-            f"{usable + stride} frames."
+            f"frames is {frames}, but the VAE needs {step}k+{first}. Use clips of {usable} or "
+            f"{usable + step} frames."
         )
-    return (frames - 1) // stride
+    return (frames - first) // step
 
 
 def require_fits(

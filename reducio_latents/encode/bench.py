@@ -79,6 +79,7 @@ class EncoderBench:
     device: torch.device
     bucket: Bucket
     weights: str | None = None
+    trust_config: bool = False
     batches: Sequence[int] = (8,)
     variants: Sequence[Variant] = VARIANTS
     seconds: float = 5.0
@@ -97,6 +98,7 @@ class EncoderBench:
             parts="all" if decoder else "encoder",
             compile=variant.compile,
             memory_format=variant.layout,
+            trust_config=self.trust_config,
         )
         if variant.compile != "none":
             raise_compile_limit(autoencoder, [self.bucket])

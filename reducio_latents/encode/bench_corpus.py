@@ -63,7 +63,11 @@ def compare_runs(corpus: str, options: EncodeOptions) -> RunComparison:
 def _naive_run(plan: Plan, corpus: str, options: EncodeOptions, folder: Path) -> int:
     """Decode, encode and save clip by clip; return how many there were."""
     autoencoder = load_autoencoder(
-        options.model, options.weights, device=options.torch_device, parts="encoder"
+        options.model,
+        options.weights,
+        device=options.torch_device,
+        parts="encoder",
+        trust_config=options.trust_config,
     )
     backend, root = (
         get_backend(options.video_backend, deinterlace=options.deinterlaces),

@@ -54,6 +54,10 @@ class EncodeOptions:
     hf://OWNER/NAME[/FILE] on the Hugging Face Hub.
 
     Without, the published weights of Reducio-VAE are fetched, once."""
+    trust_config: bool = False
+    """Try a model of diffusers whose class is not known here, by its config and a trial.
+
+    What is assumed is said, and kept in the store."""
     resolution: int | str = 256
     """Size of clips in px: a side, or height x width, as 480x832."""
     buckets: str | tuple[str, ...] = "square"
@@ -284,6 +288,8 @@ class BenchOptions:
     """Name of the autoencoder."""
     weights: str | None = None
     """The model's checkpoint."""
+    trust_config: bool = False
+    """Try a model of diffusers whose class is not known here, by its config and a trial."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, ..."""
     resolution: int | str = 256
@@ -307,6 +313,7 @@ class BenchOptions:
         return EncodeOptions(
             model=self.model,
             weights=self.weights,
+            trust_config=self.trust_config,
             device=self.device,
             resolution=self.resolution,
             batch_size=1,

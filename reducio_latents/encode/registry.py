@@ -64,6 +64,7 @@ def _motion(build: Build) -> ColumnEncoder:
         options.weights,
         device=options.torch_device,
         tiling="auto" if options.tiling == "auto" else None,
+        trust_config=options.trust_config,
     )
     on_gpu = options.torch_device.startswith("cuda")
     parts: Parts = "all" if options.check_every else "encoder"
@@ -118,7 +119,9 @@ def _content_latent(build: Build) -> ColumnEncoder:
     from reducio_latents.encode.conditioning_columns import ContentLatentColumn
 
     options = build.options
-    encoder = ImageAutoencoder(options.content_latent, options.torch_device)
+    encoder = ImageAutoencoder(
+        options.content_latent, options.torch_device, trust_config=options.trust_config
+    )
     return ContentLatentColumn(encoder, options.resize)
 
 

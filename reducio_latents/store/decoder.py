@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.core.devices import usable_device
+from reducio_latents.core.gaussian import final_channels
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import (
     ConfigError,
@@ -82,7 +83,10 @@ class LatentDecoder:
         self._named, self._weights = model, weights
         self._buckets: dict[tuple[int, ...], Bucket] = {}
         for name, row in (shapes or self._motion.row_shapes).items():
-            shape = (row[0] // 2, *row[1:])
+            channels = row[0] // 2
+            if self._motion.final is not None:
+                channels = final_channels(self._motion.final, channels)
+            shape = (channels, *row[1:])
             self._buckets[shape] = max(Bucket.parse(name), self._buckets.get(shape, _NO_BUCKET))
         self._normalized = normalized
         self._model: Autoencoder | None = None
@@ -158,6 +162,7 @@ class LatentDecoder:
             dtype=self._dtype,
             tiling=tiling_of(motion.config.get("tiling")),
             parts="decoder",
+            trust_config="assumed" in motion.config,
         )
         lines = differences(_identity(loaded.config), _identity(motion.config))
         if lines:

@@ -323,7 +323,7 @@ class OmniTokenizerVAE(nn.Module):
         video: Tensor = self.decoder(tokens) * 2
         return video
 
-    def tile(self, tiling: Tiling) -> None:
+    def tile(self, tiling: Tiling | None) -> None:
         raise ConfigError("OmniTokenizer cannot be tiled. Use tiling=None.")
 
     def check_clip(self, frames: int, height: int, width: int) -> None:

@@ -192,7 +192,7 @@ class OpenSoraVAE(nn.Module):
         video: Tensor = rearrange(torch.cat(pixels), "(b t) c h w -> b c t h w", b=len(z_BDthw))
         return video
 
-    def tile(self, tiling: Tiling) -> None:
+    def tile(self, tiling: Tiling | None) -> None:
         raise ConfigError("Open-Sora's VAE cannot be tiled. Use tiling=None.")
 
     def check_clip(self, frames: int, height: int, width: int) -> None:
