@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def columns_of(family: TrainedFamily, texts: bool = True) -> dict[str, ColumnMet
     if texts and family.tokens:
         found["text:other"] = text_column("Other")
         found["text:own"] = text_column(family.tokens[0])
-    if texts and family.preset:
+    if texts and family.preset and family.pooled:
         told = {name: recipe.told() for name, recipe in TEXT_PRESETS[family.preset].items()}
         found["text:last"] = found["text:own"]  # of another layer
         found["text:own"] = text_column(family.tokens[0], **told["llama"])
@@ -147,10 +148,14 @@ def begin(files: Files, columns: Mapping[str, ColumnMeta], clips: int = CLIPS) -
 
 
 def make(
-    files: Files, family: str = "Wan", texts: bool = True, own: ColumnMeta | None = None
+    files: Files,
+    family: str = "Wan",
+    texts: bool = True,
+    own: ColumnMeta | None = None,
+    extra: Mapping[str, ColumnMeta] = MappingProxyType({}),
 ) -> Store:
     columns = columns_of(TRAINED_FAMILIES[CLASSES[family]], texts)
-    columns |= {"text:own": own} if own else {}
+    columns |= {**extra, **({"text:own": own} if own else {})}
     writer = begin(files, columns)
     write_shards(writer)
     finish(writer)
@@ -399,6 +404,22 @@ def test_text_needs_every_vector_that_its_trainer_takes() -> None:
         "no column has pooled vectors of CLIPTextModel made with --text-preset hunyuan"
     )
     assert export_store(store, MemoryFiles(), "fastvideo").text == ("text:own",)
+
+
+def test_text_is_taken_from_the_column_that_was_made_as_the_model_wants_it() -> None:
+    padded = text_column("T5EncoderModel")
+    padded = replace(padded, config={**padded.config, "pads": True})
+    plain = export_store(make(MemoryFiles(), "CogVideoX"), MemoryFiles(), "finetrainers")
+    assert plain.lost.startswith("vectors of padding, which --text-preset cogvideox would make")
+    for family, column in (("CogVideoX", "text:padded"), ("LTX-Video", "text:own")):
+        store = make(MemoryFiles(), family, extra={"text:padded": padded})
+        report = export_store(store, MemoryFiles(), "finetrainers")
+        assert report.text == (column,)
+        assert "vectors of padding" not in report.lost
+    layer = text_column("UMT5EncoderModel")
+    layer = replace(layer, config={**layer.config, "layer": -2})
+    report = export_store(make(MemoryFiles(), own=layer), MemoryFiles(), "musubi")
+    assert "made with --text-preset wan" in report.missing_text
 
 
 def test_bfloat16_vectors_stay_bfloat16(tmp_path: Path) -> None:

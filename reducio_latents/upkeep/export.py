@@ -122,6 +122,9 @@ class _Export:
         self.columns = {MOTION: MOTION, **self.text}
         no_pooled = self.family.pooled and not self.recipe.needs_pooled
         lost = [self.layout.lost, *["pooled vectors of text"] * bool(no_pooled), ALWAYS_LOST]
+        tokens = columns[self.text[TOKENS]].config if self.text else {}
+        if self.text and self.family.pads and not tokens.get("pads"):
+            lost.insert(0, "vectors of padding, which --text-preset cogvideox would make")
         self.report = ExportReport(
             text=tuple(self.text.values()), missing_text=why, lost="; ".join(lost)
         )
@@ -327,7 +330,8 @@ def _text_columns(
             kind = "pooled vectors" if role == POOLED else "token vectors"
             how = f" made with --text-preset {family.preset}" if family.preset else ""
             return {}, f"no column has {kind} of {' or '.join(classes)}{how}"
-        found[role] = min(fitting, key=lambda name: (name != "text", name))
+        other = {name: bool(columns[name].config.get("pads")) != family.pads for name in fitting}
+        found[role] = min(fitting, key=lambda name: (other[name], name != "text", name))
     return found, ""
 
 

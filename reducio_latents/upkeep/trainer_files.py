@@ -45,16 +45,18 @@ class TrainedFamily:
     """Classes of those whose one vector a caption it takes beside them."""
     preset: TextPreset | None = None
     """How text has to be made, where another layer or template would be taken unseen."""
+    pads: bool = False
+    """Whether it is given the vectors of padding, too."""
 
 
 TRAINED_FAMILIES = {
-    "AutoencoderKLWan": TrainedFamily("Wan", tokens=("UMT5EncoderModel",)),
+    "AutoencoderKLWan": TrainedFamily("Wan", tokens=("UMT5EncoderModel",), preset="wan"),
     "AutoencoderKLLTXVideo": TrainedFamily("LTX-Video", tokens=("T5EncoderModel",)),
     "AutoencoderKLLTX2Video": TrainedFamily("LTX-2"),
     "AutoencoderKLHunyuanVideo": TrainedFamily(
         "HunyuanVideo", tokens=("LlamaModel",), pooled=("CLIPTextModel",), preset="hunyuan"
     ),
-    "AutoencoderKLCogVideoX": TrainedFamily("CogVideoX", tokens=("T5EncoderModel",)),
+    "AutoencoderKLCogVideoX": TrainedFamily("CogVideoX", tokens=("T5EncoderModel",), pads=True),
 }
 """diffusers' class of the autoencoder -> who trains on its latents."""
 
