@@ -94,7 +94,7 @@ def test_xarray_opens_a_store_with_clips_named_along_its_first_axis(store: Store
         assert data.motion.dims == ("clip", "channel", "t", "y", "x")
         assert data.content_latent.dims[-2:] == ("content_latent_y", "content_latent_x")
         assert (data.scores.dims, data.scores.names) == (
-            ("clip", "scores_score"),
+            ("clip", "score"),
             ["motion", "brightness"],
         )
         assert data.caption.dims == ("shard", "caption_byte")

@@ -51,9 +51,9 @@ COORDINATE_SHARDS = 16
 """Whose clips a file of a coordinate names."""
 DECISIVE = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs")
 """What an array's metadata must say for its shard files to be rows after rows."""
-UNPREFIXED = "motion"
-"""The column whose dimensions are called by the names of their axes alone: as xarray has it, one
-name is one size, and columns have channels of their own."""
+UNPREFIXED = ("motion", "frame_times", "scores")
+"""Columns whose dimensions are called by the names of their axes alone. To xarray one name is one
+size, and others have channels of their own."""
 
 
 class ShardForm(NamedTuple):
@@ -102,7 +102,7 @@ def array_metadata(meta: StoreMeta, column: str, bucket: str, rows: int) -> dict
     shape, shard = [rows, *row_shape], [form.shard_rows, *row_shape]
     inner, codecs = [1, *row_shape], kind.zarr_codecs()
     attributes: dict[str, Any] = {"content": kind.column.content}
-    prefix = "" if column == UNPREFIXED else f"{column_folder(column)}_"
+    prefix = "" if column in UNPREFIXED else f"{column_folder(column)}_"
     dimensions = ["clip", *(prefix + axis for axis in kind.axes(bucket))]
     if form.piece:
         length = form.pieces * form.piece
