@@ -20,9 +20,11 @@ from reducio_latents.cli import main
 from reducio_latents.conditioning.options import TextOptions
 from reducio_latents.conditioning.presets import TEXT_PRESETS
 from reducio_latents.conditioning.text import TextEncoder
+from reducio_latents.core.geometry import Bucket
 from reducio_latents.dataset.fields import pad_vectors
-from reducio_latents.encode import add_column
+from reducio_latents.encode import EncodeOptions, add_column
 from reducio_latents.encode.conditioning_columns import TextColumn
+from reducio_latents.encode.estimate import bytes_per_clip
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files.local import LocalFiles
 from reducio_latents.upkeep.convert import convert_store
@@ -352,6 +354,16 @@ def test_a_model_may_be_named_for_a_column() -> None:
     assert options.model_of("text:clip") == options.model_of("text:clip_pooled") == "a/b"
     assert options.model_of("text:t5") == options.model_of("text") == "models/c=d"
     assert TextOptions(model="clip=a").model_of("text") is None
+
+
+def test_estimates_know_how_large_the_text_of_a_preset_is() -> None:
+    def estimate(column: str, **text: Any) -> int:
+        options = EncodeOptions(columns=(column,), text=TextOptions(**text))
+        return bytes_per_clip(Bucket(16, 256, 256), options)
+
+    assert estimate("text:own") == estimate("text") == 2 * 45 * 4096
+    assert estimate("text", preset="cogvideox") == 2 * 226 * 4096
+    assert estimate("text", preset="ltx2") > 10**7 > 10**4 > estimate("text:clip", preset="hunyuan")
 
 
 SETTINGS: dict[str, Any] = {"batch_size": 2, "device": "cpu"}

@@ -48,6 +48,8 @@ class TextRecipe:
     """Where the model is, if nothing is said."""
     part: str = "text_encoder"
     """Its folder in a pipeline; the tokenizer's is called alike."""
+    width: int = 4096
+    """Of the vectors that the model there gives, for estimates."""
     cleaning: TextCleaning = "whitespace"
     strips: bool = False
     """Whether spaces at the ends are left out, whatever the cleaning."""
@@ -78,7 +80,7 @@ class TextRecipe:
         return {name: value for name, value in said.items() if value != getattr(usual, name)}
 
 
-_TOLD_APART = ("models", "hub", "part", "cleaning", "max_tokens")
+_TOLD_APART = ("models", "hub", "part", "width", "cleaning", "max_tokens")
 T5 = TextRecipe(models=("t5",), cleaning="pixart")
 _QWEN = ("qwen2_5_vl", "qwen2_5_vl_text")
 
@@ -91,6 +93,7 @@ TEXT_PRESETS: dict[TextPreset, dict[str, TextRecipe]] = {
         "gemma": TextRecipe(
             models=("gemma3", "gemma3_text"),
             hub="Lightricks/LTX-2",
+            width=49 * 3840,
             cleaning="none",
             strips=True,
             max_tokens=1024,
@@ -112,6 +115,7 @@ TEXT_PRESETS: dict[TextPreset, dict[str, TextRecipe]] = {
             models=("clip", "clip_text_model"),
             hub="hunyuanvideo-community/HunyuanVideo",
             part="text_encoder_2",
+            width=768,
             cleaning="none",
             max_tokens=77,
             pooled=True,
@@ -120,6 +124,7 @@ TEXT_PRESETS: dict[TextPreset, dict[str, TextRecipe]] = {
     "hunyuan15": {
         "qwen": TextRecipe(
             models=_QWEN,
+            width=3584,
             hub="hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v",
             cleaning="none",
             max_tokens=1000,
@@ -132,6 +137,7 @@ TEXT_PRESETS: dict[TextPreset, dict[str, TextRecipe]] = {
             models=("t5",),
             hub="hunyuanvideo-community/HunyuanVideo-1.5-480p_t2v",
             part="text_encoder_2",
+            width=1472,
             cleaning="none",
             max_tokens=256,
             glyphs=True,
@@ -140,6 +146,7 @@ TEXT_PRESETS: dict[TextPreset, dict[str, TextRecipe]] = {
     "qwen-image": {
         "qwen": TextRecipe(
             models=_QWEN,
+            width=3584,
             hub="Qwen/Qwen-Image",
             cleaning="none",
             max_tokens=1024,
@@ -156,6 +163,12 @@ TEXT_PRESETS: dict[TextPreset, dict[str, TextRecipe]] = {
 }
 """Preset -> name of a text encoder, which a column `text:NAME` may ask for -> how it is used. The
 first one is that of the column `text`."""
+
+
+def recipes_of(preset: TextPreset | None, name: str) -> list[TextRecipe]:
+    """Return how a column `text:NAME` may be made, by the model that it is given; one or more."""
+    table = TEXT_PRESETS[preset] if preset else {"": TextRecipe()}
+    return [table[name]] if name in table else list(table.values())
 
 
 def made_as(config: Mapping[str, Any], preset: TextPreset | None) -> bool:

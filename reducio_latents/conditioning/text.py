@@ -25,7 +25,7 @@ from reducio_latents.autoencoders.pretrained import (
 from reducio_latents.conditioning.cleaning import REVISIONS, get_cleaning
 from reducio_latents.conditioning.options import POOLED_SUFFIX, TextOptions, text_name
 from reducio_latents.conditioning.precision import place_encoder
-from reducio_latents.conditioning.presets import CAPTION_MARK, T5, TEXT_PRESETS, TextRecipe
+from reducio_latents.conditioning.presets import CAPTION_MARK, T5, TextRecipe, recipes_of
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.libraries import first_line, import_library
 from reducio_latents.errors import ConfigError, WeightsError
@@ -309,11 +309,8 @@ def glyphs_of(caption: str) -> str:
 
 def _find(options: TextOptions, column: str) -> tuple[TextRecipe, Path, dict[str, Any]]:
     """Return how a column's text is made, and where its model is; raise ConfigError for none."""
-    model, table = options.model_of(column), {}
-    if options.preset:
-        table, name = TEXT_PRESETS[options.preset], text_name(column)
-        table = {name: table[name]} if name in table else table
-    for recipe in table.values() or [TextRecipe()]:
+    model, recipes = options.model_of(column), recipes_of(options.preset, text_name(column))
+    for recipe in recipes:
         folder = find_model(model or recipe.hub, part=recipe.part)
         if folder.is_file():
             raise ConfigError(f"{folder} is a file; give the folder of a text encoder.")
@@ -322,7 +319,7 @@ def _find(options: TextOptions, column: str) -> tuple[TextRecipe, Path, dict[str
         if kind in recipe.models or not recipe.models:
             break
     else:
-        wanted = " or ".join(dict.fromkeys(kind for row in table.values() for kind in row.models))
+        wanted = " or ".join(dict.fromkeys(kind for row in recipes for kind in row.models))
         raise ConfigError(
             f"preset {options.preset} has column {column} made by a model of type {wanted}; "
             f"{folder} holds {kind!r}. Give its own text encoder, or leave the preset out."
