@@ -397,8 +397,7 @@ def test_several_columns_of_text_stand_side_by_side(
     assert verify(opened).ok
     assert {*names} < {*opened.columns}
     assert all(":" not in str(path.relative_to(store)) for path in store.rglob("*"))
-    group = zarr.open_group(store, mode="r")["16x32x32"]
-    assert group["text.llama"].shape == (3,)
+    assert "16x32x32/text.llama" in zarr.open_group(store, mode="r")
     assert opened.meta.statistics["text:clip/all"]["tokens"]["mean"] == [1.0]
 
     convert_store(opened, LocalFiles(tmp_path / "tars"), "webdataset")
