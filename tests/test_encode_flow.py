@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from reducio_latents.store.commit import ShardKey
 from reducio_latents.upkeep.convert import convert_store
 from reducio_latents.upkeep.verify import verify
 from reducio_latents.video import get_backend
-from reducio_latents.video.pixels import fit_frame, to_unit
+from reducio_latents.video.pixels import to_unit
+from reducio_latents.video.planes import fit_planes
 from tests.corpora import write_corpus, write_video
 from tests.stores import row_in
 
@@ -133,13 +135,17 @@ def test_rows_are_what_the_encoder_makes_of_the_exact_frames(
         key = ShardKey(shard.bucket, shard.shard)
         for clip in opened.plan.shard_clips(*key).to_pylist():
             source = VideoSource(str(corpus / clip["video"]))
-            read = get_backend("pyav").read_clips(
-                source, [clip["start_s"]], frames=16, rate_fps=16.0
+            bucket = Bucket.parse(key.bucket)
+            read = get_backend("pyav", as_planes=True).read_clips(
+                source,
+                [clip["start_s"]],
+                frames=16,
+                rate_fps=16.0,
+                transform=partial(fit_planes, bucket=bucket, mode="bicubic"),
             )
             frames = next(iter(read))
             assert not isinstance(frames, Exception)
-            bucket = Bucket.parse(key.bucket)
-            pixels = np.stack([fit_frame(f, bucket, "bicubic") for f in frames.frames])
+            pixels = np.stack(frames.frames)
             image = opened.read_row(key, clip["row"], "content_image")
             assert isinstance(image, bytes)
             np.testing.assert_array_equal(decode_image(image), pixels[7])
@@ -165,9 +171,9 @@ def test_who_resizes_the_frames_changes_no_byte(
     fitted: list[torch.Size] = []
 
     class Spy(DeviceFit):
-        def __call__(self, frames_THWC: torch.Tensor, bucket: Bucket, mode: str) -> torch.Tensor:
-            fitted.append(frames_THWC.shape)
-            return super().__call__(frames_THWC, bucket, mode)
+        def __call__(self, frames: torch.Tensor, *how: Any) -> torch.Tensor:
+            fitted.append(frames.shape)
+            return super().__call__(frames, *how)
 
     monkeypatch.setattr(batches, "DeviceFit", Spy)
     monkeypatch.setattr(batches, "WHOLE_PX", whole_px)
@@ -175,7 +181,7 @@ def test_who_resizes_the_frames_changes_no_byte(
     encode(corpus, tmp_path / "store")
     assert files_of(tmp_path / "store") == files_of(encoded[0])
     # Frames that are larger than is handed over whole have been resized by the workers.
-    assert fitted == ([] if whole_px == 100 else [(16, 48, 64, 3)] * 4)
+    assert fitted == ([] if whole_px == 100 else [(16, 48 * 64 * 3 // 2)] * 4)
 
 
 def test_straight_to_webdataset_is_what_converting_would_have_made(

@@ -79,8 +79,8 @@ def test_a_clip_that_finds_no_memory_on_the_device_is_fitted_on_the_cpu(
         calls.append(arguments)
         if len(calls) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return fit_clip(*arguments)  # type: ignore[arg-type]
+        return fit_clip(*arguments[:3])  # type: ignore[arg-type]
 
-    monkeypatch.setattr(gpu, "fit_clip", full_at_first)
+    monkeypatch.setattr(gpu, "fit_whole", full_at_first)
     assert torch.equal(DeviceFit("cpu")(frames, bucket, "bilinear"), expected)
     assert len(calls) == 2

@@ -17,6 +17,9 @@ from reducio_latents.core.clips import ClipSpec, clip_starts
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video import ClipFrames
+from reducio_latents.video.assemble import ClipAssembly
+from reducio_latents.video.file import VideoFile
+from reducio_latents.video.playback import Playback
 from reducio_latents.video.pyav import PyAVBackend
 from tests.videos import (
     X264_B_FRAMES,
@@ -446,3 +449,46 @@ def test_transparent_webm_is_laid_on_black(tmp_path: Path, codec: str) -> None:
         assert isinstance(clip, ClipFrames)
         assert clip.frames[3][:38].mean() > 40
         assert clip.frames[3][44:].max() < 8
+
+
+@pytest.mark.parametrize(
+    "times",
+    [constant_rate(75, 30), constant_rate(130, 60), [i / 30 + (i % 3) * 0.009 for i in range(75)]],
+    ids=["30", "60", "uneven"],
+)
+def test_frames_that_nobody_wants_or_refers_to_are_not_decoded(
+    times: list[float], tmp_path: Path
+) -> None:
+    path = write_video(tmp_path / "a.mp4", times, Recipe(options=X264_B_FRAMES))
+    starts = [0.0, 0.7, 1.125]
+    wanted = {shown_at(times, start + i / 16) for start in starts for i in range(16)}
+    with VideoFile(VideoSource(str(path))) as video:
+        every = {shown.at_s for shown in Playback(video).play()}
+    with VideoFile(VideoSource(str(path))) as video:
+        clips = ClipAssembly(
+            VideoSource(str(path)), starts, frames=16, rate_fps=16.0, transform=None
+        )
+        playback = Playback(video, wants=clips.wants)
+        decoded = {shown.at_s for shown in playback.play()}
+    assert playback.skipped == len(every - decoded) >= len(times) / 10
+    assert not {shown_at(times, at_s) for at_s in every - decoded} & wanted
+    for start, clip in zip(starts, read(path, starts), strict=True):
+        assert numbers(clip) == expected(times, start)
+
+
+def test_damage_to_a_frame_that_no_other_refers_to_is_its_own(tmp_path: Path) -> None:
+    times = constant_rate(90, 30)
+    path = write_video(tmp_path / "a.mp4", times, Recipe(options=X264_B_FRAMES))
+    with VideoFile(VideoSource(str(path))) as video:
+        packets = [p for p in video.packets() if p.size and video.is_disposable(p)]
+        packet = next(p for p in packets if p.pts * video.tick_s > 1 / 3)
+        at_s, position, size = packet.pts * video.tick_s, packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[position + 5 : position + size] = b"\xff" * (size - 5)  # all but length and kind
+    path.write_bytes(data)
+    # Alone, and beside a clip that shows the damaged frame.
+    before, after = at_s - 0.25, at_s + 1 / 30
+    [alone] = read(path, [after])
+    hit, beside = read(path, [before, after])
+    assert isinstance(hit, VideoError)
+    assert numbers(alone) == numbers(beside) == expected(times, after)

@@ -72,6 +72,7 @@ class Originals:
             resize=meta.resize,
             backend=self._backend,
             deinterlace=meta.deinterlace != "none",
+            exact_colours=meta.colours == "exact",
             expected=Expected(video["bytes"], video["sha256"], since="encoded"),
         )
         [found] = self._reader.read([request])

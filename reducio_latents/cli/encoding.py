@@ -24,7 +24,7 @@ OTHER_MODELS = """scorer content_latent.model content_latent.dtype
         "Corpus and clips": """buckets clip.frames clip.rate_fps clip.seed duplicates
             update_captions path_column caption_column start_column end_column root label
             video_backend""",
-        "Store": "container image_codec resize deinterlace tiling shard_rows zstd",
+        "Store": "container image_codec resize deinterlace colours tiling shard_rows zstd",
         "Other columns": OTHER_MODELS,
         "Failures and checks": "max_failed clip_timeout_s check_every min_psnr",
         "Several machines": "engine ray_address rank_timeout_s",

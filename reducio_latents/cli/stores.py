@@ -84,6 +84,7 @@ def info(store: str, as_json: bool) -> None:
             "a clip": f"{lengths} frames at {clip.rate_fps:g} fps, {clip.policy}",
             "resize": f"{meta.resize}, antialiased, to cover; centre crop",
             "interlaced frames": "left" if meta.deinterlace == "none" else meta.deinterlace,
+            "colours": meta.colours,
             "shards": f"up to {meta.shard_rows} clips",
             **_about_shots(opened.files),
             **counts,

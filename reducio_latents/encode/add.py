@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reducio_latents.core.choices import Deinterlace, ImageCodec, ResizeMode
+from reducio_latents.core.choices import Colours, Deinterlace, ImageCodec, ResizeMode
 from reducio_latents.core.config import convert, made_from
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import CAPTIONS, ColumnEncoder
@@ -108,6 +108,7 @@ def _options_for(meta: StoreMeta, names: tuple[str, ...], options: EncodeOptions
         clip=meta.clip,
         resize=convert(meta.resize, ResizeMode, where="the resize rule of the store"),
         deinterlace=convert(meta.deinterlace, Deinterlace, where="the store's deinterlacing"),
+        colours=convert(meta.colours, Colours, where="the store's colours"),
         image_codec=codec,
     )
 

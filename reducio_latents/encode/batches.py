@@ -20,8 +20,7 @@ from reducio_latents.encode.source import (
 )
 from reducio_latents.encode.stored import StoredContent
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.video.pixels import fit_clip
-from reducio_latents.video.reading import ClipReader, ClipRequest
+from reducio_latents.video.reading import ClipReader, ClipRequest, fit_whole
 
 WHOLE_PX = 1920 * 1088
 """Larger frames than 1080p are resized by the workers always, so that a slot of shared memory, of
@@ -99,6 +98,7 @@ def _decoded(
             resize=options.resize,
             backend=options.video_backend,
             deinterlace=options.deinterlaces,
+            exact_colours=options.exact_colours,
             image_codec=options.image_codec if wants_files else None,
             **job.planned.locate(work.key, video),
         )
@@ -110,7 +110,7 @@ def _decoded(
         memory_bytes=options.worker_memory_mb << 20,
         read_ahead_bytes=options.read_ahead_mb << 20,
         whole_px=whole_px,
-        fit=DeviceFit(options.torch_device) if whole_px else fit_clip,
+        fit=DeviceFit(options.torch_device) if whole_px else fit_whole,
     ) as reader:
         yield from decode_batches(reader, works, request, job.batch_size, needs)
 

@@ -22,7 +22,9 @@ from reducio_latents.autoencoders.protocol import Autoencoder
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError
 from reducio_latents.vae.tiling import cut
-from reducio_latents.video.pixels import fit_clip, to_unit
+from reducio_latents.video.pixels import to_unit
+from reducio_latents.video.planes import PlaneLayout
+from reducio_latents.video.reading import fit_whole
 
 log = logging.getLogger(__name__)
 
@@ -78,16 +80,18 @@ class DeviceFit:
         # Before the encoder's kernels, which would keep a few small ones waiting for long.
         return _stream(self._device, priority=-1)
 
-    def __call__(self, frames_THWC: Tensor, bucket: Bucket, mode: str) -> Tensor:
-        """Return uint8 frames (T, H, W, 3) on the CPU; see `fit_clip`."""
+    def __call__(
+        self, frames: Tensor, bucket: Bucket, mode: str, layout: PlaneLayout | None = None
+    ) -> Tensor:
+        """Return uint8 frames (T, H, W, 3) on the CPU; see `fit_whole`."""
         try:
             if not _on_gpu(self._device):
-                return fit_clip(frames_THWC.to(self._device), bucket, mode).cpu()
+                return fit_whole(frames.to(self._device), bucket, mode, layout).cpu()
             with torch.cuda.stream(self._stream):
-                return fit_clip(self._upload(frames_THWC), bucket, mode).cpu()
+                return fit_whole(self._upload(frames), bucket, mode, layout).cpu()
         except torch.OutOfMemoryError:
             log.warning("no memory on %s to resize a clip; done on the CPU.", self._device)
-            return fit_clip(frames_THWC, bucket, mode)
+            return fit_whole(frames, bucket, mode, layout)
 
     def _upload(self, frames: Tensor) -> Tensor:
         if self._pinned.numel() < frames.numel():

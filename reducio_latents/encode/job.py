@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from reducio_latents.core.choices import Deinterlace
+from reducio_latents.core.choices import Colours, Deinterlace
 from reducio_latents.core.config import convert
 from reducio_latents.corpus import corpus_root
 from reducio_latents.encode.attempts import Journal
@@ -105,9 +105,9 @@ class Job:
 def as_begun(options: EncodeOptions, store: str | Path) -> EncodeOptions:
     """Return the options with what they leave to the store, if there is one.
 
-    It goes on deinterlacing or not, and without what is new among the default columns since it was
-    begun: else the command that went on with it before would read every video again. Refuses a
-    place that is taken by something else.
+    It goes on deinterlacing or not, with the same colours, and without what is new among the
+    default columns since it was begun: else the command that went on with it before would read
+    every video again. Refuses a place that is taken by something else.
     """
     files = open_files(store)
     meta = read_meta_if_any(files)
@@ -116,6 +116,9 @@ def as_begun(options: EncodeOptions, store: str | Path) -> EncodeOptions:
     if options.deinterlace == "auto":
         begun = convert(meta.deinterlace, Deinterlace, where="deinterlace of the store")
         options = replace(options, deinterlace=begun)
+    if options.colours == "auto":
+        colours = convert(meta.colours, Colours, where="colours of the store")
+        options = replace(options, colours=colours)
     usual = options.columns == EncodeOptions.columns and options.scorer is None
     if not usual or "scores" in meta.columns:
         return options
@@ -179,6 +182,7 @@ def plan_job(
         buckets=tuple(bucket.name for bucket in buckets),
         resize=options.resize,
         deinterlace="bwdif" if options.deinterlaces else "none",
+        colours="exact" if options.exact_colours else "swscale",
         corpus=public_url(str(corpus)),
         root=options.root and public_url(options.root),
         columns=dict(columns),

@@ -12,6 +12,7 @@ from reducio_latents.conditioning.options import (
     TextOptions,
 )
 from reducio_latents.core.choices import (
+    Colours,
     Compile,
     Container,
     Deinterlace,
@@ -80,6 +81,11 @@ class EncodeOptions:
     """What makes whole pictures of frames that their stream calls interlaced; `none` leaves them.
 
     `auto`: what the store was begun with; bwdif in a new one."""
+    colours: Colours = "auto"
+    """How ordinary 8-bit video is made RGB: `exact`, to the nearest level, after resizing.
+
+    `swscale`: before it, by FFmpeg's fast path, which is half a level too dark. `auto`: what the
+    store was begun with; exact in a new one, where the video backend can."""
     duplicates: Duplicates = "refer"
     """Of files with equal bytes, `refer` encodes one, `encode` each."""
     shots: str | None = None
@@ -253,6 +259,19 @@ class EncodeOptions:
     @property
     def deinterlaces(self) -> bool:
         return self.deinterlace != "none"
+
+    @property
+    def exact_colours(self) -> bool:
+        """`colours`, as `ClipRequest` has it; raise ConfigError where the backend cannot."""
+        from reducio_latents.video import GIVE_PLANES
+
+        able = self.video_backend in GIVE_PLANES
+        if self.colours == "exact" and not able:
+            raise ConfigError(
+                f"colours are exact, but {self.video_backend} gives RGB alone. Use --video-backend "
+                "pyav, or write to a new store."
+            )
+        return able and self.colours != "swscale"
 
     @property
     def torch_device(self) -> str:

@@ -236,6 +236,8 @@ def describe_column(
     meta = encoder.describe(buckets)
     if options.deinterlaces and encoder.needs & {FRAMES, CONTENT}:
         meta = replace(meta, config={**meta.config, "deinterlace": "bwdif"})
+    if options.exact_colours and encoder.needs & {FRAMES, CONTENT}:
+        meta = replace(meta, config={**meta.config, "colours": "exact"})
     if encoder.name == "motion":
         meta = replace(meta, weights=weights_place(options.model, options.weights))
     if encoder.name in options.zstd:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NOT_IDENTITY = frozenset({"precision", "resize", "deinterlace"})
+NOT_IDENTITY = frozenset({"precision", "resize", "deinterlace", "colours"})
 """What of a column's config may differ: rounding, and what was done before the model."""
 PIXELS_AT_ONCE = 1 << 22
 """Pixels of the clips that a model is given at once, four of 16x256x256; of a larger clip, one. On

@@ -114,6 +114,9 @@ class StoreMeta:
     """How frames were resized to cover their bucket, before the centre crop; always antialiased."""
     deinterlace: str = "none"
     """What made whole pictures of interlaced frames: `bwdif`, or `none`, as before it was asked."""
+    colours: str = "swscale"
+    """How ordinary 8-bit YUV became RGB: `exact`, resized plane by plane and rounded to the nearest
+    level, or by `swscale`, as before it was asked."""
     corpus: str = ""
     """Where the videos were, as the run was told."""
     root: str | None = None
@@ -163,8 +166,9 @@ class StoreMeta:
         nodes: all groups and arrays below, by path, so that Zarr's readers need not look around.
         """
         described = asdict(self)
-        if self.deinterlace == "none":  # as stores were written that do not know of it
-            del described["deinterlace"]
+        for name, before in (("deinterlace", "none"), ("colours", "swscale")):
+            if described[name] == before:  # as stores were written that do not know of it
+                del described[name]
         for column in described["columns"].values():
             if column["weights"] is None:
                 del column["weights"]
@@ -273,7 +277,7 @@ def require_same(now: StoreMeta, stored: StoreMeta, where: str) -> None:
     Columns that only one of the two has are no difference: columns are independent.
     """
     lines = []
-    for name in ("container", "shard_rows", "buckets", "resize", "deinterlace"):
+    for name in ("container", "shard_rows", "buckets", "resize", "deinterlace", "colours"):
         lines += differences(getattr(now, name), getattr(stored, name), name)
     lines += differences(asdict(now.clip), asdict(stored.clip), "clip")
     for name in sorted(now.columns.keys() & stored.columns.keys()):

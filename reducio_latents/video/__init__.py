@@ -20,20 +20,22 @@ __all__ = [
 ]
 
 
-def _pyav(threads: int, deinterlace: bool) -> VideoBackend:
+def _pyav(threads: int, deinterlace: bool, as_planes: bool) -> VideoBackend:
     from reducio_latents.video.pyav import PyAVBackend
 
-    return PyAVBackend(threads=threads, deinterlace=deinterlace)
+    return PyAVBackend(threads=threads, deinterlace=deinterlace, as_planes=as_planes)
 
 
-def _decord(threads: int, deinterlace: bool) -> VideoBackend:
+def _decord(threads: int, deinterlace: bool, as_planes: bool) -> VideoBackend:
     from reducio_latents.video.decord import DecordBackend
 
     return DecordBackend(threads=threads, deinterlace=deinterlace)
 
 
-BACKENDS: dict[str, Callable[[int, bool], VideoBackend]] = {"pyav": _pyav, "decord": _decord}
+BACKENDS: dict[str, Callable[[int, bool, bool], VideoBackend]] = {"pyav": _pyav, "decord": _decord}
 """pyav: reads everything that FFmpeg does. decord: refuses what it cannot read exactly."""
+GIVE_PLANES = frozenset({"pyav"})
+"""Backends that can hand frames over as planes of YUV; others give RGB alone."""
 
 
 MOVING_EXTENSIONS = frozenset({".avif", ".png", ".webp"})
@@ -61,9 +63,12 @@ def _ending(name: str) -> str:
     return posixpath.splitext(path)[1].lower()
 
 
-def backend_for(video: str, name: str, *, deinterlace: bool = True) -> VideoBackend:
+def backend_for(
+    video: str, name: str, *, deinterlace: bool = True, as_planes: bool = False
+) -> VideoBackend:
     """Return what reads a file that is called `video`: the backend `name`, or one for pictures."""
-    videos = get_backend(name, deinterlace=deinterlace)  # first: it says what is not installed
+    # First, as it says what is not installed.
+    videos = get_backend(name, deinterlace=deinterlace, as_planes=as_planes)
     if not is_still_name(video):
         return videos
     from reducio_latents.video.still import StillBackend
@@ -71,18 +76,26 @@ def backend_for(video: str, name: str, *, deinterlace: bool = True) -> VideoBack
     return StillBackend(videos)
 
 
-def get_backend(name: str, *, threads: int = 1, deinterlace: bool = True) -> VideoBackend:
+def get_backend(
+    name: str, *, threads: int = 1, deinterlace: bool = True, as_planes: bool = False
+) -> VideoBackend:
     """Return a backend by its name in `BACKENDS`; it uses `threads` decoder threads per video.
 
-    With `deinterlace`, frames that a stream calls interlaced are made whole; see `interlace`.
+    With `deinterlace`, frames that a stream calls interlaced are made whole; see `interlace`. With
+    `as_planes` it gives a `transform` ordinary 8-bit frames as `planes.Planes`.
     A ConfigError names the extra to install where the backend's library is missing.
     """
     if name not in BACKENDS:
         raise ConfigError(f"video backend is {name!r}; choose one of {', '.join(BACKENDS)}.")
+    if as_planes and name not in GIVE_PLANES:
+        raise ConfigError(
+            f"video backend {name} gives RGB alone, so colours cannot be `exact`. Use pyav, or "
+            "write to a new store."
+        )
     if threads < 1:
         raise ConfigError(f"video decoder threads must be >= 1, got {threads}.")
     try:
-        return BACKENDS[name](threads, deinterlace)
+        return BACKENDS[name](threads, deinterlace, as_planes)
     except ImportError as err:
         raise ConfigError(
             f"the {name} video backend cannot be imported ({err}). "

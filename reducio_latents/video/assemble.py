@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.files.source import VideoSource
@@ -47,15 +49,22 @@ class ClipAssembly:
         )
         self._next = 0
         self._given = 0
+        self.has_trouble = False
+        """Whether a frame that some clip wants could not be had, or not relied on."""
 
     @property
     def next_s(self) -> float | None:
         """The earliest moment whose frame is not known yet; None if there is none."""
         return self._moments[self._next][0] if self._next < len(self._moments) else None
 
+    def wants(self, from_s: float, before_s: float) -> bool:
+        """Whether some clip shows a moment from `from_s` to before `before_s`."""
+        first = bisect_left(self._moments, (from_s, -1))
+        return first < len(self._moments) and self._moments[first][0] < before_s
+
     def show(
         self,
-        picture: Callable[[], Frame],
+        picture: Callable[[], Any],
         at_s: float,
         before_s: float,
         *,
@@ -66,7 +75,7 @@ class ClipAssembly:
         Yields the clips that are whole then. A clip that wants the frame fails if there is
         `trouble` or `picture` raises VideoError.
         """
-        made: Frame | None = None
+        made: Any = None
         size: tuple[int, ...] = ()
         while self._next < len(self._moments) and self._moments[self._next][0] < before_s:
             clip = self._clips[self._moments[self._next][1]]
@@ -109,6 +118,7 @@ class ClipAssembly:
         else:
             clip.frames.append(made)
         if clip.error is not None:
+            self.has_trouble = True
             clip.frames.clear()
 
     def _finished(self) -> Iterator[ClipFrames | VideoError]:

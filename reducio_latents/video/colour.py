@@ -2,8 +2,9 @@
 
 What a stream says of its colours is believed; an untagged one is BT.709 from 720 lines up (width
 from 1280 or height over 576), else BT.601, and limited range unless its pixel format says full.
-swscale's fast path does ordinary 8-bit video: it truncates, so results are up to 3 of 255 levels
-too dark, 1 on average, as in every program that uses it; rounding would cost seven times the time.
+What `planes_of` gives is made RGB elsewhere (see `planes`); of other 8-bit video swscale's fast path
+makes it: it truncates, so results are up to 3 of 255 levels too dark, 1 on average, as in every
+program that uses it; rounding would cost seven times the time.
 Transparent pictures are laid on black. The small difference between the primaries of BT.601, BT.709
 and Display P3 is left alone.
 
@@ -30,6 +31,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
 from reducio_latents.errors import VideoError
+from reducio_latents.video.orientation import Orientation
+from reducio_latents.video.planes import LUMA_WEIGHTS, PlaneLayout, Planes
 from reducio_latents.video.protocol import Frame
 
 Floats = NDArray[np.float32]
@@ -199,6 +202,31 @@ def _matrix(frame: Any) -> int:
             f"its colour matrix (H.273 number {tagged}) is not supported; convert it to BT.709"
         )
     return _MATRICES[tagged]
+
+
+_SHARED = {"20p": (2, 2), "22p": (1, 2), "44p": (1, 1), "40p": (2, 1), "11p": (1, 4)}
+"""Pixel format after `yuv4` or `yuvj4` -> `PlaneLayout.down` and `across`, before it is turned."""
+
+
+def planes_of(frame: Any, orientation: Orientation) -> Planes | None:
+    """Return a frame as planes, as it is shown; None unless it is ordinary 8-bit YUV.
+
+    Raises VideoError as `ColourTags.of` does.
+    """
+    family, _, kind = frame.format.name.partition("4")
+    shared = _SHARED.get(kind) if family in ("yuv", "yuvj") else None
+    tags = ColourTags.of(frame)
+    if shared is None or not tags.is_ordinary or tags.matrix not in LUMA_WEIGHTS:
+        return None
+    planes = []
+    for plane in frame.planes:
+        lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+        planes.append(orientation.view(lines[:, : plane.width]))
+    height, width = planes[0].shape
+    down, across = shared[::-1] if orientation.transpose else shared
+    layout = PlaneLayout(height, width, down, across, tags.matrix, tags.full_range)
+    fits = tuple(plane.shape for plane in planes) == layout.shapes
+    return Planes(layout, tuple(planes)) if fits else None
 
 
 class RgbConverter:

@@ -17,9 +17,9 @@ from reducio_latents.core.clips import TIME_TOLERANCE_S
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource, open_source
 from reducio_latents.video.diagnose import ENCRYPTED, is_encrypted, why_unreadable
-from reducio_latents.video.interlace import may_be_interlaced
+from reducio_latents.video.interlace import h264_has_fields, may_be_interlaced
 from reducio_latents.video.orientation import Orientation
-from reducio_latents.video.timeline import PacketClock, rounding_s
+from reducio_latents.video.timeline import PacketClock, is_disposable, rounding_s
 
 READ_ERRORS = (av.FFmpegError, OSError, EOFError, ValueError, MemoryError)
 """What reading and decoding damaged or unreachable data raises."""
@@ -139,6 +139,7 @@ class VideoFile:
         self.is_untimed = self.format in _UNTIMED_FORMATS
         # MPEG-4 may say in a packet that nothing changed, and its decoder then gives no frame.
         self.one_frame_a_packet = not (self.by_dts or self.is_untimed or self.codec == "mpeg4")
+        self._length_bytes = self._unit_length_bytes() if self.one_frame_a_packet else 0
         self.tick_s = float(found.time_base)
         average = None if self.is_untimed else found.average_rate
         rate = average or found.guessed_rate
@@ -155,6 +156,21 @@ class VideoFile:
         if name is None or alpha.get("alpha_mode") != "1":
             return context
         return av.CodecContext.create(name, "r")
+
+    def _unit_length_bytes(self) -> int:
+        """Return by how many bytes an H.264 packet tells how long its units are; 0 if it does not,
+        or if pictures may be fields."""
+        header = self.stream.codec_context.extradata or b""
+        try:
+            if self.codec != "h264" or header[0] != 1 or h264_has_fields(header):
+                return 0
+            return (header[4] & 3) + 1
+        except (IndexError, ValueError):
+            return 0
+
+    def is_disposable(self, packet: Any) -> bool:
+        """Whether it is known that no other picture refers to that of a packet."""
+        return self._length_bytes > 0 and is_disposable(memoryview(packet), self._length_bytes)
 
     def new_clock(self) -> PacketClock:
         return PacketClock(self.codec, by_dts=self.by_dts, field_ticks=0.75 * self.usual_ticks)

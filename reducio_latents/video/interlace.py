@@ -88,7 +88,7 @@ def may_be_interlaced(codec: str, header: bytes, first: Any) -> bool:
         if codec == "mpeg2video":
             at = header.index(b"\x00\x00\x01\xb5")  # ISO 13818-2, section 6.2.2.3
             return header[at + 4] >> 4 != 1 or not header[at + 5] & 0x08
-        return codec == "h264" and _h264_has_fields(header)
+        return codec == "h264" and h264_has_fields(header)
     except (IndexError, ValueError):
         return True
 
@@ -113,7 +113,7 @@ class _Bits:
         return (1 << zeros | self.take(zeros)) - 1
 
 
-def _h264_has_fields(header: bytes) -> bool:
+def h264_has_fields(header: bytes) -> bool:
     """Return whether pictures may be fields: frame_mbs_only_flag, ISO 14496-10 section 7.3.2.1."""
     start = 8 if header[0] == 1 else header.index(b"\x00\x00\x01\x67") + 3  # avcC, else Annex B
     bits = _Bits(header[start + 1 :])

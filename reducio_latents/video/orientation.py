@@ -67,10 +67,14 @@ class Orientation:
 
     def apply(self, picture_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the picture as it is shown, C-contiguous."""
-        shown = picture_HWC.swapaxes(0, 1) if self.transpose else picture_HWC
+        return np.ascontiguousarray(self.view(picture_HWC))
+
+    def view(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a picture (H, W, ...) as it is shown, in the same memory."""
+        shown = picture.swapaxes(0, 1) if self.transpose else picture
         rows = slice(None, None, -1 if self.flip_rows else 1)
         columns = slice(None, None, -1 if self.flip_columns else 1)
-        return np.ascontiguousarray(shown[rows, columns])
+        return shown[rows, columns]
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return (width, height) as shown."""

@@ -79,19 +79,29 @@ class Resampling:
         return total.bitwise_right_shift_(self.bits).clamp_(0, 255).to(torch.uint8)
 
 
-@lru_cache(maxsize=256)
-def resampling(size_in: int, size_out: int, mode: str, device: torch.device) -> Resampling:
-    """Return how an axis of `size_in` pixels becomes one of `size_out`; `mode` is in `KERNELS`."""
+def kernel_weights(
+    size_in: int, scale: float, outputs: NDArray[np.int64], mode: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Doubles]:
+    """Return the first input of each output, how many it takes, and their weights (taps, outputs).
+
+    Outputs are `scale` inputs apart; the weights of each sum to 1.
+    """
     kernel, reach = KERNELS[mode]
-    scale = size_in / size_out
     support = reach * max(scale, 1.0)
-    centre = scale * (np.arange(size_out) + 0.5)
+    centre = scale * (outputs + 0.5)
     first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
     taps = np.minimum((centre + support + 0.5).astype(np.int64), size_in) - first
     tap = np.arange(taps.max())[:, None]
     weight = kernel((tap + first - centre + 0.5) * min(1.0 / scale, 1.0))
     weight = np.where(tap < taps, weight, 0.0)
-    weight /= weight.sum(axis=0)
+    return first, taps, weight / weight.sum(axis=0)
+
+
+@lru_cache(maxsize=256)
+def resampling(size_in: int, size_out: int, mode: str, device: torch.device) -> Resampling:
+    """Return how an axis of `size_in` pixels becomes one of `size_out`; `mode` is in `KERNELS`."""
+    first, taps, weight = kernel_weights(size_in, size_in / size_out, np.arange(size_out), mode)
+    tap = np.arange(taps.max())[:, None]
     bits = 0
     while bits < MOST_BITS and int(0.5 + weight.max() * 2 ** (bits + 1)) < 1 << WEIGHT_BITS:
         bits += 1

@@ -7,7 +7,10 @@ and how to look for a moment without landing behind it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+import math
+from bisect import bisect_right, insort
+from collections import deque
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -22,6 +25,8 @@ _SEEK_MARGINS_S = (0.25, 2.0, 16.0)
 """How long before the wanted moment to look for a key frame, try after try."""
 _WORTH_SEEKING_S = 1.0
 _WORTH_SEEKING_BLINDLY_S = 4.0
+_MOST_AHEAD = 32
+"""Packets that are read before one is decoded, to learn when the frame after it is shown."""
 _DISORDER = "presentation times are missing or go backwards"
 
 
@@ -41,17 +46,39 @@ class Shown(NamedTuple):
     """The frames before and after it, if it is to be deinterlaced with them."""
 
 
+class _Packet(NamedTuple):
+    packet: Any
+    tick: int | None
+    """When it is shown, if it is."""
+    disposable: bool
+
+
 class _Damage(NamedTuple):
     reason: str
     tick: int | None
 
 
 class Playback:
-    """Plays an open file, forwards, from the start or from near a moment."""
+    """Plays an open file, forwards, from the start or from near a moment.
 
-    def __init__(self, file: VideoFile, *, deinterlace: bool = True) -> None:
+    With `wants`, which tells whether a moment from one to before another is wanted, frames are left
+    out that are not, where no other frame refers to them: they are not decoded.
+    """
+
+    def __init__(
+        self,
+        file: VideoFile,
+        *,
+        deinterlace: bool = True,
+        wants: Callable[[float, float], bool] | None = None,
+    ) -> None:
         self._file = file
         self._deinterlace = deinterlace
+        self._wants = wants
+        self.skipped = 0
+        """Frames that were left out as nobody wants them."""
+        self._disposable: set[int] = set()
+        """Times of frames that no other one refers to: their damage is their own."""
         self._seekable = file.format in _TIMED_FORMATS
         self.left_out = 0
         """Frames that were decoded and not shown, as nothing tells when."""
@@ -128,18 +155,21 @@ class Playback:
                 self._origin = tick if self._origin is None else self._origin
                 self._missing(tick, tick, frame)
             else:
-                missing = self._missing(held.tick, tick, frame)
-                if missing:
-                    trouble = damage = trouble or missing
+                missing, spreads = self._missing(held.tick, tick, frame)
+                trouble = trouble or missing
+                if spreads:
+                    damage = trouble
                 yield self._interval(held, tick, trouble)
                 if is_key and tick > heals_after:
                     damage = None
-            if frame.is_corrupt:
-                damage, heals_after = self._at("the picture is damaged", tick), tick
             held, trouble = item, damage
+            if frame.is_corrupt:
+                trouble = self._at("the picture is damaged", tick)
+                if tick not in self._disposable:
+                    damage, heals_after = trouble, tick
         if held is not None:
             end = self._end(held.tick)
-            trouble = trouble or self._missing(held.tick, end, held.frame)
+            trouble = trouble or self._missing(held.tick, end, held.frame)[0]
             yield self._interval(held, end, trouble, is_last=True)
 
     def _with_neighbours(self, frames: Iterator[Shown], *, sought: bool) -> Iterator[Shown]:
@@ -183,17 +213,17 @@ class Playback:
     def _decoded(self) -> Iterator[DecodedFrame | _Damage]:
         """Yield frames as they come out of the decoder, with the times they have; and damage."""
         self._expected.clear()
+        self._disposable.clear()
         self._clock = self._file.new_clock()
-        packets, last = self._file.packets(), None
+        packets, last = self._packets(), None
         while True:
             try:
-                packet = next(packets, None)
+                packet, tick, disposable = next(packets, _Packet(None, None, False))
             except VideoError:
                 raise
             except READ_ERRORS as err:
                 yield _Damage(f"the file cannot be read any further ({_short(err)})", None)
-                packet = None
-            tick = None if packet is None else self._clock.add(packet)
+                packet, tick, disposable = None, None, False
             if tick is not None and self._file.one_frame_a_packet:
                 heapq.heappush(self._expected, tick)
             elif packet is not None and packet.is_corrupt and not packet.is_discard:
@@ -201,7 +231,8 @@ class Playback:
             try:
                 frames = self._file.decode(packet)
             except READ_ERRORS as err:
-                yield self._damage(f"the decoder gives up ({_short(err)})", packet)
+                if not disposable:  # else a frame is missing, and that is all
+                    yield self._damage(f"the decoder gives up ({_short(err)})", packet)
                 frames = []
             for frame in frames:
                 last = tick = self._tick(frame, last)
@@ -211,6 +242,57 @@ class Playback:
                 yield DecodedFrame(frame, tick, self._file.is_key(frame))
             if packet is None or not packet.size:  # the decoder is drained
                 return
+
+    def _packets(self) -> Iterator[_Packet]:
+        """Yield the packets that are to be decoded.
+
+        Which frame comes after one that may be skipped is known once a packet is to be decoded no
+        earlier than that: none that follows is shown before it is decoded.
+        """
+        ahead, shown, packets = deque[_Packet](), list[int](), self._file.packets()
+        decoded_to, failure = -math.inf, None
+        while True:
+            try:
+                packet = next(packets, None)
+            except READ_ERRORS as err:
+                packet, failure = None, err
+            if packet is not None:
+                tick = self._clock.add(packet)
+                disposable = tick is not None and self._file.is_disposable(packet)
+                if tick is not None:
+                    if packet.dts is None or not decoded_to <= packet.dts <= tick:
+                        self._wants = None
+                    else:
+                        decoded_to = packet.dts
+                    insort(shown, tick)
+                    del shown[: -4 * _MOST_AHEAD]
+                    if disposable:
+                        self._disposable.add(tick)
+                ahead.append(_Packet(packet, tick, disposable))
+            over = packet is None or not packet.size
+            while ahead:
+                first, after = ahead[0], None
+                if first.disposable and self._wants is not None and self._origin is not None:
+                    assert first.tick is not None
+                    place = bisect_right(shown, first.tick)
+                    known = place < len(shown) and shown[place] <= decoded_to
+                    if not known and not over and len(ahead) <= _MOST_AHEAD:
+                        break
+                    after = shown[place] if known else None
+                ahead.popleft()
+                if after is None or self._is_wanted(first.tick or 0, after):
+                    yield first
+                else:
+                    self.skipped += 1
+            if failure is not None:
+                raise failure
+            if over:
+                return
+
+    def _is_wanted(self, tick: int, after: int) -> bool:
+        """Whether a moment is wanted from the `Shown.before_s` of the frame before to its own."""
+        from_s, before_s = (self._seconds(t) - self._file.rounding_s for t in (tick, after))
+        return self._wants is None or self._wants(from_s, before_s)
 
     def _damage(self, reason: str, packet: Any) -> _Damage:
         tick: int | None = None
@@ -230,14 +312,18 @@ class Playback:
             tick = last + file.usual_ticks  # the decoder held it back to the end
         return tick
 
-    def _missing(self, start: int, stop: int, frame: Any) -> str | None:
-        """Say so if a packet between two frames brought none. Of a pair of fields one does not."""
-        found = None
+    def _missing(self, start: int, stop: int, frame: Any) -> tuple[str | None, bool]:
+        """Say so if a packet between two frames brought none, and whether others refer to it.
+
+        Of a pair of fields one does not.
+        """
+        found, spreads = None, False
         while self._expected and self._expected[0] < stop:
             tick = heapq.heappop(self._expected)
             if tick > start and not frame.interlaced_frame:
                 found = found or self._at("a frame is missing", tick)
-        return found
+                spreads |= tick not in self._disposable
+        return found, spreads
 
     def _end(self, last: int) -> int:
         """Return when the frame at `last`, after which the file ends, ceases to be shown."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from reducio_latents.files.source import VideoSource
 
 Frame = NDArray[np.uint8]
 """One picture as it is shown: uint8 RGB (H, W, 3), C-contiguous."""
-Transform = Callable[[Frame], Frame]
+Transform = Callable[[Any], Any]
+"""Makes something of a Frame; or of `planes.Planes`, where a backend was told to give these."""
 
 
 @dataclass(frozen=True, kw_only=True)

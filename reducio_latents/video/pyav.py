@@ -13,9 +13,10 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video.assemble import ClipAssembly
-from reducio_latents.video.colour import RgbConverter
+from reducio_latents.video.colour import RgbConverter, planes_of
 from reducio_latents.video.file import UNDECODABLE, Scan, VideoFile
 from reducio_latents.video.interlace import Deinterlacer
+from reducio_latents.video.planes import Planes
 from reducio_latents.video.playback import Playback, Shown
 from reducio_latents.video.protocol import ClipFrames, Frame, Transform, VideoInfo
 
@@ -25,9 +26,12 @@ class PyAVBackend:
 
     name = "pyav"
 
-    def __init__(self, *, threads: int = 1, deinterlace: bool = True) -> None:
+    def __init__(
+        self, *, threads: int = 1, deinterlace: bool = True, as_planes: bool = False
+    ) -> None:
         self._threads = threads
         self._deinterlace = deinterlace
+        self._as_planes = as_planes
 
     def probe(self, source: VideoSource, *, alive: Callable[[], None] = lambda: None) -> VideoInfo:
         """See `VideoBackend.probe`. Decodes all of a video whose packets lack times."""
@@ -65,14 +69,25 @@ class PyAVBackend:
         transform: Transform | None = None,
     ) -> Iterator[ClipFrames | VideoError]:
         """See `VideoBackend.read_clips`."""
-        clips = ClipAssembly(
-            source, starts_s, frames=frames, rate_fps=rate_fps, transform=transform
-        )
+        asked: dict[str, Any] = {"frames": frames, "rate_fps": rate_fps, "transform": transform}
+        clips, given = ClipAssembly(source, starts_s, **asked), 0
         if clips.next_s is None:
             return
         try:
             with VideoFile(source, threads=self._threads) as video:
-                yield from _read(video, clips, Playback(video, deinterlace=self._deinterlace))
+                playback = Playback(video, deinterlace=self._deinterlace, wants=clips.wants)
+                for clip in _read(video, clips, playback, as_planes=self._as_planes):
+                    if clips.has_trouble and playback.skipped and isinstance(clip, VideoError):
+                        break
+                    yield clip
+                    given += 1
+                else:
+                    return
+                # Whatever is wrong, it is not that frames were left out.
+                clips = ClipAssembly(source, starts_s[given:], **asked)
+                video.open()
+                playback = Playback(video, deinterlace=self._deinterlace)
+                yield from _read(video, clips, playback, as_planes=self._as_planes)
         except VideoError as err:
             yield from clips.fail_rest(str(err).removeprefix(f"{source}: ").rstrip("."))
 
@@ -99,7 +114,7 @@ def info_of(video: VideoFile, scan: Scan) -> VideoInfo:
 
 
 def _read(
-    video: VideoFile, clips: ClipAssembly, playback: Playback
+    video: VideoFile, clips: ClipAssembly, playback: Playback, *, as_planes: bool
 ) -> Iterator[ClipFrames | VideoError]:
     converter, deinterlacer = RgbConverter(), Deinterlacer()
     playing = playback.play()
@@ -107,7 +122,7 @@ def _read(
     sought_s: float | None = None
     while (shown := next(playing, None)) is not None:
         end_s = shown.until_s
-        picture = partial(_picture, video, converter, deinterlacer, shown)
+        picture = partial(_picture, video, converter, deinterlacer, shown, as_planes=as_planes)
         yield from clips.show(picture, shown.at_s, shown.before_s, trouble=shown.trouble)
         if clips.next_s is None:
             return
@@ -120,15 +135,25 @@ def _read(
 
 
 def _picture(
-    video: VideoFile, converter: RgbConverter, deinterlacer: Deinterlacer, shown: Shown
-) -> Frame:
+    video: VideoFile,
+    converter: RgbConverter,
+    deinterlacer: Deinterlacer,
+    shown: Shown,
+    *,
+    as_planes: bool,
+) -> Frame | Planes:
     """Return a decoded frame as it is shown."""
     frame = shown.frame
     orientation = video.orientation(frame)
     try:
         if shown.neighbours is not None:
             frame = deinterlacer.convert(shown.neighbours[0], frame, shown.neighbours[1])
-        stored = converter.convert(frame, video.scaled_width(frame))
+        width = video.scaled_width(frame)
+        if as_planes and width == frame.width:
+            planes = planes_of(frame, orientation)
+            if planes is not None:
+                return planes
+        stored = converter.convert(frame, width)
     except (av.FFmpegError, ValueError, MemoryError) as err:
         raise VideoError(f"a {frame.format.name} picture cannot be made RGB ({err})") from err
     return orientation.apply(stored)

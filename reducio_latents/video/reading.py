@@ -25,7 +25,6 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.core.clips import ClipSpec, centre_frame, clip_starts
@@ -36,6 +35,7 @@ from reducio_latents.files.source import VideoSource
 from reducio_latents.video import VideoBackend, backend_for
 from reducio_latents.video.identity import Expected, require_unchanged
 from reducio_latents.video.pixels import fit_clip, fit_frame
+from reducio_latents.video.planes import PlaneLayout, Planes, fit_packed, fit_planes
 from reducio_latents.video.processes import Channel, Event, ProcessPool, Slot, Target
 from reducio_latents.video.protocol import ClipFrames, Frame
 
@@ -51,8 +51,8 @@ SHARED_MEMORY = Path("/dev/shm")
 
 FrameFit = Callable[[Frame, Bucket, str], Frame]
 """As `pixels.fit_frame`; travels to the workers."""
-ClipFit = Callable[[Tensor, Bucket, str], Tensor]
-"""As `pixels.fit_clip`."""
+ClipFit = Callable[[Tensor, Bucket, str, PlaneLayout | None], Tensor]
+"""As `fit_whole`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,8 @@ class ClipRequest:
     backend: str = "pyav"
     deinterlace: bool = True
     fit: FrameFit = fit_frame
+    exact_colours: bool = False
+    """Whether ordinary 8-bit YUV is fitted by `fit_planes`, not made RGB first and then fitted."""
     image_codec: str | None = None
     """How to encode the content image; None if it is not wanted."""
     expected: Expected | None = None
@@ -160,7 +162,7 @@ class ClipReader:
     whole_px: int = 0
     """Frames of at most so many pixels come from the workers as they are decoded, to be fitted to
     their bucket by `fit`; 0: workers fit all of them. The bits are the same."""
-    fit: ClipFit = fit_clip
+    fit: ClipFit = field(default_factory=lambda: fit_whole)
     substitute: Substitute = lambda _, __: None
     target: Target = field(default_factory=lambda: read_request)
 
@@ -410,16 +412,28 @@ class _Reading:
         self, decoded: Decoded, slot: Slot, request: ClipRequest, into: Tensor
     ) -> None:
         # Nothing of the slot's memory may outlive this call: `release` gives it back.
-        bucket = request.bucket
-        shape = (bucket.frames, *(decoded.size or (bucket.height, bucket.width)), 3)
+        bucket, whole = request.bucket, decoded.whole
+        if isinstance(whole, PlaneLayout):
+            shape: tuple[int, ...] = (bucket.frames, whole.size)
+        else:
+            shape = (bucket.frames, *(whole or (bucket.height, bucket.width)), 3)
         pixels = torch.frombuffer(slot.memory, dtype=torch.uint8, count=math.prod(shape))
         frames = pixels.view(shape)
-        fitted = decoded.size is None
-        into.copy_(frames if fitted else self._reader.fit(frames, bucket, request.resize))
+        if whole is not None:
+            layout = whole if isinstance(whole, PlaneLayout) else None
+            frames = self._reader.fit(frames, bucket, request.resize, layout)
+        into.copy_(frames)
 
 
 class _End:
     """Nothing comes any more."""
+
+
+def fit_whole(frames: Tensor, bucket: Bucket, mode: str, layout: PlaneLayout | None) -> Tensor:
+    """Fit frames to `bucket` where they are: uint8 (T, h, w, 3), or (T, layout.size) as planes."""
+    if layout is None:
+        return fit_clip(frames, bucket, mode)
+    return fit_packed(frames, layout, bucket, mode)
 
 
 # What workers do.
@@ -439,14 +453,20 @@ class Decoded(NamedTuple):
     """Why there are no pixels."""
     times_s: tuple[float, ...] = ()
     content: bytes | None = None
-    size: tuple[int, int] | None = None
-    """Height and width of its frames, where they are still to be fitted to the bucket."""
+    whole: tuple[int, int] | PlaneLayout | None = None
+    """What its frames are, where they are still to be fitted to the bucket: planes, or RGB of a
+    height and width."""
 
 
 def read_request(request: ClipRequest, channel: Channel) -> None:
     """Send every clip of a request, in order. Target of a `ProcessPool`."""
     torch.set_num_threads(1)  # there are as many workers as cores
-    backend = backend_for(request.video, request.backend, deinterlace=request.deinterlace)
+    backend = backend_for(
+        request.video,
+        request.backend,
+        deinterlace=request.deinterlace,
+        as_planes=request.exact_colours,
+    )
     starts, told = request.starts_s, 0
     try:
         if request.expected is not None:
@@ -482,20 +502,38 @@ def _starts(
     return tuple(starts)
 
 
-def _fit(request: ClipRequest, frame: Frame) -> Frame:
+def _fit(request: ClipRequest, frame: Frame | Planes) -> Frame | Planes:
     """Fit a frame to the bucket, unless the reader's side is to do it."""
     if frame.shape[0] * frame.shape[1] <= request.whole_px:
         return frame
+    return _fitted(request, frame)
+
+
+def _fitted(request: ClipRequest, frame: Frame | Planes) -> Frame:
+    if isinstance(frame, Planes):
+        return fit_planes(frame, request.bucket, request.resize)
     return request.fit(frame, request.bucket, request.resize)
 
 
 def _send(request: ClipRequest, clip: ClipFrames, channel: Channel) -> None:
     slot, memory = channel.acquire()
-    pixels = clip.copy_into(memory)
-    bucket, (_, height, width, _) = request.bucket, pixels.shape
+    bucket, mode = request.bucket, request.resize
+    frames: list[Any] = clip.frames
+    centre: Any = frames[centre_frame(bucket.frames)]
+    kinds = {frame.layout if isinstance(frame, Planes) else frame.shape[:2] for frame in frames}
+    if len(kinds) > 1:  # the stream changes from one way to store pictures to another
+        frames = [_fitted(request, frame) for frame in frames]
+        kinds = {(bucket.height, bucket.width)}
+    [whole] = kinds
+    if isinstance(whole, PlaneLayout):
+        pixels = np.frombuffer(memory, np.uint8)
+        for number, frame in enumerate(frames):
+            frame.copy_into(pixels[number * whole.size : (number + 1) * whole.size])
+    else:
+        clip._replace(frames=frames).copy_into(memory)
     content = None
     if request.image_codec is not None:
-        centre: NDArray[np.uint8] = pixels[centre_frame(bucket.frames)]
-        content = encode_image(fit_frame(centre, bucket, request.resize), request.image_codec)
-    size = None if (height, width) == (bucket.height, bucket.width) else (height, width)
-    channel.emit(Decoded(clip.start_s, "", clip.times_s, content, size), slot)
+        fits = fit_planes if isinstance(centre, Planes) else fit_frame
+        content = encode_image(fits(centre, bucket, mode), request.image_codec)
+    fitted = whole == (bucket.height, bucket.width)
+    channel.emit(Decoded(clip.start_s, "", clip.times_s, content, None if fitted else whole), slot)

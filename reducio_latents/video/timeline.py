@@ -122,6 +122,22 @@ def is_hidden(codec: str, packet: Any) -> bool:
     return not (show_existing or show)
 
 
+def is_disposable(packet: memoryview, length_bytes: int) -> bool:
+    """Return whether no other picture refers to that of an H.264 packet: nal_ref_idc is 0.
+
+    Its units, ISO 14496-10 section 7.3.1, follow their lengths, as in MP4. A packet with parameters
+    of what follows is not one.
+    """
+    at, pictures = 0, 0
+    while at + length_bytes < len(packet):
+        head = packet[at + length_bytes]
+        pictures += (kind := head & 0x1F) in (1, 5)
+        if kind == 7 or (kind <= 5 and head & 0x60):
+            return False
+        at += length_bytes + int.from_bytes(packet[at : at + length_bytes], "big")
+    return pictures > 0
+
+
 class DecodedFrame(NamedTuple):
     """A frame as it comes out of a decoder."""
 
