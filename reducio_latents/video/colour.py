@@ -2,7 +2,7 @@
 
 What a stream says of its colours is believed; an untagged one is BT.709 from 720 lines up (width
 from 1280 or height over 576), else BT.601, and limited range unless its pixel format says full.
-What `planes_of` gives is made RGB elsewhere (see `planes`); of other 8-bit video swscale's fast path
+What `planes_of` gives is made RGB by `planes`; of other 8-bit video swscale's fast path
 makes it: it truncates, so results are up to 3 of 255 levels too dark, 1 on average, as in every
 program that uses it; rounding would cost seven times the time.
 Transparent pictures are laid on black. The small difference between the primaries of BT.601, BT.709

@@ -34,7 +34,7 @@ ROW_BITS, COLUMN_BITS = 15, 12
 """Of the weights along each axis."""
 FRACTION_BITS = 3
 COLOUR_BITS = 11
-BLOCK = 32
+OUTPUTS_AT_ONCE = 32
 """Outputs whose inputs are multiplied at once; more waste products with 0, fewer cost calls."""
 LUMA_WEIGHTS = {1: (0.2126, 0.0722), 4: (0.3, 0.11), 5: (0.299, 0.114), 7: (0.212, 0.087)} | {
     9: (0.2627, 0.0593)
@@ -167,8 +167,8 @@ def _axis(
     whole[whole.argmax(axis=0), outputs - start] += 2**bits - whole.sum(axis=0)
     low, high = int(first.min()), int((first + taps).max())
     blocks = []
-    for begin in range(0, size, BLOCK):
-        end = min(begin + BLOCK, size)
+    for begin in range(0, size, OUTPUTS_AT_ONCE):
+        end = min(begin + OUTPUTS_AT_ONCE, size)
         least, most = first[begin:end].min(), (first + taps)[begin:end].max()
         matrix = np.zeros((end - begin, most - least), np.float32)
         for i in range(begin, end):
