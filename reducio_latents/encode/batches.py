@@ -20,7 +20,8 @@ from reducio_latents.encode.source import (
 )
 from reducio_latents.encode.stored import StoredContent
 from reducio_latents.store.commit import ShardKey
-from reducio_latents.video.reading import ClipReader, ClipRequest, fit_whole
+from reducio_latents.video.planes import fit_whole
+from reducio_latents.video.reading import ClipReader, ClipRequest
 
 WHOLE_PX = 1920 * 1088
 """Larger frames than 1080p are resized by the workers always, so that a slot of shared memory, of

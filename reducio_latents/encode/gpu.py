@@ -23,8 +23,7 @@ from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError
 from reducio_latents.vae.tiling import cut
 from reducio_latents.video.pixels import to_unit
-from reducio_latents.video.planes import PlaneLayout
-from reducio_latents.video.reading import fit_whole
+from reducio_latents.video.planes import PlaneLayout, fit_whole
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reducio_latents.core.geometry import Bucket, cover_and_centre
-from reducio_latents.video.pixels import VALUES_AT_ONCE, kernel_weights
+from reducio_latents.video.pixels import VALUES_AT_ONCE, fit_clip, kernel_weights
 from reducio_latents.video.protocol import Frame
 
 ROW_BITS, COLUMN_BITS = 15, 12
@@ -247,6 +247,13 @@ def fit_packed(frames: Tensor, layout: PlaneLayout, bucket: Bucket, mode: str) -
     at_once = max(1, VALUES_AT_ONCE // (3 * layout.height * layout.width))
     plan = _plan(layout, bucket, mode)
     return torch.cat([_on_device(part, layout, plan) for part in torch.split(frames, at_once)])
+
+
+def fit_whole(frames: Tensor, bucket: Bucket, mode: str, layout: PlaneLayout | None) -> Tensor:
+    """Fit frames to `bucket` where they are: uint8 (T, h, w, 3), or (T, layout.size) as planes."""
+    if layout is None:
+        return fit_clip(frames, bucket, mode)
+    return fit_packed(frames, layout, bucket, mode)
 
 
 def _unpacked(frame: NDArray[np.uint8], layout: PlaneLayout) -> Planes:

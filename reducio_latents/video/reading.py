@@ -34,8 +34,8 @@ from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video import VideoBackend, backend_for
 from reducio_latents.video.identity import Expected, require_unchanged
-from reducio_latents.video.pixels import fit_clip, fit_frame
-from reducio_latents.video.planes import PlaneLayout, Planes, fit_packed, fit_planes
+from reducio_latents.video.pixels import fit_frame
+from reducio_latents.video.planes import PlaneLayout, Planes, fit_planes, fit_whole
 from reducio_latents.video.processes import Channel, Event, ProcessPool, Slot, Target
 from reducio_latents.video.protocol import ClipFrames, Frame
 
@@ -162,7 +162,7 @@ class ClipReader:
     whole_px: int = 0
     """Frames of at most so many pixels come from the workers as they are decoded, to be fitted to
     their bucket by `fit`; 0: workers fit all of them. The bits are the same."""
-    fit: ClipFit = field(default_factory=lambda: fit_whole)
+    fit: ClipFit = fit_whole
     substitute: Substitute = lambda _, __: None
     target: Target = field(default_factory=lambda: read_request)
 
@@ -427,13 +427,6 @@ class _Reading:
 
 class _End:
     """Nothing comes any more."""
-
-
-def fit_whole(frames: Tensor, bucket: Bucket, mode: str, layout: PlaneLayout | None) -> Tensor:
-    """Fit frames to `bucket` where they are: uint8 (T, h, w, 3), or (T, layout.size) as planes."""
-    if layout is None:
-        return fit_clip(frames, bucket, mode)
-    return fit_packed(frames, layout, bucket, mode)
 
 
 # What workers do.
