@@ -299,6 +299,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="module")
+def loaded(folder: Callable[[str], Path]) -> Callable[[str], Any]:
+    return cache(lambda name: load_autoencoder(f"diffusers:{folder(name)}"))
+
+
+@pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus")
     write_video(path / "a.mp4", 1.6, seed=1)
@@ -347,14 +352,18 @@ def test_the_library_has_no_autoencoder_that_is_neither_known_nor_refused() -> N
 
 
 def test_a_corpus_goes_through_every_autoencoder_and_comes_back_as_its_pipelines_have_it(
-    folder: Callable[[str], Path], corpus: Path, tmp_path: Path, threads: None
+    folder: Callable[[str], Path],
+    loaded: Callable[[str], Any],
+    corpus: Path,
+    tmp_path: Path,
+    threads: None,
 ) -> None:
     for name in AUTOENCODERS:
         model, store = f"diffusers:{folder(name)}", tmp_path / name
         side, (words, count, takes) = side_of(name), frames_of(name)
         settings = {"columns": ("motion",), "resolution": side, "workers": 1}
         encode(corpus, store, model=model, clip=ClipSpec(frames=count, policy="centre"), **settings)
-        ours: Any = load_autoencoder(model)
+        ours = loaded(name)
         differences = compare(name, ours.model, ours)
         assert differences[0] < 1e-6, (name, differences)
         assert differences[1] < 1e-4, (name, differences)
@@ -418,10 +427,46 @@ def test_a_class_of_no_use_is_refused_in_a_line(tmp_path: Path, name: str, why: 
         assert "\n" not in str(refused.value)
 
 
-def test_a_codebooks_numbers_are_no_latents(tmp_path: Path) -> None:
-    tiny_models.vae("VQModel", lookup_from_codebook=True).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="VQModel of this config gives numbers of a codebook"):
-        load_autoencoder(f"diffusers:{tmp_path}")
+def test_a_config_that_makes_a_class_of_no_use_is_refused(tmp_path: Path) -> None:
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        ("VQModel", {"lookup_from_codebook": True}, "gives numbers of a codebook"),
+        ("AutoencoderKL", {"in_channels": 4}, "takes 4 colour channels"),
+    ]
+    for name, settings, why in cases:
+        tiny_models.vae(name, **settings).save_pretrained(tmp_path / name)
+        with pytest.raises(ConfigError, match=f"{name} of this config {why}"):
+            load_autoencoder(f"diffusers:{tmp_path / name}")
+
+
+VARIANTS: dict[str, tuple[str, dict[str, Any], int, tuple[int, ...]]] = {
+    "Wan 2.2": (
+        "AutoencoderKLWan",
+        {"patch_size": 2, "in_channels": 12, "out_channels": 12, "is_residual": True},
+        5,
+        (4, 2, 2, 2),
+    ),
+    "Qwen-Image-Layered": ("AutoencoderKLQwenImage", {"input_channels": 4}, 5, (4, 2, 4, 4)),
+    "VidTok, not causal": ("AutoencoderVidTok", {"is_causal": False}, 16, (4, 4, 4, 4)),
+    "VidTok, codes": (
+        "AutoencoderVidTok",
+        {"regularizer": "fsq", "double_z": False, "codebook_size": 8**4},
+        5,
+        (4, 2, 4, 4),
+    ),
+}
+"""Another form of a class: its settings, frames of a clip, and the shape of latents."""
+
+
+@pytest.mark.parametrize("form", VARIANTS)
+def test_other_forms_of_a_class(form: str, tmp_path: Path) -> None:
+    name, settings, frames, shape = VARIANTS[form]
+    tiny_models.vae(name, **settings).save_pretrained(tmp_path)
+    ours: Any = load_autoencoder(f"diffusers:{tmp_path}")
+    video = torch.rand(1, 3, frames, 32, 32) * 2 - 1
+    posterior = ours.encode(video)
+    assert tuple(posterior.mean[0].shape) == shape
+    assert ours.decode(ours.final_latents(posterior)).shape == video.shape
+    assert (posterior.logvar == -30).all() == ("codes" in form)
 
 
 def test_a_class_that_is_not_known_is_tried_only_if_told_to_and_the_store_says_so(
@@ -436,7 +481,7 @@ def test_a_class_that_is_not_known_is_tried_only_if_told_to_and_the_store_says_s
     known = load_autoencoder(model)
     for gone in (name, "AutoencoderDC", "AutoencoderKLTemporalDecoder"):
         monkeypatch.delitem(AUTOENCODERS, gone)
-    with pytest.raises(ConfigError, match=f"{name}, whose rules are not known here.*--trust-conf"):
+    with pytest.raises(ConfigError, match=f"{name}, which is not known here.*--trust-conf"):
         load_autoencoder(model)
     store = tmp_path / "store"
     settings = {"columns": ("motion",), "clip": ClipSpec(frames=5, policy="centre"), "workers": 1}
@@ -457,11 +502,11 @@ def test_a_class_that_is_not_known_is_tried_only_if_told_to_and_the_store_says_s
         load_autoencoder(f"diffusers:{folder('AutoencoderKLTemporalDecoder')}", trust_config=True)
 
 
-def test_tiles_of_every_class_that_has_them(folder: Callable[[str], Path]) -> None:
+def test_tiles_of_every_class_that_has_them(loaded: Callable[[str], Any]) -> None:
     tiling = Tiling(tile_px=32, overlap=0.5)
     for name in AUTOENCODERS:
-        ours = load_autoencoder(f"diffusers:{folder(name)}")
-        network: Any = ours.network  # type: ignore[attr-defined]
+        ours = loaded(name)
+        network = ours.network
         if not AUTOENCODERS[name].tiles or not hasattr(network.model, "use_tiling"):
             with pytest.raises(ConfigError, match=f"{name} cannot be tiled"):
                 network.tile(tiling)
@@ -477,8 +522,8 @@ def test_tiles_of_every_class_that_has_them(folder: Callable[[str], Path]) -> No
         assert not network.model.use_tiling
 
 
-def test_what_half_a_call_has_left_does_not_reach_the_next(folder: Callable[[str], Path]) -> None:
-    ours: Any = load_autoencoder(f"diffusers:{folder('AutoencoderKLMagvit')}")
+def test_what_half_a_call_has_left_does_not_reach_the_next(loaded: Callable[[str], Any]) -> None:
+    ours = loaded("AutoencoderKLMagvit")
     video = torch.rand(1, 3, 5, 32, 32) * 2 - 1
     wanted = ours.encode(video).mean
     with pytest.raises(ValueError, match="non-empty"):

@@ -17,6 +17,7 @@ from reducio_latents.autoencoders.diffusers_rules import (
     AUTOENCODERS,
     REFUSED,
     ModelRules,
+    colour_channels,
     decoded_pixels,
     final_rule_of,
     latent_steps,
@@ -60,6 +61,7 @@ class DiffusersNetwork:
         self.geometry = rules.geometry(model)
         self.final_rule = final_rule_of(model, rules)
         self.patch, self.lead = rules.patch(model), rules.lead(model)
+        self.opaque = colour_channels(model) == 4
         if rules.strides is ltx_strides:  # its tiles go by attributes, which may be wrong
             strides = ltx_strides(model)
             model.temporal_compression_ratio, model.spatial_compression_ratio = strides
@@ -83,7 +85,7 @@ class DiffusersNetwork:
         if rules.pixels is not None:
             scale, shift = (video.new_tensor(value).view(-1, 1, 1, 1) for value in rules.pixels)
             video = video * scale + shift
-        if rules.opaque:
+        if self.opaque:
             video = torch.cat([video, torch.ones_like(video[:, :1])], dim=1)
         if self.lead:
             video = torch.cat([video[:, :, :1].expand(-1, -1, self.lead, -1, -1), video], dim=2)
@@ -139,7 +141,7 @@ class DiffusersNetwork:
                 f"{self.architecture} decoded {steps} latent steps to {video.shape[2]} frames, but "
                 "no clip that it encodes has both. Give latents as it makes them."
             )
-        if rules.opaque:
+        if self.opaque:
             video = video[:, :3]
         if rules.pixels is not None:
             video = video.float()
@@ -197,7 +199,7 @@ def load_diffusers(
     wanted = name.partition(":")[2]
     expected = ""
     if wanted in AUTOENCODERS or (wanted.isidentifier() and (weights or wanted in REFUSED)):
-        _require_usable(wanted, name, options)
+        _require_usable(wanted, "", options)
         if weights is None:
             raise WeightsError(
                 f"{name} needs its weights: give the folder that holds them, as --weights."
@@ -223,8 +225,9 @@ def load_diffusers(
 
 def _require_usable(architecture: str, where: str, options: LoadOptions) -> Any:
     """Return a class of diffusers, if it may be used here; raise ConfigError, and say why not."""
+    named = f"{where} holds {architecture}, which" if where else architecture
     if architecture in REFUSED:
-        raise ConfigError(f"{where} holds {architecture}, which {REFUSED[architecture]}.")
+        raise ConfigError(f"{named} {REFUSED[architecture]}.")
     library = import_library("diffusers")
     found = None
     if architecture.isidentifier() and hasattr(library, architecture):
@@ -233,22 +236,22 @@ def _require_usable(architecture: str, where: str, options: LoadOptions) -> Any:
         return found
     if architecture in AUTOENCODERS:
         raise ConfigError(
-            f"{where} holds {architecture}, which diffusers {library.__version__} does not have. "
+            f"{named} is newer than diffusers {library.__version__}, which does not have it. "
             "Update it: pip install -U diffusers."
         )
     is_model = isinstance(found, type) and issubclass(found, nn.Module)
     if not is_model or not callable(getattr(found, "decode", None)):
         raise ConfigError(
-            f"{where} holds {architecture}, which is no autoencoder of diffusers "
+            f"{named} is no autoencoder of diffusers "
             f"{library.__version__}. Give a folder of one, such as "
             f"{', '.join(sorted(AUTOENCODERS)[:4])}."
         )
     if not callable(getattr(found, "encode", None)):
-        raise ConfigError(f"{where} holds {architecture}, which cannot encode: it only decodes.")
+        raise ConfigError(f"{named} cannot encode: it only decodes.")
     if not options.trust_config:
         raise ConfigError(
-            f"{where} holds {architecture}, whose rules are not known here. To have them taken "
-            "from its config and a trial, add --trust-config."
+            f"{named} is not known here. To have its rules taken from its config and a trial, add "
+            "--trust-config."
         )
     return found
 
@@ -279,7 +282,7 @@ def adapt(model: nn.Module, config: Mapping[str, Any], options: LoadOptions) -> 
         rules, assumed = assumed_rules(model)
         described["assumed"] = assumed
         log.warning("%s is not known here: assumed %s.", architecture, in_words(assumed))
-    if why := unfit(model):
+    if why := unfit(model, rules):
         raise ConfigError(f"{architecture} of this config {why}.")
     network = DiffusersNetwork(model, rules)
     made = NetworkAutoencoder(

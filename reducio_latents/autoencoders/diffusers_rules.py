@@ -50,7 +50,7 @@ class ModelRules:
     pixels: tuple[Sequence[float], Sequence[float]] | None = None
     """(a, b), of one value or three: it was trained on a * pixel + b, pixels in [-1, 1]."""
     opaque: bool = False
-    """Whether it takes and gives a fourth colour channel, 1 where all is to be seen."""
+    """Whether a fourth colour channel, where it has one, is 1 where all is to be seen."""
     lead: Callable[[Any], int] = lambda _: 0
     """How often the first frame is repeated before a clip is encoded."""
     alone: bool = False
@@ -243,7 +243,9 @@ AUTOENCODERS: dict[str, ModelRules] = {
         settings=lambda _, z: {"num_frames": len(z)},
     ),
     "AutoencoderKLWan": ModelRules(strides=_wan, channels="z_dim"),
-    "AutoencoderKLQwenImage": ModelRules(strides=_wan, channels="z_dim", counts_both=True),
+    "AutoencoderKLQwenImage": ModelRules(
+        strides=_wan, channels="z_dim", opaque=True, counts_both=True
+    ),
     "AutoencoderKLLTXVideo": ModelRules(strides=ltx_strides, settings=_at_time_zero),
     # Its decoder mirrors cells at the edges, so there must be two.
     "AutoencoderKLLTX2Video": ModelRules(
@@ -330,8 +332,15 @@ REFUSED: dict[str, str] = {
 """Classes that are autoencoders, or parts of one, by name, and why they are of no use here."""
 
 
-def unfit(model: Any) -> str:
-    """Return why a model of the table cannot be used with its config, or nothing."""
+def colour_channels(model: Any) -> int:
+    return int(model.config.get("in_channels") or model.config.get("input_channels") or 3)
+
+
+def unfit(model: Any, rules: ModelRules) -> str:
+    """Return why a model cannot be used with its config, or nothing."""
+    colours = colour_channels(model)
+    if colours in (1, 2) or (colours == 4 and not rules.opaque):
+        return f"takes {colours} colour channels, not 3"
     if model.config.get("lookup_from_codebook", False):
         return "gives numbers of a codebook, not latents"
     if model.config.get("reshape_to_2d", True) is False:
