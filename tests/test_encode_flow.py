@@ -257,7 +257,9 @@ def test_videos_that_come_later_are_added_and_nothing_moves(tmp_path: Path) -> N
     write_video(corpus / "m.mp4", 3.1, seed=1)
     store = tmp_path / "store"
     encode(corpus, store)
-    before = {n: d for n, d in files_of(store).items() if "/c/" in n or n.startswith("plan/")}
+    rows = tuple(f"{BUCKET}/{name}/c/" for name in open_store(store).columns)
+    before = {n: d for n, d in files_of(store).items() if n.startswith((*rows, "plan/"))}
+    assert len(before) > len(rows)
     write_video(corpus / "a.mp4", 1.1, seed=2)  # sorts before what is there
     report = encode(corpus, store)
     assert report.clips == Tally(found=4, encoded=1, skipped=3, failed=0)

@@ -149,7 +149,7 @@ def add(files: Files, columns: dict[str, ColumnMeta], videos: set[str] | None = 
             rows = {name: column_rows(name, ids) for name in missing}
             writer.write_shard(key, ids, rows, details=details)
     write_index(files, build_index(files))
-    StoreMeta.update(files, lambda stored: replace(stored or meta, versions={"numpy": "1"}))
+    writer.complete(plan, lambda stored: replace(stored or meta, versions={"numpy": "1"}))
 
 
 def require_whole(files: Files, videos: Sequence[str], columns: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ from reducio_latents.store.drop import sweep_lock
 from reducio_latents.store.index import PATH as INDEX
 from reducio_latents.store.index import same_clips
 from reducio_latents.store.meta import ROOT, Nodes, StoreMeta, require_same
-from reducio_latents.store.plan import Plan, complete_parts
+from reducio_latents.store.plan import Plan, complete_parts, read_plan
 from reducio_latents.store.reports import SHOTS
 from reducio_latents.store.row_kinds import Row as Row
 from reducio_latents.store.row_kinds import row_kind
@@ -102,15 +102,22 @@ class StoreWriter:
 
     def complete(self, plan: Plan, change: Callable[[StoreMeta | None], StoreMeta]) -> None:
         """Change the description as `StoreMeta.update` does, with all that others are told."""
-        self.write_coordinates(plan)
-        rows = array_rows(plan.shards(), self.meta.shard_rows)
+        rows = array_rows(self.write_coordinates(plan).shards(), self.meta.shard_rows)
         self.meta = StoreMeta.update(self.files, change, lambda now: self.describe(now, rows))
 
-    def write_coordinates(self, plan: Plan) -> None:
-        """Write which clip each row is of, for other readers; nothing where it is there already."""
-        for path, data in self.layout.coordinates(self.meta, plan):
-            if self.files.size(path) != len(data) or self.files.read(path) != data:
-                self.files.write(path, data)
+    def write_coordinates(self, plan: Plan) -> Plan:
+        """Write which clip each row is of, for other readers; nothing where it is there already.
+
+        Return the plan as it is then: who writes last has seen all of its parts.
+        """
+        while True:
+            for path, data in self.layout.coordinates(self.meta, plan):
+                if self.files.size(path) != len(data) or self.files.read(path) != data:
+                    self.files.write(path, data)
+            now = read_plan(self.files)
+            if now is None or now.parts <= plan.parts:
+                return plan
+            plan = now
 
     def write_shard(
         self,
