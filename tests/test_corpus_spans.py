@@ -8,7 +8,8 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.clips import ClipSpec, TimeSpan
 from reducio_latents.core.geometry import square_bucket
-from reducio_latents.corpus import list_corpus, readers
+from reducio_latents.corpus import CorpusVideo, list_corpus, planning, readers
 from reducio_latents.corpus.build import plan_part
-from reducio_latents.corpus.probe import ProbeRecord
+from reducio_latents.corpus.probe import ProbeRecord, Probing
 from reducio_latents.corpus.rows import ENTRY
+from reducio_latents.corpus.shots import VideoShots
 from reducio_latents.corpus.spans import Times, as_list, as_time
 from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.store.plan import Plan, PlanSpec
@@ -264,16 +266,60 @@ def test_missing_ends_are_those_of_the_video(tmp_path: Path) -> None:
     assert clips(planned(tmp_path / "t.parquet")) == [("a.mp4", 1.5, 4, None)]
 
 
-def test_spans_that_are_listed_later_are_told_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("shots", ["", "s"])
+def test_spans_that_are_listed_later_become_clips_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, shots: str
 ) -> None:
-    table = write(tmp_path / "t.csv", [{"path": "a.mp4", "start": 0, "end": 2}])
-    plan = planned(table)
-    with table.open("a") as file:
-        file.write("a.mp4,5,9\n")
-    part = plan_part(list_corpus(table), {}, SPEC, plan)
-    assert part.videos.num_rows == 0
-    assert "1 videos list another number of spans than when they were planned" in caplog.text
+    """No matter whether the first ones were cut at shots; what is too short does not come again."""
+    found = VideoShots("s", (TimeSpan(0.0, 30.0), TimeSpan(30.0, 200.0))) if shots else None
+    record = ProbeRecord(
+        width=640, height=360, rate_fps=25.0, duration_s=200.0, sha256="5", bytes=1, shots=found
+    )
+    spec, probed = replace(SPEC, shots=shots), list[str]()
+
+    def probe(videos: Sequence[CorpusVideo], *_: object) -> Iterator[ProbeRecord]:
+        probed.extend(video.video for video in videos)
+        return (replace(record, sha256=video.video) for video in videos)
+
+    monkeypatch.setattr(planning, "probe_videos", probe)
+
+    def plan(table: Path, previous: Plan | None) -> planning.NewPlan:
+        probing = Probing(backend="none", workers=1, timeout_s=1.0)
+        return planning.plan_listed(list_corpus(table), spec, previous, probing)
+
+    rows = [
+        {"path": "a.mp4", "start": 0, "end": 2, "caption": "one"},
+        {"path": "a.mp4", "start": 25, "end": 35, "caption": "two"},
+        {"path": "b.mp4", "start": 1, "end": 3, "caption": "three"},
+    ]
+    first = plan(write(tmp_path / "t.csv", rows), None).plan
+    rows[0]["caption"] = "other"
+    rows += [
+        {"path": "a.mp4", "start": 0, "end": 3, "caption": "four"},
+        {"path": "a.mp4", "start": 50, "end": 50.5, "caption": "short"},
+        {"path": "b.mp4", "start": 50, "end": 60, "caption": "five"},
+        {"path": "c.mp4", "start": 5, "end": 6, "caption": "six"},
+    ]
+    new = plan(write(tmp_path / "t.csv", rows), first)
+    assert probed == ["a.mp4", "b.mp4", "c.mp4"]
+    old = first.clips.to_pylist()
+    assert [len(part.clips) for part in new.parts] == [3]
+    table = new.plan.clips.to_pylist()
+    assert table[: len(old)] == old
+    assert [row["captions"] for row in table[len(old) :]] == [["four"], ["five"], ["six"]]
+    assert len({row["clip_id"] for row in table}) == len(table)
+    assert new.captions == {old[0]["clip_id"]: ("other",)}
+    videos = {row["video"]: row for row in new.plan.videos.to_pylist()}
+    assert [videos[f"{v}.mp4"]["clips"] for v in "abc"] == [len(old), 2, 1]
+    assert [videos[f"{v}.mp4"]["spans"] for v in "abc"] == [4, 2, 1]
+    assert len(new.plan.own_clips(["a.mp4"])) == len(old)
+    assert new.plan.counts().spans["found"] == 7
+    caplog.clear()
+    again = plan(tmp_path / "t.csv", new.plan)
+    assert (len(again.parts), again.gone, caplog.text) == (0, 0, "")
+    last = plan(write(tmp_path / "t.csv", rows[:1] + rows[2:]), new.plan)
+    assert (len(last.parts), probed) == (0, ["a.mp4", "b.mp4", "c.mp4"])
+    assert "lie in spans that the corpus does not list any more" in caplog.text
 
 
 def test_columns_are_taken_as_given(tmp_path: Path) -> None:

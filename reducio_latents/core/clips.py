@@ -129,10 +129,11 @@ def possible_starts(duration_s: float, frames: int, rate_fps: float) -> int:
     >>> possible_starts(1.25, 16, 16.0)
     5
     """
-    return int(_possible(np.array([duration_s]), frames, rate_fps)[0])
+    return int(possible_in(np.array([duration_s]), frames, rate_fps)[0])
 
 
-def _possible(lengths_s: NDArray[np.float64], frames: int, rate_fps: float) -> Whole:
+def possible_in(lengths_s: NDArray[np.float64], frames: int, rate_fps: float) -> Whole:
+    """Return it of spans of these lengths."""
     last_step = np.ceil((lengths_s - TIME_TOLERANCE_S) * rate_fps).astype(np.int64) - 1
     return np.maximum(0, last_step - (frames - 1) + 1)
 
@@ -204,6 +205,6 @@ def starts_in_spans(
         start_s = float(starts_s[i])
         return f"{spec.seed}\0{video(i)}" + (f"\0{start_s}" if start_s else "")
 
-    possible = _possible(lengths_s, spec.frames, spec.rate_fps)
+    possible = possible_in(lengths_s, spec.frames, spec.rate_fps)
     counts, steps = POLICIES[name](possible, min(int(number), MAX_STEPS), seed)
     return counts, np.repeat(starts_s, counts) + steps / spec.rate_fps

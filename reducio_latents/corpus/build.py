@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 from reducio_latents.core.collecting import no_collecting
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus.cells import Column
-from reducio_latents.corpus.fate import Decided, decide
+from reducio_latents.corpus.fate import Decided, Fate, decide
 from reducio_latents.corpus.place import Placed, Rows, place
 from reducio_latents.corpus.rows import said_of_spans
 from reducio_latents.errors import CorpusError
 from reducio_latents.store.plan.parts import ROW_GROUP, PlanPart
-from reducio_latents.store.plan.plan import Known, Plan
+from reducio_latents.store.plan.plan import Plan
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.tables import (
     CLIP_SCHEMA,
@@ -84,48 +84,55 @@ def plan_some(
     *,
     retry_failed: bool,
     replaced: Collection[str],
+    added: Mapping[str, Collection[int]] | None = None,
 ) -> PlanPart:
-    """Plan as `plan_part` some videos of a listing, in order of name."""
+    """Plan as `plan_part` some videos of a listing, in order of name.
+
+    `added` says which spans of videos that are planned already are to be planned too. Their clips
+    have ids of their own.
+    """
+    added = added or {}
     names = [video.video for video in listing]
     known = {} if previous is None else previous.known.named(names)
     replaced = known.keys() & set(replaced)
-    unlike = [
-        v.video for v in listing if v.video in known and _lists_other_spans(v, known[v.video])
-    ]
-    if unlike:
-        log.warning(
-            "%d videos list another number of spans than when they were planned, %s first: what is "
-            "planned of them stays as it is.",
-            len(unlike),
-            unlike[0],
-        )
     fresh = [
         video
         for video in listing
         if (old := known.get(video.video)) is None
         or (video.video in replaced and _has_changed(old.sha256, records.get(video.video)))
         or (retry_failed and old.status == "failed" and video.video not in replaced)
+        or (video.video in added and video.video not in replaced)
     ]
     decided = decide(fresh, records, spec, previous)
-    planned = decided.take(
-        [
-            i
-            for i, (video, fate) in enumerate(zip(fresh, decided.fates, strict=True))
-            if (old := known.get(video.video)) is None
-            or video.video in replaced
-            or (old.status, old.reason) != (fate.status, fate.reason)
-        ]
-    )
+    number = 0 if previous is None else previous.parts
+    cuts = decided.cuts
+    spans_of = [added.get(video.video) for video in fresh]
+    pairs = zip(cuts.video.tolist(), cuts.span.tolist(), strict=True)
+    is_new = [(its := spans_of[video]) is None or span in its for video, span in pairs]
+    with_new = set(cuts.video[is_new].tolist())
+
+    def is_to_be(i: int, name: str, fate: Fate) -> bool:
+        if (old := known.get(name)) is None or name in replaced:
+            return True
+        if spans_of[i] is not None:
+            return i in with_new
+        return (old.status, old.reason) != (fate.status, fate.reason)
+
+    pairs_of = enumerate(zip(fresh, decided.fates, strict=True))
+    kept = [i for i, (video, fate) in pairs_of if is_to_be(i, video.video, fate)]
+    planned = decided.take(kept, np.array(is_new, bool))
+    own_ids = {name: str(number) for name in added}
+    own_ids |= {name: records[name].sha256 for name in replaced}
     ids = [
-        f"{v.video}\0{records[v.video].sha256}" if v.video in replaced else v.video
-        for v in planned.videos
+        f"{name}\0{own_ids[name]}" if name in own_ids else name
+        for name in (video.video for video in planned.videos)
     ]
     _require_unique_ids(ids, previous)
     placed = place(planned, spec, previous)
     return PlanPart(
-        number=0 if previous is None else previous.parts,
+        number=number,
         spec=spec,
-        videos=_video_table(planned, records, placed.rows, spec),
+        videos=_video_table(planned, records, placed.rows, spec, _clips_of(previous, added)),
         clips=_clip_table(planned, placed, spec, ids),
         shards=placed.shards,
         changed=tuple(
@@ -162,10 +169,6 @@ def gone(listed: Sequence[str], plan: Plan) -> tuple[str, ...]:
     left = names.filter(pc.invert(pc.is_in(names, pa.array(listed, pa.string()))))
     removed = plan.known.with_status(REMOVED).combine_chunks()
     return tuple(left.filter(pc.invert(pc.is_in(left, removed))).to_pylist())
-
-
-def _lists_other_spans(video: CorpusVideo, old: Known) -> bool:
-    return old.status in ("planned", "too_short") and (old.spans or 0) != len(video.spans)
 
 
 def _has_changed(sha256: str | None, record: ProbeRecord | None) -> bool:
@@ -282,8 +285,21 @@ def _key(video: str) -> int:
     return int(clip_prefix(video), 16)
 
 
+def _clips_of(plan: Plan | None, videos: Collection[str]) -> dict[str, int]:
+    """Return how many clips videos have already."""
+    if plan is None or not videos:
+        return {}
+    table = plan.video_columns("video", "clips")
+    table = table.filter(pc.is_in(table["video"], pa.array(list(videos), pa.string())))
+    return dict(zip(*(table[name].to_pylist() for name in ("video", "clips")), strict=True))
+
+
 def _video_table(
-    planned: Decided, records: Mapping[str, ProbeRecord], rows: Rows, spec: PlanSpec
+    planned: Decided,
+    records: Mapping[str, ProbeRecord],
+    rows: Rows,
+    spec: PlanSpec,
+    before: Mapping[str, int],
 ) -> pa.Table:
     clips = np.bincount(rows.video, minlength=len(planned.videos))
     first = np.searchsorted(planned.cuts.video, np.arange(len(planned.videos)))
@@ -302,7 +318,7 @@ def _video_table(
             "url": video.address,
             "offset": video.source.offset,
             "length": video.source.length,
-            "clips": count,
+            "clips": count + before.get(video.video, 0),
             "bucket": spec.buckets[planned.cuts.bucket[cut]].name if count else None,
             "status": fate.status,
             "reason": fate.reason,

@@ -192,7 +192,11 @@ def decide(
     known = [records[video.video] for video in good]
     counts = np.array([max(1, len(video.spans)) for video in good], np.int64)
     owner, number = np.repeat(np.arange(len(good)), counts), positions(counts)
-    times, why, reasons = _within(good, known, owner, counts)
+    lasts, rates = (
+        np.array([getattr(record, name) for record in known], np.float64)
+        for name in ("duration_s", "rate_fps")
+    )
+    times, why, reasons = within(good, lasts, rates, counts)
     reasons += [BETWEEN, sizes.too_short]
     piece = np.flatnonzero(why == 0)
     if any(record.shots and record.shots.spans for record in known):
@@ -262,8 +266,8 @@ def _why_none(
     return None
 
 
-def _within(
-    videos: Sequence[CorpusVideo], records: Sequence[ProbeRecord], owner: Column, counts: Column
+def within(
+    videos: Sequence[CorpusVideo], lasts_s: Column, rates_fps: Column, counts: Column
 ) -> tuple[Column, Column, list[str]]:
     """Return start and end of each span, in seconds of its video; 0 or which reason, from 1, says
     why it has none; and these. As `CorpusSpan.within` does, for all at once.
@@ -272,10 +276,8 @@ def _within(
     corpora that are handed on as clips. Such a span lies past the file's end, and is as long as it.
     """
     entries, problems = entries_of_videos(videos)
-    lasts, rate = (
-        np.array([getattr(record, name) for record in records], np.float64)[owner]
-        for name in ("duration_s", "rate_fps")
-    )
+    owner = np.repeat(np.arange(len(videos)), counts)
+    lasts, rate = lasts_s[owner], rates_fps[owner]
     rate = np.where(entries["in_frames"] & (rate > 0), rate, 1.0)
     start_s = entries["from_s"] + entries["start"] * (1 / rate)
     ends = entries["end"] != NO_END

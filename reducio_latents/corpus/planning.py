@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import logging
-import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from operator import attrgetter
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from reducio_latents.core.clips import ClipSpec, TimeSpan, parse_policy
 from reducio_latents.core.text import printable
-from reducio_latents.corpus.build import gone, not_planned, plan_some
+from reducio_latents.corpus.build import PROBED, gone, not_planned, plan_some
+from reducio_latents.corpus.changes import Changes, changes_of
 from reducio_latents.corpus.entry import CorpusVideo
 from reducio_latents.corpus.fate import MAX_DURATION_S, Sizes
 from reducio_latents.corpus.probe import OnProbe, OnRecord, ProbeRecord, Probing, probe_videos
-from reducio_latents.corpus.shots import ShotTable
+from reducio_latents.corpus.shots import ShotTable, VideoShots
 from reducio_latents.errors import StoreError
 from reducio_latents.store.plan import (
-    REMOVED,
-    SPAN_SCHEMA,
+    VIDEO_SHOT_SCHEMA,
     Plan,
     PlanPart,
     PlanSpec,
     StoredPart,
 )
-from reducio_latents.store.row_kinds import CAPTION_SEPARATOR as SEPARATOR
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +73,17 @@ def plan_listed(
         previous.spec.require_same(spec)
         if probing.shots.table is not None:
             _require_same_shots(listed, previous, probing.shots.table)
-    new = not_planned(listed, previous, retry=retry_failed, replaced=replaced)
     records = {} if records is None else records
+    changes = Changes({}, {}, 0) if previous is None else changes_of(listed, previous)
+    added = changes.spans
+    if previous is not None:
+        records |= planned_records(previous, added.keys() - set(replaced))
+    new = not_planned(listed, previous, retry=retry_failed, replaced={*replaced, *added})
     plan, parts, stamps, changed = previous, list[StoredPart](), dict[str, str](), list[str]()
     with closing(_probed(new, spec, probing, on_probe, records, on_record)) as probed:
         for some in _in_parts(probed, records, spec.clip):
             part = plan_some(
-                some, records, spec, plan, retry_failed=retry_failed, replaced=replaced
+                some, records, spec, plan, retry_failed=retry_failed, replaced=replaced, added=added
             )
             _warn_of_lost_shots(part)
             changed += part.changed
@@ -103,8 +103,14 @@ def plan_listed(
     assert plan is not None, "a listing has a video"
     if previous is None:
         return NewPlan(plan, parts, stamps, {}, 0)
+    if changes.lost:
+        log.warning(
+            "%d clips lie in spans that the corpus does not list any more. They stay; to take them "
+            "out, use `remove`.",
+            changes.lost,
+        )
     left = gone([video.video for video in listed], previous)
-    return NewPlan(plan, parts, stamps, changed_captions(listed, previous), len(left))
+    return NewPlan(plan, parts, stamps, changes.captions, len(left))
 
 
 def _probed(
@@ -152,6 +158,25 @@ def _in_parts(
         yield some
 
 
+def planned_records(plan: Plan, videos: Collection[str]) -> dict[str, ProbeRecord]:
+    """Return what the plan knows of videos; whether their files are the same is seen when they are
+    read."""
+    if not videos:
+        return {}
+    names = ["video", "bytes", "sha256", *PROBED]
+    shots = [*VIDEO_SHOT_SCHEMA.names] if plan.spec.shots else []
+    table = plan.video_columns(*names, *shots)
+    table = table.filter(pc.is_in(table["video"], pa.array(list(videos), pa.string())))
+    found = {}
+    for row in table.to_pylist():
+        by, starts, ends, problem = (row.pop(name, None) for name in VIDEO_SHOT_SCHEMA.names)
+        spans = tuple(map(TimeSpan, starts or (), ends or ()))
+        told = VideoShots(by, spans, problem) if by is not None else None
+        name = row.pop("video")
+        found[name] = ProbeRecord(**{k: v for k, v in row.items() if v is not None}, shots=told)
+    return found
+
+
 def _require_same_shots(listed: Sequence[CorpusVideo], plan: Plan, table: ShotTable) -> None:
     """Raise StoreError if a table now tells other shots of a video than it was planned with."""
     columns = ("shot_starts_s", "shot_ends_s", "duration_s", "rate_fps")
@@ -183,75 +208,3 @@ def _warn_of_lost_shots(part: PlanPart) -> None:
                 printable(first["video"]),
                 printable(first["shots_problem"]),
             )
-
-
-def changed_captions(listed: Sequence[CorpusVideo], plan: Plan) -> dict[str, tuple[str, ...]]:
-    """Return clip id -> captions, where the corpus has others now than the plan has.
-
-    A clip has those of the span that it lies in; of one whose span is not listed any more, or that
-    lies in several with different captions, the plan's stay.
-    """
-    whole = [video for video in listed if not video.spans]
-    names = pa.array([video.video for video in whole], pa.string())
-    texts = pa.array([SEPARATOR.join(video.captions) for video in whole], pa.large_string())
-    by_span = _captions_by_span([video for video in listed if video.spans], plan)
-    found: dict[str, tuple[str, ...]] = {}
-    for clips in plan.clip_tables("clip_id", "video", "status", "captions", *SPAN_SCHEMA.names):
-        clips = clips.filter(pc.not_equal(clips["status"], REMOVED))
-        ends = pc.min_max(clips["video"]).as_py()  # only the names between are looked through
-        low = bisect_left(whole, ends["min"] or "", key=attrgetter("video"))
-        high = bisect_right(whole, ends["max"] or "", key=attrgetter("video"))
-        at = pc.index_in(clips["video"], names.slice(low, high - low)).combine_chunks()
-        now = texts.slice(low, high - low).take(at)
-        if by_span and SPAN_SCHEMA.names[0] in clips.schema.names:
-            columns = (clips[n].to_pylist() for n in ("video", *SPAN_SCHEMA.names))
-            said = [
-                _caption_of(by_span.get(name, ()), *span)
-                for name, *span in zip(*columns, strict=True)
-            ]
-            now = pc.coalesce(now, pa.array(said, pa.large_string()))
-        was = pc.binary_join(clips["captions"].combine_chunks(), SEPARATOR).cast(pa.large_string())
-        other = pc.fill_null(pc.not_equal(now, was), False)
-        for clip_id, text in zip(
-            clips["clip_id"].filter(other).to_pylist(), now.filter(other).to_pylist(), strict=True
-        ):
-            found[clip_id] = tuple(text.split(SEPARATOR)) if text else ()
-    return found
-
-
-SpanText = tuple[float, float, str]
-"""Start and end of a listed span, in seconds, and its captions."""
-
-
-def _captions_by_span(videos: Sequence[CorpusVideo], plan: Plan) -> dict[str, list[SpanText]]:
-    """Return the spans of each video. A video's only span has all of its clips."""
-    if not videos:
-        return {}
-    about = plan.video_columns("video", "duration_s", "rate_fps")
-    columns = (about[name].to_pylist() for name in about.schema.names)
-    known = {name: rest for name, *rest in zip(*columns, strict=True)}
-    found: dict[str, list[SpanText]] = {}
-    for video in videos:
-        length, rate = known.get(video.video, (None, None))
-        if length is None or rate is None:
-            continue
-        for span in video.spans:
-            within = span.within(length, rate)
-            text = SEPARATOR.join(span.captions)
-            if len(video.spans) == 1:
-                found[video.video] = [(-math.inf, math.inf, text)]
-            elif not isinstance(within, str):
-                found.setdefault(video.video, []).append((*within, text))
-    return found
-
-
-def _caption_of(
-    spans: Sequence[SpanText], start_s: float | None, end_s: float | None
-) -> str | None:
-    """Return the captions of the span that is a part of a video, or that it lies in; None if no
-    span, or several with others, can be meant."""
-    if start_s is None or end_s is None:
-        return None
-    exact = {text for begin, end, text in spans if (begin, end) == (start_s, end_s)}
-    around = exact or {text for begin, end, text in spans if begin <= start_s and end_s <= end}
-    return around.pop() if len(around) == 1 else None

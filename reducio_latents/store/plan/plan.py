@@ -353,21 +353,23 @@ class Plan:
         """Return the planned clips of these videos, or columns of them; those of one stand
         together, by start.
 
-        Of a video that was planned again those of its last part.
+        Of one that was planned again with other bytes, those of its last part.
         """
-        wanted, found = sorted(videos), list[pa.Table]()
+        wanted, found, sums = sorted(videos), list[pa.Table](), dict[str, str | None]()
         read = None if columns is None else list(dict.fromkeys(["video", "status", *columns]))
         for part in reversed(self._parts):
-            names, here = pa.array(wanted, pa.string()), list[pa.Table]()
+            names, here = set(wanted), list[pa.Table]()
+            for number in part.groups_with("videos", wanted):
+                table = part.group("videos", number, ["video", "sha256"])
+                pairs = zip(*(table[n].to_pylist() for n in ("video", "sha256")), strict=True)
+                of = {name: sha256 for name, sha256 in pairs if name in names}
+                names -= {n for n, sha256 in of.items() if sums.setdefault(n, sha256) != sha256}
             for number in part.groups_with("part", wanted):
                 table = part.group("part", number, read)
                 planned = pc.equal(table["status"], "planned")
-                here.append(table.filter(pc.and_(planned, pc.is_in(table["video"], names))))
+                is_named = pc.is_in(table["video"], pa.array(names, pa.string()))
+                here.append(table.filter(pc.and_(planned, is_named)))
             found = here + found
-            for number in part.groups_with("videos", wanted):
-                table = part.group("videos", number, ["video"])
-                names = names.filter(pc.invert(pc.is_in(names, table["video"].combine_chunks())))
-            wanted = names.to_pylist()
         if not found:
             found = [CLIP_SCHEMA.empty_table()]
         table = concat_parts(found)
