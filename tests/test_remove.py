@@ -22,6 +22,7 @@ from reducio_latents import encode_corpus
 from reducio_latents.cli import main
 from reducio_latents.dataset import LatentDataset, LatentTable
 from reducio_latents.encode import EncodeReport, Tally, plan_corpus
+from reducio_latents.encode.prepare import Planned, take_captions
 from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.files import Files, LocalFiles, open_files
 from reducio_latents.store import Store, open_store
@@ -159,6 +160,68 @@ def test_a_removal_that_is_killed_anywhere_resumes_clean(
         remove_in(files, monkeypatch)
         assert files.data == whole.data, number
     assert told
+
+
+def test_new_captions_that_are_killed_anywhere_while_they_are_taken_resume_clean(
+    tmp_path: Path,
+) -> None:
+    store = make_store(tmp_path, "zarr", columns=("motion", "caption"))
+    begun, plan = bytes_of(tmp_path), store.plan.clips.select(["clip_id", "captions"]).to_pylist()
+    new = {row["clip_id"]: ("other",) for row in plan if SECRET in row["captions"]}
+
+    def take(files: Files, kill_at: int = 10**6) -> bool:
+        """Return whether it was not killed."""
+        found = read_plan(files)
+        assert found is not None
+        said = {row["clip_id"]: tuple(row["captions"]) for row in found.clips.to_pylist()}
+        changed = {clip: texts for clip, texts in new.items() if said[clip] != texts}
+        planned = Planned(lambda _: None, found, captions=changed)
+        writer = StoreWriter(KilledFiles(files, kill_at), store.meta)
+        try:
+            if changed:
+                take_captions(writer, planned, ["caption"], "run")
+        except KilledError:
+            return False
+        return True
+
+    whole, sums = MemoryFiles(), "plan/sha256-00000.txt"
+    whole.data = dict(begun)
+    assert take(whole)
+    taken = pq.read_table(io.BytesIO(whole.data["plan/part-00000.parquet"]))["captions"]
+    assert taken.to_pylist().count(["other"]) == len(new) == 6
+    gone = {path for path in begun if path not in whole.data and path.startswith("commits/")}
+    assert gone == {f"commits/16x32x32/caption/{number:06d}.json" for number in (0, 1)}
+    for number in count(1):
+        files = MemoryFiles()
+        files.data = dict(begun)
+        if take(files, number):
+            assert number > 5
+            break
+        if ALONE in files.data:  # whose holder is dead
+            files.data[ALONE] = json.dumps({**json.loads(files.data[ALONE]), "pid": 0}).encode()
+        take(files)
+        if ALONE in files.data:  # killed at its last step but one: old checksums stay beside new
+            del files.data[ALONE]
+            files.data[sums] = whole.data[sums]
+        assert files.data == whole.data, number
+
+
+def test_a_removal_from_a_corpus_that_is_only_planned(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        write_video(tmp_path / f"corpus/{name}.mp4", 1.1, seed=seed)
+        (tmp_path / f"corpus/{name}.txt").write_text(f"what {name} shows")
+    plan_corpus(tmp_path / "corpus", tmp_path / "s", write=True, resolution=32, shard_rows=2)
+    before = bytes_of(tmp_path / "s")
+    assert remove_clips(tmp_path / "s", ["b.mp4"], dry_run=True).clips == 1
+    assert bytes_of(tmp_path / "s") == before
+    assert remove_clips(tmp_path / "s", ["b.mp4"]).clips == 1
+    require_gone(bytes_of(tmp_path / "s"), [b"what b shows"])
+    report = encode(tmp_path / "corpus", tmp_path / "s")
+    assert report.clips == Tally(found=3, encoded=2, skipped=1)
+    assert verify(open_store(tmp_path / "s")).ok
+    (tmp_path / "none").mkdir()
+    with pytest.raises(StoreError):
+        remove_clips(tmp_path / "none", ["b.mp4"])
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import tarfile
 from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -30,6 +33,7 @@ from reducio_latents.upkeep.verify import verify
 from reducio_latents.video import is_still_name
 from reducio_latents.video.pixels import fit_frame, to_unit
 from reducio_latents.video.still import STILL_DURATION_S
+from tests.object_storage import serving
 from tests.test_encode_flow import files_of
 from tests.tiny_models import image_vae, video_vae
 from tests.videos import barcode, constant_rate, write_video
@@ -302,6 +306,45 @@ def test_a_picture_is_one_clip_of_one_frame_at_any_policy_and_rate(
     spec = ClipSpec(frames=1, rate_fps=rate_fps, policy=policy)
     assert clip_starts(STILL_DURATION_S, spec, "x.png") == [0.0]
     assert not clip_starts(STILL_DURATION_S, replace(spec, frames=2), "x.png")
+
+
+def test_pictures_in_the_rows_of_a_parquet_file_and_at_addresses_are_clips(tmp_path: Path) -> None:
+    """As `datasets` writes its feature Image, whose paths have no ending, or are missing."""
+    data = []
+    for number in range(3):
+        Image.fromarray(barcode(number, 80, 40)).save(path := tmp_path / f"{number}.png")
+        data.append(path.read_bytes())
+    names = ["x/a.png", None, "b"]
+    cells = [{"bytes": b, "path": path} for b, path in zip(data, names, strict=True)]
+    table = pa.table({"image": cells, "label": [0, 1, 1], "url": ["https://x.org/a"] * 3})
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data/t.parquet")
+    buckets: dict[str, Any] = {"buckets": "1x32x64", "workers": 1, "device": "cpu"}
+    buckets["columns"] = ("frame_times", "caption")
+    report = encode_corpus(tmp_path / "data", tmp_path / "a", **buckets)
+    assert report.clips == Tally(found=3, encoded=3)
+    rows = open_store(tmp_path / "a").plan.clips.to_pylist()
+    assert {row["video"]: row["label"] for row in rows} == {
+        "t.parquet/a.png": 0, "t.parquet/1.image": 1, "t.parquet/b.image": 1
+    }  # fmt: skip
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with serving(Handler) as place:
+        lines = [f"http://{place}/0.png?w=3,one", f"http://{place}/9.png,none"]
+        (tmp_path / "list.csv").write_text("\n".join(["url,caption", *lines]))
+        report = encode_corpus(tmp_path / "list.csv", tmp_path / "b", **buckets)
+    assert report.videos == Tally(found=2, encoded=1, failed=1)
+    (row,) = open_store(tmp_path / "b").plan.clips.to_pylist()
+    assert (row["captions"], row["bucket"]) == (["one"], "1x32x64")
+    thumbnails = table.append_column("video", pa.array(["a.mp4"] * 3))
+    pq.write_table(thumbnails.slice(0, 1), tmp_path / "thumbnails.parquet")
+    assert [v.video for v in list_corpus(tmp_path / "thumbnails.parquet")] == ["a.mp4"]
 
 
 def test_a_picture_is_told_by_its_name_also_in_an_address() -> None:

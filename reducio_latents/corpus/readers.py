@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import posixpath
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
-from itertools import chain, zip_longest
+from itertools import chain
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -25,7 +26,8 @@ from reducio_latents.corpus.entry import extension, file_columns, is_utf8
 from reducio_latents.corpus.spans import is_time_name
 from reducio_latents.corpus.texts import not_utf8
 from reducio_latents.errors import CorpusError
-from reducio_latents.files.parquet import video_leaf
+from reducio_latents.files.parquet import PICTURE_NAMES, video_leaf
+from reducio_latents.video import PICTURE, is_still_name
 
 log = logging.getLogger(__name__)
 
@@ -325,6 +327,7 @@ def _read_parquet(file: BinaryIO, where: str) -> Iterator[Batch]:
             names = [field.name for field in schema if not _is_binary(field.type)]
             leaf = video_leaf(schema) or ""
             videos, struct, _ = leaf.partition(".")
+            pictures = videos.lower() in PICTURE_NAMES
             leaf = leaf if _has_values(table, leaf) else ""
             for name in schema.names:
                 if name not in (*names, videos):
@@ -339,11 +342,14 @@ def _read_parquet(file: BinaryIO, where: str) -> Iterator[Batch]:
                 found = zip(batch.schema.names, batch.columns, strict=True)
                 columns = {name: _plain(column, name) for name, column in found}
                 if leaf:
-                    inside = ()
+                    paths: list[Any] = [None] * len(numbers)
                     if videos in columns:
-                        inside = pc.struct_field(columns[videos], "path").to_pylist()
-                    cells = zip_longest(numbers, inside)
-                    columns[videos] = [InParquet(*cell) for cell in cells]
+                        paths = pc.struct_field(columns[videos], "path").to_pylist()
+                    titles = [posixpath.basename(path or "") for path in paths]
+                    if pictures:
+                        pairs = zip(numbers, titles, strict=True)
+                        titles = [_as_picture(number, title) for number, title in pairs]
+                    columns[videos] = list(map(InParquet, numbers, titles))
                 yield Batch(columns, "row", [number + 1 for number in numbers])
     except CorpusError:
         raise
@@ -355,7 +361,12 @@ class InParquet(NamedTuple):
     """A video that lies in a row of the table itself."""
 
     row: int
-    name: str | None = None
+    name: str = ""
+    """As the table has it, without folders; a picture's ends as such."""
+
+
+def _as_picture(row: int, name: str) -> str:
+    return name if is_still_name(name) else f"{name or row}{PICTURE}"
 
 
 def _has_values(table: Any, leaf: str) -> bool:

@@ -222,6 +222,7 @@ class _Table:
         """Take rows in: videos, or spans of some."""
         columns, rows = dict(batch.columns), len(batch.numbers)
         owners = self._owners(batch, columns.pop(self.path, [None] * rows), found)
+        columns = {n: c for n, c in columns.items() if not isinstance(c[0], InParquet)}
 
         def place(i: int) -> str:
             return f"{self.where}, {batch.place(i)}"
@@ -317,8 +318,11 @@ class _Table:
                 f"root is for paths, and {self.where} holds the videos. Leave it out."
             )
         source = VideoSource(join_url(self.finder.base, self.name), cell.row)
-        name = f"{storable(self.name)}/{posixpath.basename(cell.name or '') or cell.row}"
-        return (f"{storable(self.name)}/{cell.row}" if name in names else name), source
+        name = f"{storable(self.name)}/{cell.name or cell.row}"
+        if name in names:
+            ending = extension(name) if is_still_name(name) else ""
+            name = f"{storable(self.name)}/{cell.row}{ending}"
+        return name, source
 
 
 def _caption_list(cell: Any) -> Any:

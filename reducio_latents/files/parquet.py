@@ -11,14 +11,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 BYTES_NAMES = ("video", "mp4", "bytes", "video_bytes", "content", "file", "media")
-"""Names of a column that may hold videos themselves, the likeliest first."""
+PICTURE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "image_bytes")
+"""Names of a column that may hold videos, or pictures, themselves, the likeliest first."""
 
 
 def video_leaf(schema: pa.Schema) -> str | None:
     """Return the path of the column that holds the bytes of videos: `video`, or `video.bytes` of
-    one that has paths too, as `datasets` writes it. None if there is none."""
+    one that has paths too, as `datasets` writes it. None if there is none.
+
+    Or those of pictures, if no column is of videos: else they are thumbnails.
+    """
     names = {name.lower(): name for name in reversed(schema.names)}
-    for known in BYTES_NAMES:
+    of_videos = any("video" in name for name in names)
+    for known in BYTES_NAMES if of_videos else (*BYTES_NAMES, *PICTURE_NAMES):
         if known in names:
             kind = schema.field(names[known]).type
             if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):

@@ -42,12 +42,14 @@ from reducio_latents.store.plan import (
     Plan,
     complete_parts,
     edit_part,
+    read_plan,
 )
 from reducio_latents.store.plan.parts import PLACE
+from reducio_latents.store.reports import SHOTS, shots_parquet
 from reducio_latents.store.row_statistics import row_statistics
 from reducio_latents.store.turns import alone
 from reducio_latents.store.whole import sum_up
-from reducio_latents.store.writer import StoreWriter, row_checksum
+from reducio_latents.store.writer import StoreWriter, read_meta_if_any, row_checksum
 
 MOST_ID_BYTES = 1 << 30
 """Of a list of clip ids: some 30 million."""
@@ -97,26 +99,33 @@ def remove_clips(
     Raise ConfigError for a video or a clip that the store does not have, and then nothing was
     changed; StoreError for a store that is being written.
     """
-    opened = Store(open_files(store))
-    chosen = _chosen(opened.plan, videos, clip_ids)
+    files = open_files(store)
+    if read_meta_if_any(files) is None and (plan := read_plan(files)) is not None:
+        opened = None  # a corpus that was planned, and no clip of it encoded
+    else:
+        opened = Store(files)
+        plan = opened.plan
+    chosen = _chosen(plan, videos, clip_ids)
     report = RemoveReport(videos=chosen.losses, before=chosen.before)
     if dry_run:
-        _foresee(opened, chosen, report)
+        if opened is not None:
+            _foresee(opened, chosen, report)
         return report
-    with alone(opened.files, "removing clips"):
-        _remove(Store(opened.files), chosen, report, progress)
+    with alone(files, "removing clips"):
+        if opened is not None:
+            StoreWriter(files, opened.meta).sweep()
+        complete_parts(files)
+        for number in range(plan.parts):
+            edit_part(files, number, {"part": chosen.mark_clips, "videos": chosen.mark_videos})
+        if opened is not None:
+            _remove(Store(files), report, progress)
+        elif plan.spec.shots and (marked := read_plan(files)) is not None:
+            files.write(SHOTS, shots_parquet(marked))
     return report
 
 
-def _remove(
-    opened: Store, chosen: _Chosen, report: RemoveReport, progress: Callable[[int, int], None]
-) -> None:
-    writer = StoreWriter(opened.files, opened.meta)
-    writer.sweep()
-    complete_parts(opened.files)
-    for number in range(opened.plan.parts):
-        edit_part(opened.files, number, {"part": chosen.mark_clips, "videos": chosen.mark_videos})
-    opened = Store(opened.files)
+def _remove(opened: Store, report: RemoveReport, progress: Callable[[int, int], None]) -> None:
+    """Take out of the columns what the plan says is removed."""
     if opened.plan.removed:
         opened.files.delete(index.PATH)
     there = _commits_of(opened, opened.plan.removed)
@@ -130,7 +139,7 @@ def _remove(
     if errors:
         more = f" {len(errors) - 1} more shards are damaged, too." if len(errors) > 1 else ""
         raise StoreError(f"{errors[0]}{more}")
-    sum_up(writer, opened.plan)
+    sum_up(StoreWriter(opened.files, opened.meta), opened.plan)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,9 @@ GIVE_PLANES = frozenset({"pyav"})
 """Backends that can hand frames over as planes of YUV; others give RGB alone."""
 
 
-MOVING_EXTENSIONS = frozenset({".avif", ".png", ".webp"})
+PICTURE = ".image"
+"""What is added to the name of a picture that has none of its kind, as in a table."""
+MOVING_EXTENSIONS = frozenset({".avif", ".png", ".webp", PICTURE})
 """Of pictures that may prove to be animations."""
 # fmt: off
 STILL_EXTENSIONS = MOVING_EXTENSIONS | {
