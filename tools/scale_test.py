@@ -3,7 +3,7 @@
     python tools/scale_test.py [--clips 1000000 10000000] [--form videos spans] [--shard-rows 512]
 
 The corpus is a table that is made up: 10 clips a video, each video with a caption and three values
-(`videos`), or each clip a row of its own with start, end, caption and value (`spans`). Probing is
+(`videos`), or 30, each clip a row of its own with times, caption and value (`spans`). Probing is
 simulated: the table says how long a video is, and nothing is decoded. All else is what a run does,
 but the commits, of one column, are of no rows. Each step has a process of its own. Prints a table
 in Markdown; what 100 million take is the straight line through the two largest sizes.
@@ -40,7 +40,7 @@ from reducio_latents.store.meta import ColumnMeta, StoreMeta
 from reducio_latents.store.plan import Plan, read_plan
 from reducio_latents.store.writer import StoreWriter
 
-CLIPS_PER_VIDEO = 10
+CLIPS_PER_VIDEO, SPANS_PER_VIDEO = 10, 30
 ADDED = 1000
 GOAL = 100_000_000
 BUCKET = Bucket(16, 256, 256)
@@ -70,8 +70,8 @@ def write_table(path: Path, form: str, videos: int) -> None:
                 text, scores = CAPTION.format(number), f"{number % 70 / 10},{number % 13}"
                 file.write(f'{name},"{text}",{CLIPS_PER_VIDEO}.05,{scores}\n')
                 continue
-            for clip in range(CLIPS_PER_VIDEO):
-                text = CAPTION.format(CLIPS_PER_VIDEO * number + clip)
+            for clip in range(SPANS_PER_VIDEO):
+                text = CAPTION.format(SPANS_PER_VIDEO * number + clip)
                 file.write(f'{name},{clip},{clip + 1.01},"{text}",{(number + clip) % 70 / 10}\n')
 
 
@@ -84,7 +84,7 @@ def simulated(videos: Sequence[CorpusVideo], *_: object) -> Iterator[ProbeRecord
             width=1280,
             height=720,
             rate_fps=30.0,
-            duration_s=float(video.extra.get("seconds", CLIPS_PER_VIDEO + 0.05)),
+            duration_s=float(video.extra.get("seconds", SPANS_PER_VIDEO + 0.05)),
             frames=30 * CLIPS_PER_VIDEO,
         )
 
@@ -172,7 +172,7 @@ class Corpus:
 def measure(form: str, clips: int, shard_rows: int) -> dict[str, Measured]:
     """Return what each step takes for a corpus of so many clips."""
     found: dict[str, Measured] = {}
-    videos = clips // CLIPS_PER_VIDEO
+    videos = clips // (CLIPS_PER_VIDEO if form == "videos" else SPANS_PER_VIDEO)
     with tempfile.TemporaryDirectory() as scratch:
         corpus = Corpus(Path(scratch), shard_rows)
         write_table(corpus.table, form, videos)

@@ -15,11 +15,11 @@ from reducio_latents.core.clips import positions, possible_in
 from reducio_latents.corpus.cells import Column
 from reducio_latents.corpus.entry import CorpusVideo
 from reducio_latents.corpus.fate import within
-from reducio_latents.corpus.rows import said_of_spans, taken
+from reducio_latents.corpus.rows import said_of_spans
 from reducio_latents.store.plan import REMOVED, SPAN_SCHEMA, Plan
 from reducio_latents.store.row_kinds import CAPTION_SEPARATOR as SEPARATOR
 
-BLOCK = 1 << 14
+VIDEOS_AT_ONCE = 1 << 14
 """Videos that are looked at at once."""
 
 
@@ -81,7 +81,7 @@ def changes_of(listed: Sequence[CorpusVideo], plan: Plan) -> Changes:
                 seen[begins[low] + around] = True
         known = entry >= 0
         clips = clips.filter(known)
-        now = pc.binary_join(_taken(said.captions, said.rows[entry[known]]), SEPARATOR)
+        now = pc.binary_join(said.captions.take(said.rows[entry[known]]), SEPARATOR)
         other = pc.not_equal(now, pc.binary_join(clips["captions"], SEPARATOR))
         other = pc.and_(other, pc.not_equal(clips["status"], REMOVED))
         changed = zip(clips["clip_id"].filter(other), now.filter(other), strict=True)
@@ -91,7 +91,7 @@ def changes_of(listed: Sequence[CorpusVideo], plan: Plan) -> Changes:
     is_planned = pc.is_in(about["status"], pa.array(["planned", "too_short", "duplicate"]))
     there = np.flatnonzero(is_planned).tolist()
     new = dict[str, frozenset[int]]()
-    for some in (there[i : i + BLOCK] for i in range(0, len(there), BLOCK)):
+    for some in (there[i : i + VIDEOS_AT_ONCE] for i in range(0, len(there), VIDEOS_AT_ONCE)):
         videos = [listed[i] for i in some]
         times, why, _ = within(videos, lasts[some], rates[some], counts[some])
         room = possible_in(times[:, 1] - times[:, 0], shortest, plan.spec.clip.rate_fps) > 0
@@ -130,9 +130,3 @@ def _found_in(times: Column, owner: Column, spans: Column, at: Column) -> Column
     entry = order[np.minimum(place, len(order) - 1)]
     same = (owner[entry] == at) & (times[entry] == spans).all(1)
     return np.where(same, entry, -1)
-
-
-def _taken(captions: pa.Array | pa.ChunkedArray, index: Column) -> pa.ChunkedArray:
-    return taken(
-        pa.chunked_array([captions]) if isinstance(captions, pa.Array) else captions, index
-    )

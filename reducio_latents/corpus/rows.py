@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple, overload
 
@@ -100,6 +102,54 @@ def taken(column: pa.ChunkedArray, index: Column) -> pa.ChunkedArray:
     return pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], column.type)
 
 
+class Packed:
+    """A column of captions in compressed pieces, to be read about in order."""
+
+    def __init__(self, pieces: Iterable[pa.Array] = ()) -> None:
+        self._pieces: list[pa.Buffer] = []
+        self._begins = [0]
+        self.piece = lru_cache(2)(self._piece)
+        for texts in pieces:
+            self.append(texts)
+
+    def append(self, texts: pa.Array) -> None:
+        batch = pa.record_batch([texts], ["captions"])
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema, options=options) as stream:
+            stream.write_batch(batch)
+        self._pieces.append(sink.getvalue())
+        self._begins.append(len(self) + len(texts))
+
+    def _piece(self, number: int) -> pa.Array:
+        return pa.ipc.open_stream(self._pieces[number]).read_next_batch().column(0)
+
+    def __len__(self) -> int:
+        return self._begins[-1]
+
+    def __getitem__(self, number: int) -> pa.Scalar:
+        at = bisect_right(self._begins, number) - 1
+        return self.piece(at)[number - self._begins[at]]
+
+    @property
+    def type(self) -> pa.DataType:
+        return CAPTIONS
+
+    @property
+    def chunks(self) -> Iterator[pa.Array]:
+        return map(self._piece, range(len(self._pieces)))
+
+    def take(self, index: Column) -> pa.ChunkedArray:
+        begins = np.array(self._begins)
+        which = np.searchsorted(begins, index, "right") - 1
+        needed = np.flatnonzero(np.bincount(which, minlength=len(self._pieces)))
+        lengths = np.diff(begins)[needed]
+        moved = np.zeros(len(begins), np.int64)
+        moved[needed] = np.cumsum(lengths) - lengths - begins[needed]
+        pieces = pa.chunked_array(map(self._piece, needed.tolist()), CAPTIONS)
+        return pieces.take(index + moved[which])
+
+
 def entries_of(spans: Iterable[CorpusSpan], problems: dict[str, int]) -> Column:
     """Return spans as rows of `ENTRY`; their problems are added to those that are numbered."""
 
@@ -116,7 +166,7 @@ class SpanTable(NamedTuple):
 
     entries: Column
     problems: Sequence[str]
-    captions: pa.ChunkedArray
+    captions: Packed
     carried: Carried
 
     def bare(self, begin: int, end: int) -> Iterator[CorpusSpan]:
@@ -179,7 +229,7 @@ class Gatherer:
         self.problems: dict[str, int] = {}
         self.rows = 0
         self._entries: list[Column] = []
-        self._captions: list[pa.Array] = []
+        self._captions = Packed()
         self._carried: list[tuple[int, dict[str, pa.Array]]] = []
 
     def add(self, entries: Column, captions: pa.Array, carried: Mapping[str, pa.Array]) -> None:
@@ -191,25 +241,27 @@ class Gatherer:
             there = {k: column for k, column in carried.items() if column.null_count < len(column)}
             self._carried.append((len(entries), there))
 
-    def finish(self, untyped: bool, conflict: Conflict | None = None) -> SpanTable:
+    def finish(self, rank: Column, untyped: bool, conflict: Conflict | None = None) -> SpanTable:
         """Return all of it, of rows that say the same once.
 
-        Two rows of one video are two spans, if they have other times, else one with the captions of
-        both. With a `conflict` they are to be equal: it makes an error of the numbers of video and
-        rows.
+        `rank` is the place of each video in the order of names. Two rows of one video are two
+        spans, if they have other times, else one with the captions of both. With a `conflict` they
+        are to be equal: it makes an error of the place of the video and the numbers of the rows.
         """
         entries, at = np.empty(sum(map(len, self._entries)), ENTRY), 0
         while self._entries:  # which are let go of one by one
             part = self._entries.pop(0)
             entries[at : at + len(part)] = part
             at += len(part)
-        captions, carried = pa.chunked_array(self._captions, CAPTIONS), self._carried
+        entries["owner"] = rank[entries["owner"]]
+        captions, carried = self._captions, self._carried
         del self._captions, self._carried
         columns = joined_columns(carried, untyped=untyped).columns
         order = ("owner",) if conflict else ORDER
         if not _in_order(entries, (*order, "number")):
             index = np.lexsort([entries[key] for key in ("number", *reversed(order))])
-            entries, captions = entries[index], taken(captions, index)
+            every = pa.chunked_array(captions.chunks, CAPTIONS)
+            entries, captions = entries[index], Packed(taken(every, index).chunks)
             columns = {name: taken(column, index) for name, column in columns.items()}
         same = order if conflict else (*ORDER, "in_frames", "problem")
         again = np.zeros(len(entries), bool)
@@ -217,10 +269,10 @@ class Gatherer:
         again &= entries["problem"] == 0
         if again.any():
             if conflict is None:
-                captions = _joined_captions(captions, ~again)
+                captions = Packed(_joined_captions(captions, ~again))
             else:
                 _require_same(entries, again, captions, Carried(columns), conflict)
-                captions = taken(captions, np.flatnonzero(~again))
+                captions = Packed(captions.take(np.flatnonzero(~again)).chunks)
             kept = np.flatnonzero(~again)
             entries = entries[kept]
             columns = {name: taken(column, kept) for name, column in columns.items()}
@@ -238,7 +290,7 @@ def _in_order(entries: Column, keys: Sequence[str]) -> bool:
 def _require_same(
     entries: Column,
     again: Column,
-    captions: pa.ChunkedArray,
+    captions: Packed,
     carried: Carried,
     conflict: Conflict,
 ) -> None:
@@ -248,26 +300,25 @@ def _require_same(
             raise conflict(*map(int, (entries["owner"][i], *entries["number"][i - 1 : i + 1])))
 
 
-def _joined_captions(captions: pa.ChunkedArray, first: Column) -> pa.ChunkedArray:
+def _joined_captions(captions: Packed, first: Column) -> Iterator[pa.Array]:
     """Join the captions of each row that is a first one with those of the rows up to the next."""
-    chunks, rows = [], list[list[str]]()
-    for begin in range(0, len(captions), CHUNK):
-        if len(rows) > CHUNK:
-            chunks.append(pa.array(rows[:-1], CAPTIONS))
-            del rows[:-1]
-        part = slice(begin, begin + CHUNK)
-        for texts, is_first in zip(captions[part].to_pylist(), first[part].tolist(), strict=True):
+    at, rows = 0, list[list[str]]()
+    for chunk in captions.chunks:
+        for texts, is_first in zip(chunk.to_pylist(), first[at : at + len(chunk)], strict=True):
             if is_first:
                 rows.append(texts)
             else:
                 rows[-1] = list(dict.fromkeys([*rows[-1], *texts]))
-    return pa.chunked_array([*chunks, pa.array(rows, CAPTIONS)], CAPTIONS)
+        at += len(chunk)
+        yield pa.array(rows[:-1], CAPTIONS)
+        del rows[:-1]
+    yield pa.array(rows, CAPTIONS)
 
 
 class Said(NamedTuple):
     """What is said of all spans of some videos, one after another; a whole video is one."""
 
-    captions: pa.Array | pa.ChunkedArray
+    captions: pa.Array | Packed
     columns: Mapping[str, pa.Array | pa.ChunkedArray]
     rows: Column
     """Which row of captions and columns is which span's."""

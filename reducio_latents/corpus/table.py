@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import chain, islice
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -105,20 +105,23 @@ def list_tables(
     if lost := found.lost:
         log.warning("%d captions of more than 1 MiB are left out, %s first.", len(lost), lost[0])
     untyped = all(extension(name) in UNTYPED for name in names)
-    of_spans, rows = found.spans.rows, found.values.finish(untyped, found.conflict)
-    spans = found.spans.finish(untyped)
+    names = sorted(found.names)
+    rank = np.empty(len(names), np.int32)
+    rank[[found.names[name] for name in names]] = np.arange(len(names))
+    of_spans, rows = found.spans.rows, found.values.finish(rank, untyped, found.conflict)
+    spans = found.spans.finish(rank, untyped)
     if repeated := of_spans - len(spans.entries):
         log.warning(
             "%d rows repeat a span of another row: they count once, with the captions of all.",
             repeated,
         )
-    row_of = np.full(len(found.names), -1)
+    row_of = np.full(len(names), -1)
     row_of[rows.entries["owner"]] = np.arange(len(rows.entries))
-    ends = np.searchsorted(spans.entries["owner"], np.arange(-1, len(found.names)), "right")
+    ends = np.searchsorted(spans.entries["owner"], np.arange(-1, len(names)), "right")
     texts = chain.from_iterable(chunk.to_pylist() for chunk in rows.captions.chunks)
-    for (name, number), row, begin, end in zip(
-        found.names.items(), row_of.tolist(), ends.tolist(), ends[1:].tolist(), strict=False
-    ):
+    each = zip(names, row_of.tolist(), ends.tolist(), ends[1:].tolist(), strict=False)
+    for name, row, begin, end in each:
+        number = found.names[name]
         yield CorpusVideo(
             name,
             found.sources[number],
@@ -152,11 +155,11 @@ class _Found:
                 self.problems[number] = problem
         return number
 
-    def conflict(self, owner: int, one: int, other: int) -> CorpusError:
+    def conflict(self, rank: int, one: int, other: int) -> CorpusError:
         """Return what is wrong with two rows of one video that say different things."""
         at = [bisect_right(self.places, row, key=itemgetter(0)) - 1 for row in (one, other)]
         (begin, _, first), (again, where, second) = (self.places[i] for i in at)
-        shown = printable(next(islice(self.names, owner, None)))
+        shown = printable(sorted(self.names)[rank])
         return CorpusError(
             f"{where} names {shown} twice, in {first.place(one - begin)} and "
             f"{second.place(other - again)}, with other values. Keep one row; several captions go "
