@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import webdataset
 
+from reducio_latents import LatentDataset, open_store
+from reducio_latents.files import LocalFiles
+from reducio_latents.upkeep.convert import convert_store
 from tests.corpora import write_corpus
 from tests.forked import Python
 
@@ -60,6 +65,24 @@ def test_latents_are_decoded_to_videos(store: Path, tmp_path: Path) -> None:
     printed = run("decode_samples.py", store, tmp_path / "samples", "--count", 2).splitlines()
     assert len(printed) == 2
     assert all(Path(path).stat().st_size > 1000 for path in printed)
+
+
+def test_the_stock_webdataset_gives_what_a_dataset_does(store: Path, tmp_path: Path) -> None:
+    opened = open_store(store)
+    convert_store(opened, LocalFiles(tmp_path), "webdataset")
+    [bucket] = (bucket for bucket in opened.meta.buckets if (tmp_path / bucket).exists())
+    printed = run("train_by_webdataset.py", tmp_path / bucket, 3, 2).splitlines()
+    assert len(printed) == 3
+    assert "latents (2, 16, 4, 2, 2)" in printed[0]
+
+    final_latents = runpy.run_path(str(EXAMPLES / "train_by_webdataset.py"))["final_latents"]
+    tars = sorted(map(str, (tmp_path / bucket).glob("shard-??????.tar")))
+    samples = webdataset.WebDataset(tars, shardshuffle=False)
+    theirs = {s["json"]["clip_id"]: final_latents(s, noise=0) for s in samples.decode()}
+    ours = LatentDataset(store, ("motion", "clip_id"), batch_size=1, latents="mean")
+    for batch in ours:
+        torch.testing.assert_close(theirs.pop(batch["clip_id"][0]), batch["latents"][0])
+    assert not theirs
 
 
 def test_every_example_is_run_here() -> None:

@@ -92,6 +92,9 @@ def test_stock_webdataset_decodes_every_column(tmp_path: Path) -> None:
             "start_s": number / 2,
             "bucket": BUCKET,
             "columns": ["caption", "content_image", "motion", "text"],
+            "latents": {
+                "motion": {"holds": ["mean", "log-variance"], "axis": 0, "final": MOTION.final}
+            },
         }
 
 

@@ -124,6 +124,13 @@ def test_accelerate_goes_on_with_the_very_next_batch(store: Path, found: Found, 
             assert together([rank["states"][way] for rank in ranks]) == second[STOP:] + third
 
 
+@pytest.mark.parametrize("name", ["PyTorch", "Accelerate", "Lightning", "Fabric"])
+def test_what_the_page_shows_runs_and_goes_on(store: Path, found: Found, name: str) -> None:
+    [alone] = found["alone"]
+    first, second = epochs(store, [alone])
+    assert together([alone[f"page: {name}"]]) == first + second
+
+
 @pytest.mark.parametrize(
     ("name", "what"),
     {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import socket
 import sys
 import warnings
@@ -37,6 +38,10 @@ RANKS = {"group": 2, "alone": 1}
 EPOCHS = 2
 STOP = 3
 """Batches after which runs are broken off."""
+
+PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+TRAINERS = ("PyTorch", "Accelerate", "Lightning", "Fabric")
+"""Whose use the page shows."""
 
 Options = dict[str, Any]
 Clips = list[list[int]]
@@ -212,6 +217,28 @@ def fit(store: Path, folder: Path, make: Callable[[LatentDataset], Any] = Latent
     return {"trained": whole.trained, "validated": whole.validated, "resumed": resumed.trained}
 
 
+def by_the_page(name: str, store: Path, folder: Path) -> Clips:
+    """Run what a page shows of a trainer, and let it go on."""
+    [code] = re.findall(rf"^### {name}\b.*?^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    given: Clips = []
+
+    def loss_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        given.append(clips(batch))
+        loss: Tensor = model(batch["motion"].float().mean().view(1, 1)).sum()
+        return loss
+
+    here = Path.cwd()
+    os.chdir(folder)
+    for resuming in (False, True):
+        model = nn.Linear(1, 1)
+        names: Options = {"resuming": resuming, "device": "cpu", "model": model}
+        names |= {"loss_of": loss_of, "optimizer": torch.optim.SGD(model.parameters(), 0.1)}
+        names["epochs"] = 1 + (resuming and name == "Lightning")  # its count is of all
+        exec(code, globals() | names | {"dataset": opened(store)})
+    os.chdir(here)
+    return given
+
+
 def stateful(dataset: LatentDataset) -> Any:
     return StatefulDataLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True)
 
@@ -238,6 +265,7 @@ ALONE = BOTH | {
     "by default": partial(read_prepared, "by default"),
     "states": keeping_states,
     "Lightning, StatefulDataLoader": partial(fit, make=stateful),
+    **{f"page: {name}": partial(by_the_page, name) for name in TRAINERS},
 }
 
 

@@ -69,7 +69,8 @@ class LatentDataset(IterableDataset[LatentBatch]):
     has the shape (B, n, ...) and every list holds lists of n.
 
     ==================  ===========================================================================
-    ``bucket``          str, the size that all clips of the batch have: ``16x256x256``
+    ``bucket``          str, the size that all clips of the batch have: ``16x256x256``. Left out with
+                        ``only_tensors=True``
     ``latents``         float32 (B, D, t, h, w): final latents of column ``motion``, what a DiT
                         trains on. A draw from the posterior, seeded by (seed, epoch, clip)
     ``motion``          instead of it, with ``latents="moments"``: float16 (B, 2D, t, h, w), the
@@ -110,7 +111,8 @@ class LatentDataset(IterableDataset[LatentBatch]):
     where it began, unless the state was loaded.
 
     **Loaders.** `LatentLoader` (threads, the fastest), `DataLoader(dataset, batch_size=None,
-    num_workers=n)`, torchdata's `StatefulDataLoader` likewise, or the dataset itself.
+    num_workers=n)`, torchdata's `StatefulDataLoader` likewise, or the dataset itself; and what
+    Accelerate, Lightning and Fabric make of them. See `dataset.wrapping`.
 
     The dataset sees the commits that there were when it was made; which rank this process is, it
     looks up whenever an iteration begins. A DataLoader with `persistent_workers=True` must begin

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from reducio_latents.dataset.batches import LatentBatch, LostBatchError
 from reducio_latents.dataset.dataset import LatentDataset, Pass
+from reducio_latents.dataset.wrapping import tells_own_count
 from reducio_latents.errors import ConfigError
 
 
@@ -52,6 +53,7 @@ class LatentLoader(DataLoader[LatentBatch]):
         if threads < 1 or prefetch < 1:
             raise ConfigError(f"threads and prefetch must be >= 1, got {threads} and {prefetch}.")
         super().__init__(dataset, batch_size=None)
+        self.sampler.set_epoch = self._follow  # type: ignore[attr-defined]
         self.threads = threads
         self.prefetch = prefetch
         self.device = None if device is None else _usable(device)
@@ -63,12 +65,24 @@ class LatentLoader(DataLoader[LatentBatch]):
     def __iter__(self) -> Iterator[LatentBatch]:  # type: ignore[override]
         if get_worker_info() is not None:
             raise ConfigError("LatentLoader reads by threads: do not use it in a worker process.")
-        epoch = self.dataset.begin()
-        return epoch.give_out(self._read_ahead(epoch), self.device)
+        self.dataset.begin()
+        return self._batches()
+
+    def _batches(self) -> Iterator[LatentBatch]:
+        epoch = self.dataset.begin()  # once more: trainers set the epoch of what they have begun
+        yield from epoch.give_out(self._read_ahead(epoch), self.device)
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be this epoch; not needed, as each one is followed by the next."""
         self.dataset.set_epoch(epoch)
+
+    def _follow(self, epoch: int) -> None:
+        """Go on to an epoch that a trainer tells its samplers.
+
+        Lightning has nothing else to say where it goes on after a whole epoch.
+        """
+        if epoch > self.dataset.cursor.epoch and not tells_own_count():
+            self.dataset.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where training stands; see `LatentDataset.state_dict`."""

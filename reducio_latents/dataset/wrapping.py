@@ -30,8 +30,11 @@ INSTEAD = (
 READY = "a LatentDataset gives ready batches: use DataLoader(dataset, batch_size=None)."
 DISPATCHER, SHARD = "DataLoaderDispatcher", "IterableDatasetShard"
 PREPARED = (DISPATCHER, "DataLoaderShard")
+COUNTING = (*PREPARED, "_FabricDataLoader")
 _MODULES = (
     "accelerate.data_loader",
+    "lightning.fabric.wrappers",
+    "lightning_fabric.wrappers",
     "torch.utils.data.",
     "torchdata.",
     "transformers.trainer_pt_utils",
@@ -139,7 +142,7 @@ def find_wrapping(dataset: object, part: Part) -> Wrapping:
 
 def tells_own_count() -> bool:
     """Whether a loader is asking by itself: its count of epochs begins at 0 in every process."""
-    return any(type(a).__name__ in PREPARED and name == "__iter__" for a, name in _askers())
+    return any(type(a).__name__ in COUNTING and name == "__iter__" for a, name in _askers())
 
 
 def keeps_states() -> bool:

@@ -1,7 +1,9 @@
 """The WebDataset container, byte by byte: one tar for the columns of a shard that came together.
 
     16x256x256/shard-000000.tar           members by clip, in the order of rows:
-      <clip>.json                         clip id, bucket, video, start_s, columns of this tar
+      <clip>.json                         clip id, bucket, video, start_s, columns of this tar, and
+                                          of those of latents what a row holds and `final`, the rule
+                                          by which it becomes what a model trains on
       <clip>.caption.txt                  ... and a member a column, in the order of their names
       <clip>.content_image.webp
       <clip>.motion.npy
@@ -28,11 +30,11 @@ from reducio_latents.core.parsing import parse_json
 from reducio_latents.files import Buffer
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.limits import column_folder
-from reducio_latents.store.row_kinds import BytesRows
+from reducio_latents.store.row_kinds import BytesRows, FinalLatentsRows, MomentsRows
 
 BLOCK = 512
 END_BYTES = 2 * BLOCK
-HEAD_BYTES = 8 * BLOCK
+HEAD_BYTES = 32 * BLOCK
 """Enough for the first member of a tar, whose JSON names the columns."""
 
 Places = tuple[tuple[int, int], ...]
@@ -46,6 +48,8 @@ class Member(NamedTuple):
     head: bytes
     """What stands in each before the row's payload."""
     rows: Sequence[Buffer | None]
+    latents: Mapping[str, Any] | None = None
+    """What the JSON of each clip says of the column, if it is one of latents."""
 
 
 def tar_path(key: ShardKey, column: str | None = None) -> str:
@@ -54,7 +58,13 @@ def tar_path(key: ShardKey, column: str | None = None) -> str:
 
 
 def member_of(kind: BytesRows, name: str, bucket: str, rows: Sequence[Buffer | None]) -> Member:
-    return Member(f".{column_folder(name)}.{kind.file_extension}", kind.file_head(bucket), rows)
+    latents: dict[str, Any] | None = None
+    if isinstance(kind, MomentsRows):
+        latents = {"holds": ["mean", "log-variance"], "axis": 0, "final": kind.column.final}
+    elif isinstance(kind, FinalLatentsRows):
+        latents = {"holds": ["final latents"], "axis": 0, "final": None}
+    suffix = f".{column_folder(name)}.{kind.file_extension}"
+    return Member(suffix, kind.file_head(bucket), rows, latents)
 
 
 def pack_tar(
@@ -68,6 +78,8 @@ def pack_tar(
 
     names = sorted(members)
     ranges: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
+    latents = {name: about for name in names if (about := members[name].latents)}
+    shared = {"bucket": bucket, "columns": names} | ({"latents": latents} if latents else {})
     file = io.BytesIO()
     # Its names begin with no `_` that would hide them; times and owners are none, for equal bytes.
     tar = TarWriter(
@@ -84,10 +96,9 @@ def pack_tar(
         present = [name for name in names if members[name].rows[row] is not None]
         key = clip_key(clip["clip_id"])
         if present:
-            about = compact_json({**clip, "bucket": bucket, "columns": names})
-            tar.write({"__key__": key, "json": about})
+            tar.write({"__key__": key, "json": compact_json({**clip, **shared})})
         for name in names:
-            suffix, head, rows = members[name]
+            suffix, head, rows, _ = members[name]
             payload = rows[row]
             if payload is None:
                 ranges[name].append((-1, 0))
