@@ -69,8 +69,8 @@ class LatentDataset(IterableDataset[LatentBatch]):
     has the shape (B, n, ...) and every list holds lists of n.
 
     ==================  ===========================================================================
-    ``bucket``          str, the size that all clips of the batch have: ``16x256x256``. Left out with
-                        ``only_tensors=True``
+    ``bucket``          str, the size that all clips of the batch have: ``16x256x256``. Left out
+                        with ``only_tensors=True``
     ``latents``         float32 (B, D, t, h, w): final latents of column ``motion``, what a DiT
                         trains on. A draw from the posterior, seeded by (seed, epoch, clip)
     ``motion``          instead of it, with ``latents="moments"``: float16 (B, 2D, t, h, w), the
