@@ -20,12 +20,12 @@ OTHER_MODELS = """scorer content_latent.model content_latent.dtype
     EncodeOptions,
     {
         "Options": """model weights columns resolution clip.policy shots dtype batch_size compile
-            device gpus workers retry_failed trust_config""",
+            device gpus workers retry_failed""",
         "Corpus and clips": """buckets clip.frames clip.rate_fps clip.seed duplicates
             update_captions path_column caption_column start_column end_column root label
             video_backend""",
         "Store": "container image_codec resize deinterlace colours tiling shard_rows zstd",
-        "Other columns": OTHER_MODELS,
+        "Other columns": f"trust_config {OTHER_MODELS}",
         "Failures and checks": "max_failed clip_timeout_s check_every min_psnr",
         "Several machines": "engine ray_address rank_timeout_s",
     },
