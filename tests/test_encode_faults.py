@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -82,15 +83,15 @@ def mean_of_clip(corpus: Path, name: str) -> float:
     from reducio_latents.core.geometry import Bucket
     from reducio_latents.files.source import VideoSource
     from reducio_latents.video import get_backend
-    from reducio_latents.video.pixels import fit_frame
+    from reducio_latents.video.planes import fit_planes
 
-    read = get_backend("pyav").read_clips(
-        VideoSource(str(corpus / name)), [0.0], frames=16, rate_fps=16.0
+    fit = partial(fit_planes, bucket=Bucket(16, 32, 32), mode="bicubic")
+    read = get_backend("pyav", as_planes=True).read_clips(
+        VideoSource(str(corpus / name)), [0.0], frames=16, rate_fps=16.0, transform=fit
     )
     clip = next(iter(read))
     assert not isinstance(clip, Exception)
-    bucket = Bucket(16, 32, 32)
-    return float(np.stack([fit_frame(f, bucket, "bicubic") for f in clip.frames]).mean())
+    return float(np.stack(clip.frames).mean())
 
 
 def test_a_video_that_always_ends_the_process_is_quarantined_and_its_neighbours_are_not(

@@ -21,7 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,7 @@ def _count(counts: list[int], path: str, settings: dict[str, Any]) -> None:
     counts.append(read(path, None, settings))
 
 
+@cache
 def _seconds(path: str) -> int:
     import av
 
