@@ -21,6 +21,7 @@ from reducio_latents.upkeep.verify import verify
 from reducio_latents.vae import norm
 from reducio_latents.vae.norm import NormSiLU, takes_triton
 from reducio_latents.video.pixels import fit_clip
+from reducio_latents.video.planes import PlaneLayout, fit_packed
 from tests.corpora import write_corpus, write_video
 from tests.latent_stores import write_store
 from tests.test_encode_flow import encode, files_of
@@ -41,10 +42,14 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
 def test_frames_are_resized_to_the_same_bits_as_on_the_cpu(mode: str) -> None:
-    fit, bucket = DeviceFit(GPU), Bucket(16, 256, 256)
+    fit, bucket = DeviceFit(GPU), Bucket(4, 256, 256)
     for height, width in [(720, 1280), (1080, 608), (200, 200), (256, 256)]:
         frames = noise(4, height, width, 3)
         assert torch.equal(fit(frames, bucket, mode), fit_clip(frames, bucket, mode))
+        layout = PlaneLayout(height, width, 2, 2, matrix=1, full_range=False)
+        planes = noise(4, layout.size)
+        on_cpu = fit_packed(planes, layout, bucket, mode)
+        assert torch.equal(fit(planes, bucket, mode, layout), on_cpu)
 
 
 def test_batches_on_their_way_at_once_do_not_mix() -> None:
