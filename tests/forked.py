@@ -32,11 +32,20 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 class Python:
     """`python WORDS`, as subprocess.Popen would start it: a child of this process."""
 
-    def __init__(self, words: Sequence[object], env: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        words: Sequence[object],
+        env: Mapping[str, str] = os.environ,
+        *,
+        start_new_session: bool = False,
+    ) -> None:
         self.returncode: int | None = None
         self._output: list[IO[str]] = [tempfile.TemporaryFile("w+") for _ in range(2)]
         fds = [file.fileno() for file in self._output]
-        request = {"words": [*map(str, words)], "env": dict(env), "folder": str(Path.cwd())}
+        request = {
+            "words": [*map(str, words)], "env": dict(env), "folder": str(Path.cwd()),
+            "leads": start_new_session,
+        }  # fmt: skip
         with _adopting():
             line = json.dumps(request).encode()
             server = _server()
@@ -157,11 +166,13 @@ def be(request: dict[str, Any]) -> None:
         os._exit(int(code or 0))
 
 
-def _run(words: list[str], env: dict[str, str], folder: str) -> int:
+def _run(words: list[str], env: dict[str, str], folder: str, leads: bool) -> int:
     import runpy
 
     import torch
 
+    if leads:
+        os.setsid()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)

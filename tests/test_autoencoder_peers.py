@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from reducio_latents.autoencoders.peers.omnitokenizer import (
 from reducio_latents.autoencoders.peers.open_sora import CausalConv3d, OpenSoraConfig, OpenSoraVAE
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.errors import ConfigError, GeometryError, PixelError, WeightsError
+from tests.forked import Python
 
 SMALL_SORA = OpenSoraConfig(width=32, res_blocks=1, image_widths=(32,) * 4, image_layers=1)
 SMALL_OMNI = OmniTokenizerConfig(
@@ -267,7 +266,6 @@ from diffusers.models.autoencoders import autoencoder_kl_cosmos
 
 print({str(tensor.device) for tensor in autoencoder_kl_cosmos._WAVELETS.values()})
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "{'cpu'}"
+    process = Python(["-c", program])
+    printed, errors = process.communicate()
+    assert printed.strip() == "{'cpu'}", errors

@@ -462,7 +462,7 @@ def test_threads_may_read_while_others_make_shards_go(tmp_path: Path) -> None:
         assert all(pool.map(read, range(8)))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     st.lists(st.integers(0, 2000), min_size=1, max_size=20),
     st.sampled_from([1, 2, 4, 64, 512]),

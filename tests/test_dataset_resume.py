@@ -132,7 +132,7 @@ def endless(loader: Any) -> Iterator[tuple[int, ...]]:
             yield clips(batch)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.data())
 def test_a_run_may_go_on_with_any_number_of_ranks_and_workers(
     path: Path, data: st.DataObject

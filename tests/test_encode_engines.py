@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import sys
 import threading
 import time
 import wave
@@ -47,7 +46,7 @@ CLIPS = Tally(found=16, encoded=15, skipped=1, failed=0)
 
 
 def command(corpus: Path, store: Path, **settings: object) -> list[str]:
-    words = [sys.executable, "-m", "reducio_latents", "encode-corpus", str(corpus), str(store)]
+    words = ["-m", "reducio_latents", "encode-corpus", str(corpus), str(store)]
     for name, value in {**SETTINGS, **settings}.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     return words

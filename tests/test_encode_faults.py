@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +29,7 @@ from reducio_latents.files.protocol import Buffer
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.upkeep.verify import verify
 from tests.corpora import write_corpus, write_video
+from tests.forked import Python
 from tests.object_storage import FaultyProxy, s3, s3_server  # noqa: F401
 from tests.test_encode_engines import SETTINGS, command, request
 from tests.test_encode_flow import encode, files_of
@@ -196,18 +195,13 @@ def test_a_signal_finishes_the_shard_in_hand_and_says_what_is_left(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     corpus, store = tmp_path / "corpus", tmp_path / "store"
-    write_video(corpus / "long.mp4", 16.0, seed=5)
-    process = subprocess.Popen(
-        command(corpus, store, shard_rows=1),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    write_video(corpus / "long.mp4", 12.0, seed=5)
+    process = Python(command(corpus, store, shard_rows=1), start_new_session=True)
     while not list(store.glob("commits/*/*/000000.json")):
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, number)  # all of them, as a machine that is taken away does
-    out, err = (text.decode() for text in process.communicate(timeout=600))
+    out, err = process.communicate()
     assert process.returncode == 128 + number, err
     assert "stopping" in err
     assert "shards are not done; run the same command again" in err
@@ -259,16 +253,10 @@ def processes_of(group: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("trials", ["run,main,worker,rank", "same,full"])
-def test_what_disturbs_a_run_at_random_moments_changes_no_byte(trials: str) -> None:
+def test_what_disturbs_a_run_at_random_moments_changes_no_byte() -> None:
     tool = Path(__file__).parents[1] / "tools" / "soak.py"
-    done = subprocess.run(
-        [sys.executable, str(tool), "--rounds", "1", "--trials", trials],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "| failures | 0 |" in done.stdout
-    assert "| kills |" in done.stdout or "full" in trials
+    process = Python([tool, "--rounds", "1", "--trials", "run,main,worker,rank,same,full"])
+    printed, errors = process.communicate()
+    assert process.returncode == 0, printed + errors
+    assert "| failures | 0 |" in printed
+    assert "| kills |" in printed

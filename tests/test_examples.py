@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,11 +35,7 @@ def run(name: str, *arguments: object) -> str:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     path = folder / "store.latents"
-    words = ["encode_and_look.py", write_corpus(folder / "videos"), path, 64]
-    command = [sys.executable, *map(str, words)]
-    printed = subprocess.run(
-        command, cwd=EXAMPLES, env=ENVIRONMENT, capture_output=True, text=True, check=True
-    ).stdout
+    printed = run("encode_and_look.py", write_corpus(folder / "videos"), path, 64)
     assert "6 found = 3 encoded + 2 skipped + 1 failed" in printed
     assert "motion         torch.float16 (32, 4, 2, 2)" in printed
     return path

@@ -318,6 +318,14 @@ def test_identity_is_proven_without_the_plans_tables(
     assert read(tmp_path) == list(range(160))
 
 
+def test_checksums_of_the_plan_that_are_no_text_are_one_clear_error(tmp_path: Path) -> None:
+    write_store(tmp_path, SPEC)
+    (tmp_path / "plan/sha256-00000.txt").write_bytes(b"\xff" * 8)
+    for act in (lambda: open_store(tmp_path).plan.clips, lambda: read(tmp_path)):
+        with pytest.raises(StoreError, match=r"^[^\n]*sha256-00000\.txt: [^\n]*$"):
+            act()
+
+
 # --- reports and files that nobody knows
 
 

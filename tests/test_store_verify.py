@@ -108,7 +108,7 @@ def test_flipped_bytes_all_over_a_zarr_store_are_found() -> None:
         (path, position)
         for path in sorted(files.data)
         if not path.endswith(".parquet")
-        for position in flips(files, path, 3)
+        for position in flips(files, path, 7)
         if not found(files, plan)
     ]
     assert missed == []
@@ -124,7 +124,7 @@ def test_flipped_bytes_all_over_a_tar_and_its_commits_are_found() -> None:
         (path, position)
         for path in sorted(files.data)
         if path.startswith(("commits/", BUCKET))
-        for position in flips(files, path, 5 if path.endswith(".tar") else 3)
+        for position in flips(files, path, 13 if path.endswith(".tar") else 7)
         if not found(files, plan)
     ]
     assert missed == []

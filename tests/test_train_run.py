@@ -27,17 +27,17 @@ from reducio_latents.train.settings import read_settings
 from reducio_latents.video import get_backend
 from tests.corpora import write_video
 from tests.forked import Python
-from tests.train_ranks import Difference, start_ranks
+from tests.train_ranks import QUICK, Difference, start_ranks
 
-SETTINGS = """
-model: {width: 8, content_width: 8, decoder_width: 8}
-data: {size_px: 32, workers: 1, ahead: 2, validation_share: 0.25}
-loss: {perceptual: none}
-adversarial: {start_step: 2}
-train: {steps: 4, batch_size: 1, lr: 1e-4, precision: bf16, ema_decay: 0.9}
-validation: {every_steps: 3, clips: 1}
-log: {every_steps: 1, batch_frequency: 3, pictures: 1, tensorboard: false}
-checkpoint: {every_steps: 1, keep_last: 2}
+SETTINGS = f"""
+model: {{width: 8, content_width: 8, decoder_width: 8}}
+data: {{size_px: 32, workers: 1, ahead: 2, validation_share: 0.25}}
+loss: {{perceptual: none}}
+adversarial: {{start_step: 2}}
+train: {{steps: 4, batch_size: 1, lr: 1e-4, precision: {QUICK}, ema_decay: 0.9}}
+validation: {{every_steps: 3, clips: 1}}
+log: {{every_steps: 1, batch_frequency: 3, pictures: 1, tensorboard: false}}
+checkpoint: {{every_steps: 1, keep_last: 2}}
 """
 
 

@@ -16,12 +16,13 @@ from reducio_latents.train.settings import read_settings
 from reducio_latents.vae import ReducioVAE, ReducioVAEConfig
 from reducio_latents.video.pixels import to_unit
 from tests.corpora import write_video
+from tests.train_ranks import QUICK
 
 TOOLS = Path(__file__).parents[1] / "tools"
 TINY = (
     "data.size_px=32", "data.workers=1", "data.validation_share=0.5", "train.steps=1",
     "train.batch_size=1", "validation.clips=1", "log.tensorboard=false",
-    "model.width=8", "model.content_width=8", "model.decoder_width=8",
+    f"train.precision={QUICK}", "model.width=8", "model.content_width=8", "model.decoder_width=8",
 )  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def test_the_recipe_packs_what_it_trained_and_does_not_praise_it(
     recipe = importlib.import_module("train_tiny")
     monkeypatch.setattr(recipe, "EVALUATED_PX", (64, 32))
     monkeypatch.setattr(recipe, "EVALUATED_CLIPS", 2)
-    monkeypatch.setattr(recipe, "START_PX", 64)
+    monkeypatch.setattr(recipe, "START_PX", 32)
     for seed in (1, 2):
         write_video(tmp_path / "clips" / f"{seed}.mp4", 1.1, seed=seed)
     options = [word for setting in TINY for word in ("--set", setting)]
@@ -55,9 +56,9 @@ def test_the_recipe_packs_what_it_trained_and_does_not_praise_it(
 
 
 def moving_clips(count: int, seed: int) -> torch.Tensor:
-    """uint8 (N, 16, 64, 64, 3): wide waves in colour, each moving in its own way."""
+    """uint8 (N, 16, 32, 32, 3): wide waves in colour, each moving in its own way."""
     random = torch.Generator().manual_seed(seed)
-    time, y, x = torch.meshgrid(torch.arange(16), torch.arange(64), torch.arange(64), indexing="ij")
+    time, y, x = torch.meshgrid(torch.arange(16), torch.arange(32), torch.arange(32), indexing="ij")
     clips = []
     for _ in range(count):
         fy, fx, ft, phase = (torch.rand(4, generator=random) - 0.5).tolist()
@@ -76,13 +77,13 @@ def test_a_linear_start_is_better_than_repeating_the_content_image(tools: None) 
     told: list[str] = []
     start.linear_start(
         vae,
-        moving_clips(24, seed=0),
-        fitted=24,
-        linear=start.Descent(steps=60, lr=1e-3),
-        whole=start.Descent(steps=2, lr=1e-5, batch_size=2),
+        moving_clips(16, seed=0),
+        fitted=16,
+        linear=start.Descent(steps=12, lr=1e-3, batch_size=4),
+        whole=start.Descent(steps=1, lr=1e-5, batch_size=2),
         tell=told.append,
     )
-    video = to_unit(moving_clips(8, seed=1))
+    video = to_unit(moving_clips(4, seed=1))
     with torch.no_grad():
         image = video[:, :, 7]
         found = vae.decode(vae.final_latents(vae.encode(video)), image)

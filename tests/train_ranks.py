@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 import numpy as np
@@ -49,6 +50,10 @@ from reducio_latents.vae import ReducioVAEConfig
 from reducio_latents.video.pixels import to_unit
 from tests.forked import Python
 
+QUICK: Literal["fp32", "bf16"] = (
+    "bf16" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "fp32"
+)
+"""The precision in which a step takes least: a third of the other, or a fifth on older CPUs."""
 TINY = ReducioVAEConfig(width=8, content_width=8, decoder_width=8)
 STEPS = 2
 CLIPS_A_STEP = 2

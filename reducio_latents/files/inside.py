@@ -48,6 +48,8 @@ def place_inside(root: Path, path: str) -> Path:
     of the Hugging Face cache, whose snapshots hold links to blobs, are no such links.
     """
     full = root / require_inside(path, str(root))
+    if not _leads_on(root, path):
+        return full
     real, home = os.path.realpath(full), os.path.realpath(root)
     if real.startswith(home.rstrip("/") + "/"):
         return full
@@ -57,6 +59,19 @@ def place_inside(root: Path, path: str) -> Path:
         f"{root}/{printable(path)} is a link that leads out of the store, to {printable(real)}. "
         "Remove it, or put the file itself there."
     )
+
+
+def _leads_on(root: Path, path: str) -> bool:
+    """Return whether there is a symbolic link on the way from `root` to `path`."""
+    place = str(root)
+    for part in path.split("/"):
+        place = f"{place}/{part}"
+        try:
+            if stat.S_ISLNK(os.lstat(place).st_mode):
+                return True
+        except OSError:  # nothing is there
+            return False
+    return False
 
 
 def _hub_blobs(home: str) -> list[str]:

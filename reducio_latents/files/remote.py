@@ -250,6 +250,8 @@ class ObjectFiles:
                 f"{self._url} is a web server, which cannot be listed, and there is no {LISTING} "
                 "of a latent store. Check the URL, or copy the whole store there."
             ) from err
+        except UnicodeDecodeError as err:
+            raise StoreError(f"{self._url}/{LISTING} is no list of file names: {err}.") from err
         return [name for name in names if not prefix or name.startswith(f"{prefix}/")]
 
     def delete(self, path: str) -> None:

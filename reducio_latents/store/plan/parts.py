@@ -329,7 +329,7 @@ def edit_part(
         after = [edit[kind](table) for table in before] if kind in edit else before
         same = all(a.equals(b) for a, b in zip(after, before, strict=True))
         new[kind] = part.load(kind) if same else _to_parquet(pa.concat_tables(after), part)
-    text = files.read(where).decode()
+    text = _read_sums(files, number)
     first, sums = _first_sums(text), _sums(number, new["part"], new["videos"]).decode()
     if text in (sums, first + sums):
         return
@@ -342,7 +342,7 @@ def edit_part(
 def first_sums(files: Files) -> bytes:
     """Return the checksums that the plan's first part was made with, whatever was edited since: no
     two stores share them."""
-    first = _first_sums(files.read(part_path("sha256", 0)).decode())
+    first = _first_sums(_read_sums(files, 0))
     return first.replace(COMMENT, "").encode()
 
 
@@ -443,12 +443,20 @@ def verify_parts(files: Files) -> list[tuple[str, str]]:
     return damage
 
 
+def _read_sums(files: Files, number: int) -> str:
+    where = part_path("sha256", number)
+    try:
+        return files.read(where).decode()
+    except UnicodeDecodeError as err:
+        raise StoreError(f"{files.url}/{where}: {err}. {DAMAGED}.") from err
+
+
 def _read_checked(files: Files, path: str, number: int) -> bytes:
     """Return a whole file, its checksum proven."""
     where = f"{files.url}/{path}"
     try:
         data = files.read(path)
-        lines = files.read(part_path("sha256", number)).decode().splitlines()
+        lines = _read_sums(files, number).splitlines()
     except FileNotFoundError as err:
         for pending, of in _pending(files):  # whose writer is at work, or was killed
             clips, videos = files.read(part_path("part", number)), files.read(pending)
@@ -456,8 +464,6 @@ def _read_checked(files: Files, path: str, number: int) -> bytes:
                 return clips if path == part_path("part", number) else videos
         missing = path if files.size(path) is None else part_path("sha256", number)
         raise StoreError(f"{files.url}/{missing} is missing. {DAMAGED}.") from err
-    except UnicodeDecodeError as err:
-        raise StoreError(f"{files.url}/{part_path('sha256', number)}: {err}. {DAMAGED}.") from err
     if f"{_sum(data)}  {path}" not in lines:
         raise StoreError(f"{where} does not match its checksum. {DAMAGED}.")
     return data
