@@ -22,6 +22,7 @@ from reducio_latents.check.stats import store_stats
 from reducio_latents.cli import main
 from reducio_latents.errors import StoreError
 from reducio_latents.store import open_store
+from reducio_latents.video.scores import score_frames
 from tests.spot_check import Frames, make_store, moving
 
 LIMITS = Thresholds()
@@ -110,6 +111,22 @@ def test_frozen_black_and_cut_through_clips_are_told_apart(name: str, faults: li
         "flashing": np.stack([scene[0], other[0]] * 8),  # much motion all through is no cut
     }
     assert list(frame_faults(clips[name], LIMITS)) == faults
+
+
+@pytest.mark.parametrize("name", ["moving", "still", "cut", "flashing"])
+def test_scores_tell_frozen_and_cut_through_clips_as_frames_do(name: str) -> None:
+    scene, other = moving(1), 255 - moving(2) // 2
+    frames = {
+        "moving": scene,
+        "still": np.repeat(scene[:1], 16, axis=0),
+        "cut": np.concatenate([scene[:6], other[6:]]),
+        "flashing": np.stack([scene[0], other[0]] * 8),
+    }[name]
+    by_frames, by_scores = LatentScan(), LatentScan()
+    by_frames.add_frames("a", frames)
+    by_scores.add_scores("a", score_frames(frames), 16)
+    assert [w.kind for w in by_scores.warnings()] == [w.kind for w in by_frames.warnings()]
+    assert by_scores.scored == 1
 
 
 def test_a_black_clip_with_a_few_bright_pixels_is_still_black_but_not_half_of_one() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from reducio_latents.check.clips import CONTENT_IMAGE, MOTION, StoredClip
 from reducio_latents.check.decoding import content_pixels
+from reducio_latents.core.geometry import Bucket
+from reducio_latents.dataset.facts import SCORES_COLUMN
 from reducio_latents.dataset.selection import RowFlags
 from reducio_latents.errors import StoreError
 from reducio_latents.store import Store
@@ -59,6 +61,8 @@ class LatentScan:
 
     thresholds: Thresholds = field(default_factory=Thresholds)
     clips: int = 0
+    scored: int = 0
+    """Of which scores say whether they are frozen, or cut through."""
     count: int = 0
     """Values seen per channel."""
     total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
@@ -101,6 +105,17 @@ class LatentScan:
         """Take in a clip's frames, or its content image alone, (1, H, W, 3)."""
         for kind in frame_faults(frames_THWC, self.thresholds):
             self._found[kind][clip_id] = None
+
+    def add_scores(self, clip_id: str, scores: Mapping[str, float], frames: int) -> None:
+        """Take in what a column `scores` says of a clip."""
+        self.scored += 1
+        limits, most, cut = self.thresholds, scores["motion_max"], scores["cut"]
+        if frames == 1:
+            return
+        if most <= limits.frozen_step:
+            self._found["frozen clips"][clip_id] = None
+        if most >= max(limits.cut_step, limits.cut_ratio * (most - cut)):
+            self._found["cut-through clips"][clip_id] = None
 
     @property
     def _fp16_limit(self) -> float:
@@ -153,7 +168,8 @@ class LatentScan:
             "frozen clips": f"no frame differs from the last by more than {limits.frozen_step:g} "
             "of 255",
             "cut-through clips": f"a frame differs from the last by {limits.cut_step:g} of 255 or "
-            f"more, and by {limits.cut_ratio:g} times the clip's median step",
+            f"more, and by {limits.cut_ratio:g} times the clip's median step (by scores: the steps "
+            "beside it)",
         }
 
 
@@ -163,7 +179,7 @@ def scan_store(
     progress: Callable[[int, int], None] = lambda _, __: None,
     only: RowFlags | None = None,
 ) -> None:
-    """Read every stored moment and content image once, or those of `only` some rows.
+    """Read every stored moment, content image and score once, or those of `only` some rows.
 
     `progress` is told (clips done, in all).
     """
@@ -172,13 +188,13 @@ def scan_store(
     total = sum(rows - len(empty) for rows, empty in shards.values())
     if only is not None:
         total = sum(int(flags.sum()) for found in only.values() for flags in found.values())
-    images = store.index.shards([CONTENT_IMAGE])
+    others = {column: store.index.shards([column]) for column in (CONTENT_IMAGE, SCORES_COLUMN)}
     for key in shards:
         wanted = None if only is None else only.get(key.bucket, {}).get(key.shard, NONE_OF_THEM)
         if wanted is not None and not wanted.any():
             continue
         clip_ids = store.plan.shard_clips(key.bucket, key.shard)["clip_id"].to_pylist()
-        for column in (MOTION, CONTENT_IMAGE) if key in images else (MOTION,):
+        for column in (MOTION, *(column for column, there in others.items() if key in there)):
             for row, payload in _payloads(store, key, column):
                 if wanted is not None and not wanted[row]:
                     continue
@@ -212,6 +228,11 @@ def _add(
 ) -> None:
     if column == CONTENT_IMAGE:
         scan.add_frames(clip_id, content_pixels(store, row, bucket, clip_id)[None])
+    elif column == SCORES_COLUMN:
+        names = store.meta.columns[SCORES_COLUMN].config["names"]
+        if {"motion_max", "cut"} <= {*names}:
+            scores = dict(zip(names, np.asarray(row).tolist(), strict=True))
+            scan.add_scores(clip_id, scores, Bucket.parse(bucket).frames)
     else:
         assert isinstance(row, np.ndarray)
         scan.add_moments(clip_id, row, payload)

@@ -25,7 +25,7 @@ class StoreStats:
     scan: LatentScan
     warnings: list[HealthWarning]
     looked: int
-    """Clips whose original frames were seen."""
+    """Clips whose original frames were seen; none if scores say of all what they would."""
     notes: tuple[str, ...]
     filtered: bool = False
 
@@ -45,7 +45,7 @@ def store_stats(
     options: StatsOptions | None = None,
     progress: Callable[[int, int], None] = lambda _, __: None,
 ) -> StoreStats:
-    """Read all latents and content images of a store, and the originals of some clips.
+    """Read all latents, content images and scores of a store; without scores, some originals too.
 
     `progress` is told (clips done, clips in all). Raises StoreError for a store that cannot be
     read or holds no clip; originals that cannot be read are a note.
@@ -61,10 +61,13 @@ def store_stats(
         raise StoreError(
             f"{store.files.url} holds no encoded clip. See `status` for what it holds."
         )
-    looked, notes = _look_at_originals(store, scan, options) if options.look else (0, [])
-    if looked < scan.clips:
+    looked, notes = 0, list[str]()
+    if options.look and scan.scored < scan.clips:
+        looked, notes = _look_at_originals(store, scan, options)
+    if max(looked, scan.scored) < scan.clips:
         notes.append(
-            f"Frozen and cut-through clips were looked for in {looked} of {scan.clips} clips."
+            f"Frozen and cut-through clips were looked for in {max(looked, scan.scored)} of "
+            f"{scan.clips} clips."
         )
     missing = {} if chosen is None else chosen.missing
     notes += [f"{n} clips have no {name}, so they are left out." for name, n in missing.items()]
