@@ -7,17 +7,19 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch import Tensor
 
 from reducio_latents.autoencoders import LOADERS, load_autoencoder
 from reducio_latents.autoencoders.baselines import Bicubic
 from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.check.benchmarks import PRESETS, PresetName, as_videos
 from reducio_latents.check.evaluate import (
     corpus_names,
     evaluate,
@@ -330,13 +332,70 @@ def test_rfvd_has_a_column_a_corpus_is_zero_where_nothing_changes_and_tells_its_
 def test_tables_are_written_as_markdown_csv_and_json(corpus: Path, tmp_path: Path) -> None:
     found = evaluate({"demo": corpus}, options("bicubic-32x"))
     paths = write_tables(found, tmp_path / "new")
-    assert [path.name for path in paths] == ["table.md", "table.csv", "table.json"]
+    assert [path.name for path in paths] == ["table.md", "table.csv", "table.json", "rate.png"]
+    with Image.open(paths[3]) as plot:
+        assert plot.size == (1200, 750)
+    assert "(rate.png)" in paths[0].read_text()
+    (row,) = csv.DictReader(paths[1].open())
+    assert float(row["kbit_per_s"]) == pytest.approx(float(row["bytes_per_s"]) / 125)
+    rate = float(row["psnr"]) / float(row["kbit_per_s"])
+    assert float(row["db_per_kbit_per_s"]) == pytest.approx(rate)
     parsed = json.loads(paths[2].read_text())
     assert parsed["methods"][0]["strides"] == [1, 32]
     assert parsed["protocol"]["name"] == "standard"
     assert json.loads(as_json(found)) == parsed
     rows = [line for line in paths[0].read_text().splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
+
+
+def test_published_sets_are_read_as_they_lie_on_a_disk(tmp_path: Path) -> None:
+    """DAVIS as sequences of JPEG files, Xiph's as .y4m, MCL-JCV's as raw 4:2:0."""
+    davis, seen = tmp_path / "DAVIS", {}
+    for number, name in enumerate(("bear", "dog", "train-only")):
+        folder = davis / "JPEGImages" / "480p" / name
+        folder.mkdir(parents=True)
+        for frame, picture in enumerate(moving(number, frames=26)):
+            Image.fromarray(picture).save(folder / f"{frame:05d}.jpg", quality=90)
+    names = davis / "ImageSets" / "2017" / "val.txt"
+    names.parent.mkdir(parents=True)
+    names.write_text("bear\ndog\n")
+    yuv = np.random.default_rng(0).integers(16, 235, (26, 96, 64), np.uint8)
+    frames = b"".join(b"FRAME\n" + frame.tobytes() for frame in yuv)
+    for set_name, name, data in (
+        ("xiph", "a_cif.y4m", b"YUV4MPEG2 W64 H64 F24:1 Ip C420jpeg\n" + frames),
+        ("mcl", "videoSRC01_64x64_24.yuv", yuv.tobytes()),
+    ):
+        (tmp_path / set_name).mkdir()
+        (tmp_path / set_name / name).write_bytes(data)
+    spec = SampleSpec(resolution=64, workers=1)
+    presets: tuple[tuple[PresetName, Path], ...] = (
+        ("davis", davis),
+        ("xiph", tmp_path / "xiph"),
+        ("mcl-jcv", tmp_path / "mcl"),
+    )
+    for preset, folder in presets:
+        with as_videos(preset, folder) as at, read_sample(at, spec, preset=preset) as sample:
+            seen[preset] = [clip.video for clip in sample.clips], sample[0]
+    assert seen["davis"][0] == ["bear.mkv", "dog.mkv"]
+    start = round(24 * (26 / 24 - 1) / 2)  # the middle second; 16 frames of 24
+    with Image.open(davis / "JPEGImages" / "480p" / "bear" / f"{start:05d}.jpg") as first:
+        wanted = np.array(first.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC), float)
+    assert np.abs(seen["davis"][1][0] - wanted).mean() < 2
+    assert np.array_equal(seen["xiph"][1], seen["mcl-jcv"][1])
+
+
+def test_a_folder_that_is_not_laid_out_as_its_preset_is_refused(
+    corpus: Path, tmp_path: Path
+) -> None:
+    assert set(PRESETS) == set(get_args(PresetName))
+    for preset in ("mcl-jcv", "xiph"):
+        with pytest.raises(CorpusError, match=rf"1\.mp4, which is not of {preset}: that is"):
+            evaluate({"demo": corpus}, options("bicubic-32x", preset=preset))
+    with pytest.raises(CorpusError, match=r"holds no sequence of JPEG files; davis is JPEGImages"):
+        evaluate({"demo": corpus}, options("bicubic-32x", preset="davis"))
+    (tmp_path / "raw.yuv").write_bytes(bytes(96))
+    with pytest.raises(CorpusError, match=r"have its name say it: NAME_1920x1080_30\.yuv"):
+        evaluate({"demo": tmp_path}, options("bicubic-32x"))
 
 
 def test_names_of_corpora_and_models_are_read_as_written() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reducio_latents.autoencoders import Autoencoder, load_autoencoder
 from reducio_latents.autoencoders.untrained import is_untrained
+from reducio_latents.check.benchmarks import as_videos
 from reducio_latents.check.options import EvaluateOptions, ModelChoice
 from reducio_latents.check.pictures import (
     Panel,
@@ -46,6 +47,17 @@ class DatasetScores:
     are others."""
     bytes_per_s: float
     """Stored per second of video: latents as float16, and the content image where one is needed."""
+
+    @property
+    def kbit_per_s(self) -> float:
+        """The same, in 1000 bits."""
+        return self.bytes_per_s * 8 / 1000
+
+    @property
+    def db_per_kbit_per_s(self) -> float | None:
+        """PSNR over that rate; None if PSNR was not measured, or nothing is stored."""
+        psnr = self.scores.get("psnr")
+        return psnr / self.kbit_per_s if psnr is not None and self.bytes_per_s else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +149,8 @@ def evaluate(
         trials = []
         for name, corpus in corpora.items():
             told = partial(on_sample, name)
-            sample = read_sample(corpus, spec, name=name, progress=told)
+            with as_videos(options.preset, corpus) as videos:
+                sample = read_sample(videos, spec, name=name, preset=options.preset, progress=told)
             trials.append(_Trial.of(stack.enter_context(sample), suite, options.pictures))
         methods = []
         for choice, rule in zip(options.models, rules, strict=True):

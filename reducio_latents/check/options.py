@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
+from reducio_latents.check.benchmarks import PRESETS, PresetName
 from reducio_latents.core.choices import (
     Dtype,
     LpipsNet,
@@ -18,10 +19,6 @@ from reducio_latents.core.config import check_choices
 from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.core.geometry import Bucket, parse_size
 from reducio_latents.errors import ConfigError
-
-VIDEOS_OF_PRESETS: dict[str, int | None] = {"pexels-1k": 1000, "ucf-101": None}
-"""How many videos the paper measures on, None for all; the defaults of `SampleSpec` are its other
-settings. It does not say which videos: here a seed draws them, and the clip is the middle one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +177,13 @@ class EvaluateOptions:
     trust_config: bool = False
     """Try models of diffusers whose class is not known here, by their config and a trial."""
     sample: SampleSpec = field(default_factory=SampleSpec)
-    preset: Literal["pexels-1k", "ucf-101"] | None = None
-    """As the paper: 1,000 videos of Pexels, or all of UCF-101; and its protocol."""
+    preset: PresetName | None = None
+    """A published set: which of its videos, and how they are measured. pexels-1k and ucf-101: as
+    in Reducio's paper."""
     metrics: tuple[MetricName, ...] = get_args(MetricName)
     """What to measure."""
     protocol: ProtocolName | None = None
-    """How pictures are compared: `paper` with a preset, else `standard`."""
+    """How pictures are compared: as the preset has it, else `standard`."""
     batch_size: int = 1
     """Clips that a model gets at once."""
     device: str = "auto"
@@ -216,11 +214,11 @@ class EvaluateOptions:
 
     @property
     def protocol_name(self) -> ProtocolName:
-        return self.protocol or ("paper" if self.preset else "standard")
+        return self.protocol or (PRESETS[self.preset].protocol if self.preset else "standard")
 
     @property
     def sample_spec(self) -> SampleSpec:
         """`sample`, with the number of videos of the preset if it names none."""
         if self.preset is None or self.sample.videos is not None:
             return self.sample
-        return replace(self.sample, videos=VIDEOS_OF_PRESETS[self.preset])
+        return replace(self.sample, videos=PRESETS[self.preset].videos)

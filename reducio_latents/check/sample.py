@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from reducio_latents.check.benchmarks import PresetName, require_layout
 from reducio_latents.check.options import SampleSpec
 from reducio_latents.check.pictures import Frames
 from reducio_latents.core.text import printable
@@ -88,6 +89,7 @@ def read_sample(
     spec: SampleSpec,
     *,
     name: str | None = None,
+    preset: PresetName | None = None,
     progress: Callable[[int, int], None] = lambda _, __: None,
 ) -> Sample:
     """Read the clips that `spec` names into a temporary file.
@@ -97,6 +99,7 @@ def read_sample(
     """
     get_backend("pyav")  # one that is not installed is told before anything is read
     order = list_corpus(corpus)
+    require_layout(preset, corpus, [video.video for video in order])
     wanted = len(order) if spec.videos is None else min(spec.videos, len(order))
     if spec.videos is not None:
         order = random.Random(spec.clip.seed).sample(order, len(order))

@@ -8,26 +8,44 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from reducio_latents.check.evaluate import DatasetScores, Evaluation
 from reducio_latents.check.rendering import render_template
 from reducio_latents.check.sample import about_video
-from reducio_latents.check.writing import make_folder, write_text
+from reducio_latents.check.writing import make_folder, write_picture, write_text
 from reducio_latents.core.choices import MetricName
+from reducio_latents.core.libraries import import_library
 from reducio_latents.metrics.i3d import CLASSES
 from reducio_latents.metrics.suite import METRICS
 
+matplotlib_figure, matplotlib_agg = (  # told before clips are read
+    import_library(f"matplotlib.{part}", "a plot of rates", extra="encode")
+    for part in ("figure", "backends.backend_agg")
+)
+
+PLOT = "rate.png"
+SHOWN = f"\n![PSNR over kbit/s]({PLOT})\n"
+MARKS = "osD^v"
+"""Of the corpora, in turn."""
+
 
 def write_tables(evaluation: Evaluation, out: Path) -> list[Path]:
-    """Write `table.md`, `table.csv` and `table.json` into `out`; return where they are."""
+    """Write `table.md`, `table.csv` and `table.json` into `out`, and a plot of PSNR over rate where
+    PSNR was measured; return where they are."""
     make_folder(out)
+    plot = plot_rates(evaluation)
     texts = {
-        "table.md": markdown(evaluation),
+        "table.md": markdown(evaluation) + ("" if plot is None else SHOWN),
         "table.csv": as_csv(evaluation),
         "table.json": as_json(evaluation),
     }
     for name, text in texts.items():
         write_text(out / name, text)
-    return [out / name for name in texts]
+    if plot is not None:
+        write_picture(out / PLOT, plot)
+    return [out / name for name in [*texts, *([] if plot is None else [PLOT])]]
 
 
 def markdown(evaluation: Evaluation) -> str:
@@ -69,6 +87,8 @@ def as_csv(evaluation: Evaluation) -> str:
             "protocol": evaluation.protocol.name,
             "clips_per_s": found.clips_per_s,
             "bytes_per_s": found.bytes_per_s,
+            "kbit_per_s": found.kbit_per_s,
+            "db_per_kbit_per_s": found.db_per_kbit_per_s,
             "parameters": method.parameters,
             "frames": method.frames,
         }
@@ -80,6 +100,37 @@ def as_csv(evaluation: Evaluation) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return sink.getvalue()
+
+
+def plot_rates(evaluation: Evaluation) -> NDArray[np.uint8] | None:
+    """Return a picture (H, W, 3) of PSNR over rate, with a mark for each method on each corpus;
+    None if there is nothing to show."""
+    figure = matplotlib_figure.Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    axes = figure.add_subplot(xscale="log", xlabel="stored, kbit/s of video", ylabel="PSNR, dB")
+    several = len(evaluation.datasets) > 1
+    for number, corpus in enumerate(evaluation.datasets):
+        for method in evaluation.methods:
+            found = method.datasets[corpus]
+            if found.db_per_kbit_per_s is None:
+                continue
+            at = found.kbit_per_s, found.scores["psnr"]
+            axes.plot(*at, MARKS[number % len(MARKS)])
+            label = f"{method.name}{', random weights' if method.untrained else ''}"
+            axes.annotate(
+                f"{label} on {corpus}" if several else label,
+                at,
+                (5, 5),
+                textcoords="offset points",
+                fontsize=8,
+                parse_math=False,
+            )
+    if not axes.lines:
+        return None
+    axes.grid(visible=True, which="both", alpha=0.3)
+    axes.margins(0.15)
+    canvas = matplotlib_agg.FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def as_json(evaluation: Evaluation) -> str:

@@ -23,7 +23,7 @@ VIDEO_EXTENSIONS = frozenset({
     ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mk3d", ".mkv",
     ".mod", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".obu", ".ogm",
     ".ogv", ".qt", ".rm", ".rmvb", ".swf", ".tod", ".tp", ".trp", ".ts", ".vc1", ".vob", ".vvc",
-    ".webm", ".wm", ".wmv", ".wtv", ".y4m",
+    ".webm", ".wm", ".wmv", ".wtv", ".y4m", ".yuv",
 })
 # fmt: on
 """What makes a file in a folder or a tar a video. A table may name anything."""

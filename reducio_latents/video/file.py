@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
@@ -40,6 +41,10 @@ FORMATS = (
     "dv,nut,ivf,obu,h264,hevc,vvc,av1,m4v,h263,mjpeg,yuv4mpegpipe,gif,apng,swf,wtv,gxf,vc1,webp,"
     "webp_pipe,jpeg_pipe,png_pipe,bmp_pipe,tiff_pipe"
 )
+_RAW = re.compile(
+    r"_(\d{2,5})x(\d{2,5})_(\d{1,3}(?:\.\d+)?)(?:fps)?(?=[_.])[^/]*\.yuv$", re.IGNORECASE
+)
+"""What names of raw 4:2:0 videos say: width, height, frames a second; and `10bit`, if it is so."""
 _SQUARE = Fraction(1, 400)
 """A sample aspect ratio this close to 1 is the rounding of a size, not a shape."""
 _WIDEST = 8
@@ -100,7 +105,7 @@ class VideoFile:
             self._container = stack.enter_context(
                 av.open(
                     f"file:{self._source.url}" if plain else file,
-                    container_options={"format_whitelist": FORMATS},
+                    **self._raw_format(),
                     **_OPEN_OPTIONS,
                 )
             )
@@ -108,6 +113,20 @@ class VideoFile:
             raise
         except READ_ERRORS as err:
             raise self.error(self._why(err)) from err
+
+    def _raw_format(self) -> dict[str, Any]:
+        """Return how the container is opened: as its bytes tell, or its name, if it is raw."""
+        if not self._source.url.lower().endswith(".yuv"):
+            return {"container_options": {"format_whitelist": FORMATS}}
+        told = _RAW.search(self._source.url)
+        if told is None:
+            raise self.error(
+                "a .yuv file does not say its size; have its name say it: NAME_1920x1080_30.yuv"
+            )
+        width, height, rate = told.groups()
+        pixels = "yuv420p10le" if "10bit" in self._source.url.lower() else "yuv420p"
+        size = {"video_size": f"{width}x{height}", "framerate": rate, "pixel_format": pixels}
+        return {"format": "rawvideo", "container_options": size}
 
     def _choose_stream(self) -> None:
         found = self._container.streams.best("video")
