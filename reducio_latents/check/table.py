@@ -26,8 +26,8 @@ matplotlib_figure, matplotlib_agg = (  # told before clips are read
 )
 
 PLOT = "rate.png"
-SHOWN = f"\n![PSNR over kbit/s]({PLOT})\n"
-MARKS = "osD^v"
+PLOT_LINK = f"\n![PSNR over kbit/s]({PLOT})\n"
+PLOT_MARKS = "osD^v"
 """Of the corpora, in turn."""
 
 
@@ -37,7 +37,7 @@ def write_tables(evaluation: Evaluation, out: Path) -> list[Path]:
     make_folder(out)
     plot = plot_rates(evaluation)
     texts = {
-        "table.md": markdown(evaluation) + ("" if plot is None else SHOWN),
+        "table.md": markdown(evaluation) + ("" if plot is None else PLOT_LINK),
         "table.csv": as_csv(evaluation),
         "table.json": as_json(evaluation),
     }
@@ -114,7 +114,7 @@ def plot_rates(evaluation: Evaluation) -> NDArray[np.uint8] | None:
             if found.db_per_kbit_per_s is None:
                 continue
             at = found.kbit_per_s, found.scores["psnr"]
-            axes.plot(*at, MARKS[number % len(MARKS)])
+            axes.plot(*at, PLOT_MARKS[number % len(PLOT_MARKS)])
             label = f"{method.name}{', random weights' if method.untrained else ''}"
             axes.annotate(
                 f"{label} on {corpus}" if several else label,
