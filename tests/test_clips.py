@@ -9,13 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reducio_latents.core.clips import (
-    TIME_TOLERANCE_S,
-    ClipSpec,
-    clip_starts,
-    parse_policy,
-    possible_starts,
-)
+from reducio_latents.core.clips import TIME_TOLERANCE_S, ClipSpec, parse_policy
+from reducio_latents.core.starts import clip_starts, possible_starts
 from reducio_latents.errors import ConfigError
 
 policies = st.one_of(

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reducio_latents.core.clips import ClipSpec, clip_starts
+from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.geometry import Bucket, aspect_buckets, nearest_bucket, square_bucket
+from reducio_latents.core.starts import clip_starts
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus import build as build_module
 from reducio_latents.corpus.build import plan_part

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reducio_latents.core.clips import ClipSpec, clip_starts
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.starts import clip_starts
 from reducio_latents.corpus.entry import CorpusVideo
 from reducio_latents.corpus.probe import (
     ProbeRecord,

@@ -18,9 +18,10 @@ from PIL import Image
 
 from reducio_latents import LatentDataset, encode_corpus, load_autoencoder, open_store
 from reducio_latents.cli import main
-from reducio_latents.core.clips import ClipSpec, clip_starts
+from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.core.images import decode_image
+from reducio_latents.core.starts import clip_starts
 from reducio_latents.corpus import list_corpus
 from reducio_latents.encode import EncodeReport, Tally, plan_corpus
 from reducio_latents.encode.options import EncodeOptions

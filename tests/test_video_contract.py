@@ -13,7 +13,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from reducio_latents.core.clips import ClipSpec, clip_starts
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.starts import clip_starts
 from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video import ClipFrames, VideoBackend, get_backend

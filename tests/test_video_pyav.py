@@ -13,7 +13,8 @@ import av
 import numpy as np
 import pytest
 
-from reducio_latents.core.clips import ClipSpec, clip_starts
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.starts import clip_starts
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video import ClipFrames

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reducio_latents.core.clips import ClipSpec, clip_starts
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.starts import clip_starts
 from reducio_latents.corpus.probe import probe_video
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reducio_latents.core.clips import positions, possible_in
+from reducio_latents.core.starts import positions, possible_in
 from reducio_latents.corpus.cells import Column
 from reducio_latents.corpus.entry import CorpusVideo
 from reducio_latents.corpus.fate import within

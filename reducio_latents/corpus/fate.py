@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from reducio_latents.core.clips import TimeSpan, positions, starts_in_spans
+from reducio_latents.core.clips import TimeSpan
 from reducio_latents.core.geometry import cover_and_centre, nearest_bucket
+from reducio_latents.core.starts import positions, starts_in_spans
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus.cells import Column
 from reducio_latents.corpus.entry import BEYOND, REVERSED

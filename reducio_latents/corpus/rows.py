@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reducio_latents.core.clips import positions
 from reducio_latents.core.config import Scalar
+from reducio_latents.core.starts import positions
 from reducio_latents.corpus.cells import CAPTIONS, Column
 from reducio_latents.corpus.entry import CorpusSpan, CorpusVideo
 from reducio_latents.errors import CorpusError

@@ -27,9 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reducio_latents.core.clips import ClipSpec, centre_frame, clip_starts
+from reducio_latents.core.clips import ClipSpec, centre_frame
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.core.images import encode_image
+from reducio_latents.core.starts import clip_starts
 from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video import VideoBackend, backend_for
