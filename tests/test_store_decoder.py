@@ -224,6 +224,8 @@ def test_a_store_remembers_the_folder_of_its_model(tmp_path: Path) -> None:
         open_store(store).decoder(tmp_path / "other").decode(latents)
     found = open_store(store).decoder(weights=tmp_path / "moved", device="cpu").decode(latents)
     assert torch.equal(found, frames)
+    named = open_store(store).decoder(f"diffusers:{tmp_path / 'moved'}", "cpu", "float32")
+    assert torch.equal(named.decode(latents), frames)
 
 
 def test_a_model_without_weights_of_its_own_leaves_no_trace(store: Path) -> None:

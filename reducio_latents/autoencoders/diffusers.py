@@ -204,7 +204,7 @@ def load_diffusers(
             raise WeightsError(
                 f"{name} needs its weights: give the folder that holds them, as --weights."
             )
-        wanted, expected = str(weights), wanted
+        wanted, expected = str(weights).removeprefix("diffusers:"), wanted
     elif weights is not None:
         raise ConfigError(f"{name} names its own weights; leave out {weights}.")
     if not wanted:

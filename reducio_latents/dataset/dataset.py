@@ -282,7 +282,7 @@ class LatentDataset(IterableDataset[LatentBatch]):
         self,
         weights: str | os.PathLike[str] | None = None,
         device: torch.device | str = "auto",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> LatentDecoder:
         """Return what turns latents like those of the batches into videos; see `Store.decoder`.
 

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reducio_latents.core.choices import Dtype
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.gaussian import final_channels
 from reducio_latents.core.geometry import Bucket
@@ -60,7 +61,7 @@ class LatentDecoder:
         store: Store,
         weights: str | os.PathLike[str] | None = None,
         device: torch.device | str = "auto",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         *,
         model: str | None = None,
         shapes: Mapping[str, Sequence[int]] | None = None,
@@ -72,6 +73,8 @@ class LatentDecoder:
         first, for latents like those of `LatentDataset(..., normalize="channel")`.
         """
         store.require_columns(["motion"])
+        if dtype in get_args(Dtype):
+            dtype = getattr(torch, str(dtype))
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ConfigError(f"dtype is {dtype!r}; give one of floats, such as torch.bfloat16.")
         self.store = store

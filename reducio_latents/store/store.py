@@ -140,7 +140,7 @@ class Store:
         self,
         weights: str | os.PathLike[str] | None = None,
         device: torch.device | str = "auto",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> LatentDecoder:
         """Return what turns final latents into videos: the model that made column `motion`.
 
