@@ -14,7 +14,7 @@ from typing import Any
 import jsonschema
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from reducio_latents.core.clips import ClipSpec
