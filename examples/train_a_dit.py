@@ -16,8 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from reducio_latents import LatentDataset
-from reducio_latents.dataset import LatentLoader
+from reducio_latents import LatentDataset, LatentLoader
 
 
 class TinyDiT(nn.Module):

@@ -13,12 +13,13 @@ from reducio_latents.version import __version__
 
 if TYPE_CHECKING:
     from reducio_latents.autoencoders import load_autoencoder
-    from reducio_latents.dataset import LatentDataset, LatentTable
+    from reducio_latents.dataset import LatentDataset, LatentLoader, LatentTable
     from reducio_latents.encode import encode_corpus
     from reducio_latents.store import open_store
 
 __all__ = [
     "LatentDataset",
+    "LatentLoader",
     "LatentTable",
     "__version__",
     "encode_corpus",
@@ -28,6 +29,7 @@ __all__ = [
 
 _HOME = {
     "LatentDataset": "dataset",
+    "LatentLoader": "dataset",
     "LatentTable": "dataset",
     "encode_corpus": "encode",
     "load_autoencoder": "autoencoders",

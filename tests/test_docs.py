@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+import reducio_latents
 from reducio_latents.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,3 +88,11 @@ def test_every_page_is_reached_from_the_guide() -> None:
     guide = (ROOT / "docs" / "README.md").read_text()
     pages = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"]
     assert all(f"({name}" in guide for name in pages)
+
+
+def test_what_users_call_is_had_from_the_top_of_the_package() -> None:
+    names = "LatentDataset LatentLoader LatentTable encode_corpus load_autoencoder open_store"
+    assert {*names.split()} <= {*dir(reducio_latents)}
+    assert all(callable(getattr(reducio_latents, name)) for name in names.split())
+    deep = [page.name for page in PAGES if ".dataset import Latent" in page.read_text()]
+    assert not deep

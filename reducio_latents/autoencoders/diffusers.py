@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 DIFFUSERS = "diffusers"
 WHOLE_CLIPS = ("causal", "whole")
 FRAMES_AT_ONCE = 32
-"""ClipKind that an image autoencoder sees together; bounds memory, and part of the low bits."""
+"""Frames that an image autoencoder sees together; bounds memory, and part of the low bits."""
 
 
 class DiffusersNetwork:

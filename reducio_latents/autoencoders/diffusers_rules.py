@@ -34,7 +34,7 @@ class ModelRules:
     """What one class of diffusers takes and gives. The functions are of a model."""
 
     strides: Callable[[Any], tuple[int, int]]
-    """ClipKind of a latent step, and pixels of a latent cell."""
+    """Frames of a latent step, and pixels of a latent cell."""
     channels: str | int = "latent_channels"
     """How many of latents, or the key of its config that says it."""
     frames: ClipKind = "causal"
