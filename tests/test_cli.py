@@ -420,3 +420,17 @@ def test_a_signal_ends_any_command_with_one_line_and_its_number(
     assert process.returncode == 128 + number, shown
     assert f"stopped by {name}" in shown
     assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--gpus", "'many' is not a whole number, nor all."),
+        ("--batch-size", "'many' is not a whole number, nor auto."),
+        ("--dtype", "'many' is not one of "),
+    ],
+)
+def test_all_that_an_option_may_be_is_named(option: str, says: str) -> None:
+    ran = CliRunner().invoke(main, ["encode-corpus", "a", "b", option, "many"])
+    assert ran.exit_code == 2
+    assert says in ran.output

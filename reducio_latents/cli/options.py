@@ -76,15 +76,19 @@ def _read(hint: Any, text: str) -> Any:
         for value in args:
             if str(value) == text:
                 return value
-        raise ValueError(f"{text!r} is not one of {', '.join(map(str, args))}.")
+        several = "one of " if len(args) > 1 else ""
+        raise ValueError(f"{text!r} is not {several}{', '.join(map(str, args))}.")
     if _is_union(origin):
-        *others, last = [arg for arg in args if arg is not types.NoneType]
-        for other in others:
-            try:
-                return _read(other, text)
-            except ValueError:
-                continue
-        return _read(last, text)
+        says = []
+        for arg in args:
+            if arg is not types.NoneType:
+                try:
+                    return _read(arg, text)
+                except ValueError as err:
+                    says.append(str(err))
+        is_not = f"{text!r} is not "
+        said = ", nor ".join(why.removeprefix(is_not).rstrip(".") for why in says)
+        raise ValueError(f"{is_not}{said}." if says[0].startswith(is_not) else f"{said}.")
     if origin is tuple and not hasattr(args[0], "parse"):
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if not parts:
