@@ -198,7 +198,8 @@ def print_table(
         name: replace(base, train=OptimisationConfig(**VARIANTS[name], batch_size=count))  # type: ignore[arg-type]
         for name in names
     }
-    matmul = {dtype: matmul_flops(device, dtype, 0.5) for dtype in set(PRECISIONS.values())}
+    used = {PRECISIONS[config.train.precision] for config in configs.values()}
+    matmul = {dtype: matmul_flops(device, dtype, 0.5) for dtype in used}
     first: Numbers | None = None
     for group in [[name] for name in names] if on_gpu else [list(names)]:
         if time.monotonic() > deadline:
