@@ -227,6 +227,28 @@ def test_curator(tmp_path: Path) -> None:
         assert clips(planned(corpus), "aesthetic_score", "span_uuid") == wanted
 
 
+def test_tables_that_lie_among_videos_are_not_left_out_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So lie the clips that Curator has cut, and what it says of them."""
+    for name in ("clips/0f3e.mp4", "clips/0f3e.json", "clips/1a2b.mp4"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    assert len(list_corpus(tmp_path)) == 2
+    assert not caplog.text
+    for name in ("metas/v0/0f3e.json", "metadata.csv"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    assert len(list_corpus(tmp_path)) == 2
+    assert "2 tables lie among the videos and are not read: metadata.csv; metas" in caplog.text
+    assert "0f3e.json. For their captions and spans, give them as the corpus." in caplog.text
+    caplog.clear()
+    assert len(list_corpus(tmp_path / "clips/*.mp4")) == 2
+    assert not caplog.text
+
+
 FORMS: dict[str, dict[str, Any]] = {
     "seconds": {"start": 1.5, "end": 4},
     "texts": {"Start Time": "00:01.500", "End Time": "0:00:04"},

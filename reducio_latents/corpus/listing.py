@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import re
@@ -32,11 +33,20 @@ from reducio_latents.corpus.patterns import (
 from reducio_latents.corpus.readers import TABLE_READERS, is_table_name
 from reducio_latents.corpus.table import TableColumns, list_tables
 from reducio_latents.corpus.tars import is_tar_name, list_tar
-from reducio_latents.corpus.texts import SIDE_FILES, Described, SideFiles, read_beside, side_name
+from reducio_latents.corpus.texts import (
+    SIDE_FILES,
+    Described,
+    SideFiles,
+    few,
+    read_beside,
+    side_name,
+)
 from reducio_latents.corpus.trees import Found, Tree, open_tree
 from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.files.inside import NotAFileError
 from reducio_latents.files.source import VideoSource, is_url, join_url, public_url
+
+log = logging.getLogger(__name__)
 
 TAR_READERS = 8
 """Tars whose headers are read at once; what they wait for is the disk or the network."""
@@ -77,7 +87,8 @@ def list_corpus(
         location = _locate(corpus)
         tree = open_tree(location.root)
         found = _Sorted() if location.table is not None else _search(tree, location.patterns)
-        tables = [location.table] if location.table is not None else found.tables
+        tables = [] if found.found else found.tables
+        tables = tables if location.table is None else [location.table]
         columns = TableColumns(
             path=path_column, caption=caption_column, start=start_column, end=end_column
         )
@@ -205,7 +216,20 @@ def _list_files(tree: Tree, found: _Sorted, caption_key: str | None) -> list[Cor
         )
     videos += _list_tars(tree, tars, side)
     side.finish()
+    _warn_of_tables(found)
     return videos
+
+
+def _warn_of_tables(found: _Sorted) -> None:
+    """Say that tables lie among the videos, beside none of them, as those of a clip list may."""
+    beside = {side_name(name, ".json") for name in found.found}
+    if unread := [name for name in found.tables if name not in beside]:
+        log.warning(
+            "%d tables lie among the videos and are not read: %s. For their captions and spans, "
+            "give them as the corpus.",
+            len(unread),
+            few(unread),
+        )
 
 
 def _labelled(video: CorpusVideo) -> CorpusVideo:
@@ -225,8 +249,7 @@ def _labelled(video: CorpusVideo) -> CorpusVideo:
 
 
 def _search(tree: Tree, patterns: Iterable[str]) -> _Sorted:
-    """Return what the patterns match, each once, and all that may stand beside it; and the tables
-    that they match if there is nothing else."""
+    """Return what the patterns match, each once, and all that may stand beside it."""
     globs, found = [], _Sorted()
     for pattern in patterns:
         if is_pattern(pattern):
@@ -248,7 +271,7 @@ def _search(tree: Tree, patterns: Iterable[str]) -> _Sorted:
         depths = [glob_depth(pattern) for pattern in globs]
         deepest = None if None in depths else max(depth for depth in depths if depth)
         found.keep(tree.walk("", deepest), [compile_glob(pattern) for pattern in globs])
-    found.tables = sorted(found.tables) if not found.found else []
+    found.tables.sort()
     return found
 
 

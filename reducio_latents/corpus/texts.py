@@ -104,14 +104,15 @@ class SideFiles:
     def finish(self) -> None:
         """Say which texts are left out; raise CorpusError, naming all, if JSON is wrong."""
         for why, names in sorted(self.lost.items()):
-            log.warning("%d texts beside videos are left out, %s: %s", len(names), why, _few(names))
+            log.warning("%d texts beside videos are left out, %s: %s", len(names), why, few(names))
         if self.bad:
             first, *others = sorted(self.bad)
-            more = f" {len(others)} more are wrong: {_few(others)}" if others else ""
+            more = f" {len(others)} more are wrong: {few(others)}" if others else ""
             raise CorpusError(f"{first}{more}")
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
     shown = "; ".join(printable(name) for name in sorted(names)[:NAMED])
     return f"{shown}{f'; and {len(names) - NAMED} more' if len(names) > NAMED else ''}"
 
