@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reducio_latents.autoencoders import LOADERS, Autoencoder, bundled, load_autoencoder
+from reducio_latents.autoencoders import LOADERS, Autoencoder, load_autoencoder, reducio
 from reducio_latents.autoencoders.checkpoint import import_checkpoint
 from reducio_latents.autoencoders.reducio import PUBLISHED_SIZES, ReducioAutoencoder, load_preset
-from reducio_latents.cli.import_checkpoint import import_checkpoint as command
+from reducio_latents.cli.upkeep import import_checkpoint as command
 from reducio_latents.core.gaussian import final_latents
 from reducio_latents.errors import ConfigError, GeometryError, PixelError, StoreError, WeightsError
 from reducio_latents.vae import ReducioVAE, ReducioVAEConfig, Tiling
@@ -243,7 +243,7 @@ def test_a_model_that_comes_with_the_package_needs_no_weights(
     checkpoint: Path, clip: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "reducio-tiny-ft4-fs32"
-    monkeypatch.setattr(bundled, "BUNDLED", tmp_path)
+    monkeypatch.setattr(reducio, "BUNDLED", tmp_path)
     with pytest.raises(WeightsError, match=r"not bundled in this build.*tools/train_tiny\.py"):
         load_autoencoder(name)
     import_checkpoint(checkpoint, tmp_path / name)
@@ -257,7 +257,7 @@ def test_a_model_that_comes_with_the_package_needs_no_weights(
 
 def test_what_is_bundled_is_small_described_and_packaged() -> None:
     names = [name for name, where in LOADERS.items() if "bundled" in where]
-    for folder in bundled.BUNDLED.iterdir() if bundled.BUNDLED.is_dir() else []:
+    for folder in reducio.BUNDLED.iterdir() if reducio.BUNDLED.is_dir() else []:
         assert folder.name in names
         assert {path.name for path in folder.iterdir()} == {
             "model.safetensors", "config.json", "README.md",
@@ -265,8 +265,8 @@ def test_what_is_bundled_is_small_described_and_packaged() -> None:
         assert (folder / "model.safetensors").stat().st_size < 8_000_000
         model = load_autoencoder(folder.name)
         assert model.fingerprint in (folder / "README.md").read_text()
-    package = bundled.BUNDLED.parents[1]
-    example = bundled.BUNDLED / names[0] / "model.safetensors"
+    package = reducio.BUNDLED.parents[1]
+    example = reducio.BUNDLED / names[0] / "model.safetensors"
     patterns = configparser.ConfigParser()
     patterns.read(package.parent / "setup.cfg")
     data = patterns["options.package_data"]["reducio_latents"].split(", ")
@@ -288,7 +288,7 @@ def test_a_preset_takes_its_own_sizes_only(
 
 def test_every_listed_loader_of_reducio_exists() -> None:
     places = [place for place in LOADERS.values() if "reducio:" in place]
-    assert len(places) == 4
+    assert len(places) == 5
     assert LOADERS["reducio-ft4-fs32"].endswith(load_preset.__name__)
 
 

@@ -15,17 +15,16 @@ from PIL import Image
 
 from reducio_latents.check.clips import select_clips
 from reducio_latents.check.decode import decode_store, mean_psnr
-from reducio_latents.check.decoding import decode_clips
+from reducio_latents.check.decoding import Originals, decode_clips
 from reducio_latents.check.options import DecodeOptions, Selection
-from reducio_latents.check.originals import Originals
 from reducio_latents.check.pictures import (
     GAP_PX,
     LABEL_PX,
     Panel,
+    file_name,
     one_after_another,
     side_by_side,
 )
-from reducio_latents.check.writing import file_name
 from reducio_latents.cli import main
 from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.store import Store, open_store

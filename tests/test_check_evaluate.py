@@ -23,9 +23,10 @@ from reducio_latents.check.benchmarks import PRESETS, PresetName, as_videos
 from reducio_latents.check.evaluate import (
     corpus_names,
     evaluate,
+    frame_rule,
+    round_trip,
 )
 from reducio_latents.check.options import EvaluateOptions, ModelChoice, SampleSpec
-from reducio_latents.check.round_trip import frame_rule, round_trip
 from reducio_latents.check.sample import read_sample
 from reducio_latents.check.table import as_csv, as_json, markdown, write_tables
 from reducio_latents.cli import main

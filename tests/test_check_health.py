@@ -16,9 +16,9 @@ from reducio_latents.check.health import (
     Thresholds,
     frame_faults,
     scan_store,
+    store_stats,
 )
 from reducio_latents.check.options import Selection, StatsOptions
-from reducio_latents.check.stats import store_stats
 from reducio_latents.cli import main
 from reducio_latents.errors import StoreError
 from reducio_latents.store import open_store

@@ -16,8 +16,7 @@ from torchmetrics.functional.image import (
 
 from reducio_latents.errors import ConfigError, GeometryError
 from reducio_latents.metrics.protocol import PROTOCOLS, protocol_named
-from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr
-from reducio_latents.metrics.ssim import ssim
+from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr, ssim
 
 PAPER = PROTOCOLS["paper"]
 

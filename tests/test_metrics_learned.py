@@ -14,8 +14,16 @@ from torch import Tensor, nn
 from reducio_latents.core.choices import LpipsNet
 from reducio_latents.errors import GeometryError, WeightsError
 from reducio_latents.metrics import i3d as i3d_module
-from reducio_latents.metrics.frechet import frechet_distance, frechet_of_features
-from reducio_latents.metrics.i3d import FILE, I3D, PROGRAM_FILE, FVDNetwork, load_i3d, pad_same
+from reducio_latents.metrics.i3d import (
+    FILE,
+    I3D,
+    PROGRAM_FILE,
+    FVDNetwork,
+    frechet_distance,
+    frechet_of_features,
+    load_i3d,
+    pad_same,
+)
 from reducio_latents.metrics.lpips import BACKBONES, LPIPS, load_lpips
 from reducio_latents.metrics.weights import MetricUnavailableError, hub_path
 

@@ -14,8 +14,8 @@ from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.errors import ConfigError, StoreError, TrainingError
 from reducio_latents.files.source import VideoSource
+from reducio_latents.train.batch import TrainOrder
 from reducio_latents.train.config import DataConfig
-from reducio_latents.train.order import TrainOrder
 from reducio_latents.train.split import ClipTable, Split, forget_split, make_split
 from reducio_latents.train.stream import BatchRequest, BatchStream, training_requests
 from reducio_latents.video import get_backend

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reducio_latents.errors import ConfigError
+from reducio_latents.train.batch import TrainOrder, batch_numbers
 from reducio_latents.train.config import DataConfig
-from reducio_latents.train.order import TrainOrder, batch_numbers
 from reducio_latents.train.split import set_apart
 from reducio_latents.train.stream import augmentation, clip_seed
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from reducio_latents.autoencoders.checkpoint import write_weights
 from reducio_latents.errors import WeightsError
-from reducio_latents.train.checkpoint import load_checkpoint, save_checkpoint
+from reducio_latents.train.checkpoint import load_checkpoint, save_checkpoint, take_pretrained
 from reducio_latents.train.config import OptimisationConfig, TrainConfig
-from reducio_latents.train.pretrained import take_pretrained
 from reducio_latents.train.state import TrainState, build_state
 from reducio_latents.vae import ReducioVAE, ReducioVAEConfig
 from tests.train_ranks import TINY, tiny_config

@@ -13,8 +13,7 @@ from click.testing import CliRunner
 
 from reducio_latents.cli.train import train as command
 from reducio_latents.errors import ConfigError
-from reducio_latents.train.config import TrainConfig
-from reducio_latents.train.schedule import Schedule
+from reducio_latents.train.config import Schedule, TrainConfig
 from reducio_latents.train.settings import (
     changed_settings,
     parse_yaml,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from reducio_latents import LatentTable, encode_corpus, open_store
 from reducio_latents.check.clips import StoredClip
-from reducio_latents.check.originals import Originals
+from reducio_latents.check.decoding import Originals
 from reducio_latents.errors import StoreError, VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import ShardKey

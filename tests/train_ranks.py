@@ -39,11 +39,11 @@ from reducio_latents.train.config import (
     AdversarialConfig,
     LossConfig,
     OptimisationConfig,
+    Schedule,
     TrainConfig,
 )
 from reducio_latents.train.discriminator import LAYERS_2D, LAYERS_3D, Layer
 from reducio_latents.train.ranks import RunRanks, join_ranks
-from reducio_latents.train.schedule import Schedule
 from reducio_latents.train.state import TrainState, build_state, prepare_networks
 from reducio_latents.train.step import Stepper, train_step
 from reducio_latents.vae import ReducioVAEConfig

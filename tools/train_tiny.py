@@ -36,15 +36,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]  # this checkout, installed or n
 
 from linear_start import Descent, linear_start  # noqa: E402
 
-from reducio_latents.autoencoders.bundled import BUNDLED  # noqa: E402
 from reducio_latents.autoencoders.checkpoint import write_weights  # noqa: E402
+from reducio_latents.autoencoders.reducio import BUNDLED  # noqa: E402
 from reducio_latents.files import open_files  # noqa: E402
 from reducio_latents.store.plan import read_plan  # noqa: E402
+from reducio_latents.train.batch import TrainOrder  # noqa: E402
 from reducio_latents.train.checkpoint import checkpoints  # noqa: E402
 from reducio_latents.train.config import TrainConfig  # noqa: E402
 from reducio_latents.train.loop import CHECKPOINTS, train  # noqa: E402
 from reducio_latents.train.options import RunOptions  # noqa: E402
-from reducio_latents.train.order import TrainOrder  # noqa: E402
 from reducio_latents.train.settings import read_settings, to_yaml  # noqa: E402
 from reducio_latents.train.split import make_split  # noqa: E402
 from reducio_latents.train.stream import BatchStream, training_requests  # noqa: E402

@@ -25,7 +25,7 @@ LOADERS: dict[str, str] = {
     "reducio-ft4-fs32": "reducio_latents.autoencoders.reducio:load_preset",
     "reducio-ft2-fs32": "reducio_latents.autoencoders.reducio:load_preset",
     "reducio": "reducio_latents.autoencoders.reducio:load_any_width",
-    "reducio-tiny-ft4-fs32": "reducio_latents.autoencoders.bundled:load_bundled",
+    "reducio-tiny-ft4-fs32": "reducio_latents.autoencoders.reducio:load_bundled",
     "reducio-random": "reducio_latents.autoencoders.reducio:load_random",
     "diffusers": "reducio_latents.autoencoders.diffusers:load_diffusers",
     "sd21-vae": "reducio_latents.autoencoders.published:load_published",

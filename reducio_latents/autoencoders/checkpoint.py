@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from reducio_latents.autoencoders.placing import identity_hash
 from reducio_latents.autoencoders.pretrained import CONFIG_FILE
+from reducio_latents.autoencoders.protocol import identity_hash
 from reducio_latents.core.config import from_mapping
 from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.errors import ConfigError, StoreError, WeightsError

@@ -14,9 +14,14 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reducio_latents.autoencoders.placing import identity_hash, lay_out, precision_of, tiling_record
 from reducio_latents.autoencoders.pretrained import digest_of, quiet
-from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.autoencoders.protocol import (
+    LoadOptions,
+    identity_hash,
+    lay_out,
+    precision_of,
+    tiling_record,
+)
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.core.gaussian import final_channels, final_latents, undo_final_rule

@@ -1,7 +1,9 @@
-"""What the flows ask of an autoencoder, and how it is asked to be loaded."""
+"""What the flows ask of any autoencoder, how it is loaded, and what a store says of it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -10,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from reducio_latents.core.choices import Compile
+from reducio_latents.core.clips import centre_frame
 from reducio_latents.core.config import check_choices
+from reducio_latents.core.gaussian import final_latents
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError
+from reducio_latents.metrics.psnr import frame_psnr
 from reducio_latents.vae.model import Parts
 from reducio_latents.vae.tiling import Tiling
 
@@ -118,3 +123,87 @@ class LoadOptions:
                 'Use compile="all" or "none".'
             )
         return self.compile == "all"
+
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""By the rank of a weight."""
+
+
+def lay_out(network: nn.Module, options: LoadOptions) -> None:
+    """Lay the weights of convolutions out as `memory_format` asks."""
+    if options.memory_format == torch.contiguous_format:
+        return
+    for parameter in network.parameters():
+        if parameter.ndim in CHANNELS_LAST:
+            parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
+
+
+def precision_of(device: torch.device, dtype: torch.dtype, options: LoadOptions) -> dict[str, Any]:
+    """Return `Autoencoder.precision` of a network that is there and has been given `options`."""
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": device.type,
+        "memory_format": str(options.memory_format).removeprefix("torch."),
+        "compiled": options.compile,
+        # PyTorch lets float32 convolutions use 10-bit mantissas unless told otherwise.
+        "tf32": device.type == "cuda"
+        and dtype == torch.float32
+        and torch.backends.cudnn.allow_tf32,
+    }
+
+
+def identity_hash(**identity: Any) -> str:
+    """Return the fingerprint of a model: SHA-256 over all that makes it another one, as JSON."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def tiling_record(tiling: Tiling | None) -> dict[str, Any] | None:
+    """Return what changes numbers of a tiling, as JSON."""
+    if tiling is None:
+        return None
+    return {"tile_px": tiling.tile_px, "overlap": tiling.overlap}
+
+
+def tiling_of(record: Any) -> Tiling | None:
+    """Return the tiling of a record in a store; raise ConfigError for what is none."""
+    if record is None:
+        return None
+    try:
+        return Tiling(tile_px=int(record["tile_px"]), overlap=float(record["overlap"]))
+    except (KeyError, TypeError, ValueError) as err:
+        raise ConfigError(f"the store's tiling is {record!r}, which is not understood.") from err
+
+
+def is_untrained(model: Autoencoder) -> bool:
+    """Whether the weights are random: made so by name, or loaded from a file of such.
+
+    A file tells by its normalisation layers. They begin as the identity, and one step of training
+    moves them all.
+    """
+    if model.config.get("random_weights", False):
+        return True
+    return model.model is not None and _is_untouched(model.model)
+
+
+def _is_untouched(network: nn.Module) -> bool:
+    """Whether there are normalisation layers and each of them has its first weights."""
+    seen = False
+    for module in network.modules():
+        if "norm" not in type(module).__name__.lower():
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            first = {"weight": 1.0, "bias": 0.0}.get(name)
+            if first is None:
+                continue
+            if not torch.all(parameter == first):
+                return False
+            seen = True
+    return seen
+
+
+def decoded_psnr(autoencoder: Autoencoder, posterior: Posterior, video_BCTHW: Tensor) -> Tensor:
+    """Return the PSNR in dB of each frame, (B, T), of clips decoded from their posterior's mean."""
+    latents = final_latents(posterior, None, autoencoder.final_rule).to(autoencoder.device)
+    content = video_BCTHW[:, :, centre_frame(video_BCTHW.shape[2])]
+    decoded = autoencoder.decode(latents, content if autoencoder.needs_content else None)
+    return frame_psnr(video_BCTHW, decoded)

@@ -10,17 +10,18 @@ from typing import NamedTuple
 import torch
 
 from reducio_latents.check.clips import StoredClip, select_clips
-from reducio_latents.check.decoding import decode_clips
+from reducio_latents.check.decoding import Originals, decode_clips
 from reducio_latents.check.options import DecodeOptions
-from reducio_latents.check.originals import Originals
 from reducio_latents.check.pictures import (
     Frames,
     SheetRow,
     contact_sheet,
+    file_name,
+    make_folder,
     one_after_another,
     side_by_side,
+    write_picture,
 )
-from reducio_latents.check.writing import file_name, make_folder, write_picture
 from reducio_latents.store import Store, open_store
 from reducio_latents.store.decoder import LatentDecoder
 

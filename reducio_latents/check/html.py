@@ -5,12 +5,14 @@ The page is `templates/report.html.j2`; what it shows beside the report itself i
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from reducio_latents.check.charts import (
     Chart,
@@ -20,10 +22,28 @@ from reducio_latents.check.charts import (
     spark_bars,
     spark_line,
 )
-from reducio_latents.check.rendering import render_template
+from reducio_latents.check.pictures import make_folder, write_text
 from reducio_latents.check.report import HISTOGRAM_LIMIT, Report, ReportClip, Scores
-from reducio_latents.check.writing import make_folder, write_text
+from reducio_latents.core.libraries import import_library
 from reducio_latents.version import __version__
+
+jinja2 = import_library("jinja2", "a report", extra="encode")  # told before clips are decoded
+
+
+def render_template(template: str, /, **values: Any) -> str:
+    """Return `templates/TEMPLATE` with `values`; a value that is not given is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("reducio_latents.check"),
+        autoescape=lambda name: ".html" in name,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    text: str = environment.get_template(template).render(**values)
+    return text
+
 
 LIMITS = {"FAILED_SHOWN": 200, "WARNED_SHOWN": 12, "BUCKETS_NAMED": 3}
 """How much of what may be long the page shows."""

@@ -1,8 +1,16 @@
-"""Pictures for people: clips side by side, contact sheets. Frames are uint8 RGB (T, H, W, 3)."""
+"""Pictures for people: clips side by side, contact sheets, and the files that a person named.
+
+Frames are uint8 RGB (T, H, W, 3).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from reducio_latents.errors import StoreError
 from reducio_latents.video.pixels import to_uint8
 
 Frames = NDArray[np.uint8]
@@ -142,3 +151,36 @@ def _cut_to(text: str, width_px: float) -> str:
 
 def _font(size: float = 13) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder to write to; call it before work that would be lost without one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise StoreError(f"cannot write to {folder}: {err.strerror}.") from err
+    if not os.access(folder, os.W_OK):
+        raise StoreError(f"cannot write to {folder}: {os.strerror(errno.EACCES)}.")
+
+
+def write_text(path: Path, text: str) -> None:
+    with _errors_about(path):
+        path.write_text(text, encoding="utf-8")
+
+
+def write_picture(path: Path, picture_HWC: NDArray[np.uint8]) -> None:
+    with _errors_about(path):
+        Image.fromarray(picture_HWC).save(path)
+
+
+@contextmanager
+def _errors_about(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise StoreError(f"cannot write {path}: {err.strerror or err}.") from err
+
+
+def file_name(clip_id: str) -> str:
+    """Return a clip id as a file name; ids of stores from elsewhere may hold anything."""
+    return re.sub(r"[^\w.-]", "_", clip_id).lstrip(".") or "clip"

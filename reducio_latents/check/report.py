@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reducio_latents.autoencoders.untrained import is_untrained
+from reducio_latents.autoencoders.protocol import is_untrained
 from reducio_latents.check.clips import (
     RecordedClip,
     StoredClip,
@@ -31,8 +31,7 @@ from reducio_latents.check.options import CheckOptions
 from reducio_latents.check.pictures import Frames, Panel, difference, side_by_side
 from reducio_latents.core.gaussian import kl_to_unit_normal
 from reducio_latents.metrics.protocol import ComparisonRule, protocol_named
-from reducio_latents.metrics.psnr import flicker, psnr
-from reducio_latents.metrics.ssim import WINDOW_PX, ssim
+from reducio_latents.metrics.psnr import WINDOW_PX, flicker, psnr, ssim
 from reducio_latents.store import Store, open_store
 from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.reports import ClipError, Reports

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.check.evaluate import DatasetScores, Evaluation
-from reducio_latents.check.rendering import render_template
+from reducio_latents.check.html import render_template
+from reducio_latents.check.pictures import make_folder, write_picture, write_text
 from reducio_latents.check.sample import about_video
-from reducio_latents.check.writing import make_folder, write_picture, write_text
 from reducio_latents.core.choices import MetricName
 from reducio_latents.core.libraries import import_library
 from reducio_latents.metrics.i3d import CLASSES

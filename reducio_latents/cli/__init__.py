@@ -24,11 +24,11 @@ COMMANDS = {
     "decode": "pictures",
     "check": "pictures",
     "evaluate": "evaluate",
-    "convert": "convert",
-    "remove": "remove",
-    "publish": "publish",
+    "convert": "upkeep",
+    "remove": "upkeep",
+    "publish": "upkeep",
     "train": "train",
-    "import-checkpoint": "import_checkpoint",
+    "import-checkpoint": "upkeep",
     "bench": "bench",
 }
 """Command -> its module in this package."""

@@ -94,8 +94,8 @@ def check(store: str, report: Path | None, options: CheckOptions) -> None:
     reducio-latents check pexels.latents --sort motion --filters "brightness > 20"
     """
     from reducio_latents.check.html import write_report
+    from reducio_latents.check.pictures import make_folder
     from reducio_latents.check.report import build_report
-    from reducio_latents.check.writing import make_folder
 
     path = report or Path(REPORT)
     make_folder(path.parent)  # now, as decoding may take an hour

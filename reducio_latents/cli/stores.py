@@ -201,7 +201,7 @@ def stats(store: str, options: StatsOptions, every_clip: bool, as_json: bool) ->
     Warns of dead channels, collapsed posteriors, saturated float16, NaN, and of black, frozen,
     cut-through and duplicate clips, and states the threshold of each.
     """
-    from reducio_latents.check.stats import store_stats
+    from reducio_latents.check.health import store_stats
 
     with show.bar("clip") as advance:
         found = store_stats(store, options, partial(advance, "scan"))

@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reducio_latents.autoencoders.protocol import Autoencoder
-from reducio_latents.autoencoders.psnr import decoded_psnr
+from reducio_latents.autoencoders.protocol import Autoencoder, decoded_psnr
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError

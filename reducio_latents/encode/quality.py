@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reducio_latents.autoencoders.protocol import Autoencoder
-from reducio_latents.autoencoders.psnr import decoded_psnr
+from reducio_latents.autoencoders.protocol import Autoencoder, decoded_psnr
 from reducio_latents.core.values import Posterior
 from reducio_latents.encode.columns import ClipBatch, ColumnEncoder, MotionColumn, RowFailed
 from reducio_latents.encode.options import EncodeOptions

@@ -14,12 +14,10 @@ from torch import Tensor
 from reducio_latents.core.choices import LpipsNet, MetricName
 from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.errors import ConfigError
-from reducio_latents.metrics.frechet import frechet_of_features
-from reducio_latents.metrics.i3d import CLASSES, FVDNetwork, load_i3d
+from reducio_latents.metrics.i3d import CLASSES, FVDNetwork, frechet_of_features, load_i3d
 from reducio_latents.metrics.lpips import LPIPS, load_lpips
 from reducio_latents.metrics.protocol import ComparisonRule
-from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr, to_pictures
-from reducio_latents.metrics.ssim import ssim
+from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr, ssim, to_pictures
 from reducio_latents.metrics.weights import MetricUnavailableError
 
 Measure = Callable[[Tensor, Tensor, ComparisonRule], Tensor]

@@ -155,7 +155,7 @@ class LatentDecoder:
 
     def _load(self, device: torch.device) -> Autoencoder:
         from reducio_latents.autoencoders import load_autoencoder
-        from reducio_latents.autoencoders.placing import tiling_of
+        from reducio_latents.autoencoders.protocol import tiling_of
 
         motion, url = self._motion, self.store.files.url
         loaded = load_autoencoder(

@@ -19,7 +19,7 @@ from reducio_latents.files import LocalFiles
 from reducio_latents.files.lock import Lock, hold
 from reducio_latents.metrics.lpips import LPIPS, load_lpips
 from reducio_latents.metrics.weights import MetricUnavailableError
-from reducio_latents.train.batch import PixelBatch
+from reducio_latents.train.batch import PixelBatch, TrainOrder, batch_numbers
 from reducio_latents.train.checkpoint import (
     AVERAGE,
     MODEL,
@@ -27,11 +27,10 @@ from reducio_latents.train.checkpoint import (
     load_checkpoint,
     prune,
     save_checkpoint,
+    take_pretrained,
 )
 from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.options import RunOptions
-from reducio_latents.train.order import TrainOrder, batch_numbers
-from reducio_latents.train.pretrained import take_pretrained
 from reducio_latents.train.progress import Clock, StopAsked, move_bar, open_bar, stop_signal
 from reducio_latents.train.ranks import RunRanks, join_ranks, lost_a_rank, short_reason
 from reducio_latents.train.records import Records, write_pictures

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from reducio_latents.errors import TrainingError
-from reducio_latents.train.batch import PixelBatch
+from reducio_latents.train.batch import PixelBatch, TrainOrder
 from reducio_latents.train.config import DataConfig
-from reducio_latents.train.order import TrainOrder
 from reducio_latents.train.split import ClipTable
 from reducio_latents.video.pixels import Augmentation
 from reducio_latents.video.reading import Clip, ClipRead, ClipReader, ClipRequest

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from reducio_latents.errors import TrainingError
 from reducio_latents.metrics.lpips import LPIPS
-from reducio_latents.metrics.psnr import clip_psnr, psnr, to_pictures
-from reducio_latents.metrics.ssim import ssim
+from reducio_latents.metrics.psnr import clip_psnr, psnr, ssim, to_pictures
 from reducio_latents.train.config import TrainConfig, ValidationConfig
 from reducio_latents.train.ranks import RunRanks
 from reducio_latents.train.split import ClipTable

@@ -14,8 +14,7 @@ from dit.data import CONTENT_IMAGE, conditions_of
 from dit.flow import Draw, Velocity, flow_loss, sample_euler, start_noise
 from dit.model import Conditions
 from dit.settings import SampleSettings
-from reducio_latents.check.pictures import Panel, side_by_side
-from reducio_latents.check.writing import file_name
+from reducio_latents.check.pictures import Panel, file_name, side_by_side
 from reducio_latents.dataset import LatentDataset
 from reducio_latents.dataset.batches import LatentBatch
 from reducio_latents.errors import ConfigError
