@@ -70,13 +70,14 @@ def import_checkpoint(
     state = open_state_dict(find_weights(src), ema=ema)
     config = infer_config(state.shapes, state.where)
     check_shapes(state.shapes, config, state.where)
-    tensors = _read_all(state)
+    tensors = read_all(state)
     sha256 = write_weights(tensors, config, dst_dir)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     return ImportedWeights(dst_dir, config, parameters, sha256, state.dropped)
 
 
-def _read_all(state: StateDict) -> dict[str, Tensor]:
+def read_all(state: StateDict) -> dict[str, Tensor]:
+    """Return all tensors of a file; WeightsError for values that are not finite."""
     tensors = {key: state.read(key) for key in state.shapes}
     for key, tensor in tensors.items():
         check_values(key, tensor, state.where)

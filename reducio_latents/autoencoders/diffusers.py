@@ -83,15 +83,16 @@ def to_diffusers_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
     found = {renamed(key, _RENAMED): tensor for key, tensor in own.items()}
     levels = 1 + max((int(m[1]) for key in found if (m := _LEVEL.match(key))), default=0)
-    turned = {_turned(key, levels): tensor for key, tensor in found.items()}
+
+    def turned(level: re.Match[str]) -> str:
+        return f"decoder.up_blocks.{levels - 1 - int(level[1])}."
+
     return {
-        key: tensor.flatten(1) if ".attentions." in key and tensor.ndim == 4 else tensor
-        for key, tensor in turned.items()
+        _LEVEL.sub(turned, key): tensor.flatten(1)
+        if ".attentions." in key and tensor.ndim == 4
+        else tensor
+        for key, tensor in found.items()
     }
-
-
-def _turned(key: str, levels: int) -> str:
-    return _LEVEL.sub(lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}.", key)
 
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,10 @@ class DiffusersNetwork:
             video = torch.cat([video, torch.ones_like(video[:, :1])], dim=1)
         if self.lead:
             video = torch.cat([video[:, :, :1].expand(-1, -1, self.lead, -1, -1), video], dim=2)
-        found = [self._moments(part) for part in self._parts(video, split=True)]
+        found = []
+        for part in self._parts(video, split=True):
+            self._forget()
+            found.append(moments_of(self.model.encode(part)))
         mean, logvar = (self._joined(x, len(video)) for x in zip(*found, strict=True))
         if rules.certain:
             return Posterior.certain(self._patched(mean))
@@ -162,10 +166,6 @@ class DiffusersNetwork:
         if self.rules.frames in WHOLE_CLIPS:
             return whole
         return rearrange(whole, "(b t) d h w -> b d t h w", b=clips)
-
-    def _moments(self, part: Tensor) -> Posterior:
-        self._forget()
-        return moments_of(self.model.encode(part))
 
     def _patched(self, z: Tensor) -> Tensor:
         if self.patch == 1:

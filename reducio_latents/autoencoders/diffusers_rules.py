@@ -153,11 +153,6 @@ def _at_time_zero(model: Any, z: Tensor) -> dict[str, Any]:
     return {"temb": z.new_zeros(len(z))} if asked else {}
 
 
-def _same_noise(model: Any, z: Tensor) -> dict[str, Any]:
-    """Give each picture the noise of seed 0, whatever is decoded beside it."""
-    return {"generator": [torch.Generator().manual_seed(0) for _ in z]}
-
-
 def _cubes(model: Any) -> tuple[int, int, int, int]:
     length, step = model.kernel[0], model.stride[0]
     temporal = int(model.config.temporal_compression_ratio)
@@ -212,10 +207,11 @@ AUTOENCODERS: dict[str, ModelRules] = {
     "AutoencoderKLKVAE": ModelRules(
         strides=_image("ch_mult"), channels="z_channels", frames="each"
     ),
+    # Each picture has the noise of seed 0, whatever is decoded beside it.
     "ConsistencyDecoderVAE": ModelRules(
         strides=_image("encoder_block_out_channels"),
         frames="each",
-        settings=_same_noise,
+        settings=lambda _, z: {"generator": [torch.Generator().manual_seed(0) for _ in z]},
         decoder="decoder_unet",
     ),
     # As Kandinsky's pipelines use it: neither scaled nor put back to the codebook.

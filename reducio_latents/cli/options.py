@@ -10,7 +10,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping
-from functools import cache, partial, wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +135,8 @@ class FieldOption(click.Option):
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         field = str(self.name).rpartition("__")[2]
-        self.help = _notes(self.owner).get(field, "") + self.shown
+        self.help = field_notes(self.owner, brief=True).get(field, "") + self.shown
         return super().get_help_record(ctx)
-
-
-@cache
-def _notes(cls: type) -> dict[str, str]:
-    return field_notes(cls, brief=True)
 
 
 class HeadedCommand(click.Command):

@@ -129,12 +129,8 @@ def _whole(caption: str) -> str:
     return caption.encode(errors="replace").decode()  # half a surrogate pair is no character
 
 
-def _as_it_is(caption: str) -> str:
-    return caption
-
-
 CLEANINGS: dict[str, Callable[[str], str]] = {
-    "none": _as_it_is,
+    "none": str,
     "whitespace": clean_whitespace,
     "pixart": clean_pixart,
 }

@@ -120,7 +120,11 @@ class ImageEncoder:
         }
         model = model.eval().requires_grad_(False)
         where = usable_device(device)
-        self.model, self.dtype, self.error = place_encoder(model, options.dtype, where, self._probe)
+
+        def probe(model: Any) -> Tensor:
+            return self._run(model, probe_pixels()).tokens
+
+        self.model, self.dtype, self.error = place_encoder(model, options.dtype, where, probe)
         codes = self.encode(probe_pixels(self._side_px)[:1])
         self.tokens_shape = (int(codes.tokens.shape[1]), int(codes.tokens.shape[2]))
         self.pooled_dim = None if codes.pooled is None else int(codes.pooled.shape[1])
@@ -149,9 +153,6 @@ class ImageEncoder:
         codes = self._family.read(model, model(pixel_values=pixels.to(weight.dtype)))
         pooled = None if codes.pooled is None else codes.pooled.float()
         return ImageCodes(codes.tokens.float(), pooled)
-
-    def _probe(self, model: Any) -> Tensor:
-        return self._run(model, probe_pixels()).tokens
 
 
 def preprocess(images: Tensor, side_px: int, resize: str, pixels: Normalisation) -> Tensor:
@@ -219,12 +220,9 @@ def _read_preprocessing(folder: Path, model: Any, family: Family) -> tuple[int, 
     """Return the side and the normalisation that the model's folder names."""
     path = folder / "preprocessor_config.json"
     said = read_config(folder, path.name) if path.is_file() else {}
-    side = _side_of(said.get("crop_size") or said.get("size")) or int(model.config.image_size)
+    side = said.get("crop_size") or said.get("size")
+    if isinstance(side, Mapping):
+        side = side.get("height") or side.get("shortest_edge")
     mean, std = said.get("image_mean", family.pixels.mean), said.get("image_std", family.pixels.std)
-    return side, Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
-
-
-def _side_of(size: Any) -> int | None:
-    if isinstance(size, Mapping):
-        size = size.get("height") or size.get("shortest_edge")
-    return int(size) if size else None
+    pixels = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
+    return int(side or model.config.image_size), pixels

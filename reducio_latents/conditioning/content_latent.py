@@ -37,7 +37,7 @@ class ImageAutoencoder:
             exact,
             options.dtype,
             NetworkAutoencoder.with_dtype,
-            _probe,
+            lambda autoencoder: autoencoder.encode(probe_pixels()[:, :, None]).mean,
             needs_float32=exact.config["model"].get("force_upcast") is True,
         )
         self.name = self.autoencoder.name
@@ -53,7 +53,3 @@ class ImageAutoencoder:
         """Return the moments, float32 (B, D, h, w), of pixels in [-1, 1]."""
         mean, logvar = self.autoencoder.encode(images_BCHW[:, :, None])
         return Posterior(mean[:, :, 0], logvar[:, :, 0])
-
-
-def _probe(autoencoder: NetworkAutoencoder) -> Tensor:
-    return autoencoder.encode(probe_pixels()[:, :, None]).mean

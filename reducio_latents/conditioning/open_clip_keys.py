@@ -66,7 +66,9 @@ def load_open_clip(weights: Path) -> tuple[Any, Mapping[str, Any]]:
         for key in file.shapes
         if key.removeprefix("module.").startswith(_VISUAL)
     }
-    said = _config_beside(weights)
+    beside = weights.parent
+    told = (beside / OPEN_CLIP_CONFIG).is_file()
+    said: Mapping[str, Any] = read_config(beside, OPEN_CLIP_CONFIG) if told else {}
     config = transformers.CLIPVisionConfig(**_sizes(tower, said.get("model_cfg", {}), weights))
     model = transformers.CLIPVisionModelWithProjection(config)
     own, found = model.state_dict(), convert_open_clip(tower)
@@ -92,12 +94,6 @@ def convert_open_clip(tower: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             found[name] = tensor
     return found
-
-
-def _config_beside(weights: Path) -> Mapping[str, Any]:
-    if not (weights.parent / OPEN_CLIP_CONFIG).is_file():
-        return {}
-    return read_config(weights.parent, OPEN_CLIP_CONFIG)
 
 
 def _sizes(tower: Mapping[str, Tensor], said: Mapping[str, Any], where: Path) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def place_encoder(
     One that does not fit there in float32 goes there lowered, and its error stays unknown.
     """
     try:
-        return settle(model.to(device), wanted, _cast_copy, probe)
+        return settle(model.to(device), wanted, lambda m, to: deepcopy(m).to(to), probe)
     except torch.OutOfMemoryError as err:
         if wanted == "float32":
             raise ConfigError(
@@ -74,11 +74,6 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
         return float("inf")
     exact = exact.double()
     return float((found.double() - exact).norm() / exact.norm().clamp_min(1e-30))
-
-
-def _cast_copy(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """Return a copy of `model` in another precision."""
-    return deepcopy(model).to(dtype)
 
 
 def probe_pixels(side_px: int = 256) -> Tensor:

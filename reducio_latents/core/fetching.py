@@ -180,7 +180,9 @@ def _download(hub: Any, name: HubName, wanted: Sequence[str]) -> Path:
     try:
         hub.get_hf_file_metadata(url, timeout=HUB_TIMEOUT_S)
     except Exception as err:
-        if not _is_absent(err):
+        unknown = type(err).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError")
+        response = getattr(err, "response", None)
+        if unknown or getattr(response, "status_code", 0) != 404:  # of a file, others may be there
             raise
     for file in wanted:
         try:
@@ -220,12 +222,6 @@ def _download_file(hub: Any, name: HubName, file: str) -> Path:
                 f"{stored.name[:12]}. It was removed; fetch it again."
             )
     return path
-
-
-def _is_absent(err: Exception) -> bool:
-    response = getattr(err, "response", None)
-    missing = type(err).__name__ in ("RepositoryNotFoundError", "RevisionNotFoundError")
-    return getattr(response, "status_code", 0) == 404 and not missing
 
 
 def why_not(err: Exception, name: HubName) -> str:

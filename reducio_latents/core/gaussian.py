@@ -98,16 +98,8 @@ def check_final_rule(rule: FinalRule) -> None:
         )
 
 
-def _layer_norm(z: Tensor, rule: FinalRule) -> Tensor:
-    return F.layer_norm(z, z.shape[1:], eps=rule["eps"])
-
-
 def _scale_shift(z: Tensor, rule: FinalRule) -> Tensor:
     return (z - _per_channel(rule["shift"], z)) * _per_channel(rule["scale"], z)
-
-
-def _repeat_channels(z: Tensor, rule: FinalRule) -> Tensor:
-    return _scale_shift(z, rule).repeat(1, 2, *(1,) * (z.ndim - 2))
 
 
 def _per_channel(value: Any, z: Tensor) -> Tensor:
@@ -126,8 +118,11 @@ def _per_channel(value: Any, z: Tensor) -> Tensor:
 
 
 _RULES: dict[str, tuple[tuple[str, ...], Callable[[Tensor, FinalRule], Tensor]]] = {
-    "layer_norm": (("eps",), _layer_norm),
+    "layer_norm": (("eps",), lambda z, rule: F.layer_norm(z, z.shape[1:], eps=rule["eps"])),
     "scale_shift": (("scale", "shift"), _scale_shift),
-    "repeat_channels": (("scale", "shift"), _repeat_channels),
+    "repeat_channels": (
+        ("scale", "shift"),
+        lambda z, rule: _scale_shift(z, rule).repeat(1, 2, *(1,) * (z.ndim - 2)),
+    ),
 }
 """What a rule needs beside its name, and what it does."""

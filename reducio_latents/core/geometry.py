@@ -225,7 +225,9 @@ def aspect_buckets(
     width = height if width is None else width
     usable = tuple(nearest_multiple(side, multiple) for side in (height, width))
     if usable != (height, width):
-        given, use = (_size_name(*size) for size in ((height, width), usable))
+        given, use = (
+            str(h) if h == w else f"{h}x{w}" for h, w in ((height, width), (usable[0], usable[1]))
+        )
         raise GeometryError(
             f"resolution is {given}, but buckets need a multiple of {multiple}. Use {use}."
         )
@@ -250,12 +252,8 @@ def aspect_buckets(
     )
 
 
-def _size_name(height: int, width: int) -> str:
-    return str(height) if height == width else f"{height}x{width}"
-
-
 def _off(area: int, wanted: int) -> Fraction:
-    """Return by what factor, 1 or more, an area misses another."""
+    """Return by what factor, 1 or more, a number misses another."""
     factor = Fraction(area, wanted)
     return max(factor, 1 / factor)
 
@@ -270,12 +268,7 @@ def nearest_bucket(height: int, width: int, buckets: Sequence[Bucket]) -> Bucket
             f"no bucket for a picture of {width}x{height} pixels among {len(buckets)} buckets. "
             "Both sides must be 1 or more, and a bucket given."
         )
-
-    def distance(bucket: Bucket) -> Fraction:
-        factor = Fraction(bucket.width * height, bucket.height * width)
-        return max(factor, 1 / factor)
-
-    return min(buckets, key=distance)
+    return min(buckets, key=lambda b: _off(b.width * height, b.height * width))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ import ast
 import inspect
 import textwrap
 import typing
+from functools import cache
 from itertools import pairwise
 
 
+@cache
 def field_notes(cls: type, *, brief: bool = False) -> dict[str, str]:
     """Return the string literal that follows each field of a class in its source, on one line.
 

@@ -25,9 +25,10 @@ def parse_json(data: bytes | str, limit: int = MAX_DEPTH, *, unique: bool = Fals
 
 def bounded(found: Any, limit: int = MAX_DEPTH) -> Any:
     """Return what was parsed; raise ValueError if it nests deeper than `limit`."""
-    level = [found]
+    level = [found] if isinstance(found, list | dict) else []
     for _ in range(limit):
-        level = [item for one in level for item in _items(one) if isinstance(item, list | dict)]
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [item for items in inner for item in items if isinstance(item, list | dict)]
         if not level:
             return found
     raise ValueError(f"it nests deeper than {limit} levels")
@@ -41,9 +42,3 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"it has two values named {twice!r}")
     return found
-
-
-def _items(value: Any) -> Any:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()

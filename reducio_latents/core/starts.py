@@ -27,10 +27,6 @@ def _stride(possible: Whole, steps: int, _: Callable[[int], str]) -> tuple[Whole
     return counts, positions(counts) * steps
 
 
-def _centre(possible: Whole, _: int, seed: Callable[[int], str]) -> tuple[Whole, Whole]:
-    return _uniform(possible, 1, seed)
-
-
 def _uniform(possible: Whole, count: int, _: Callable[[int], str]) -> tuple[Whole, Whole]:
     counts = np.minimum(possible, count)
     n, last = np.repeat(counts, counts), np.repeat(possible - 1, counts)
@@ -67,27 +63,22 @@ def positions(counts: Whole) -> Whole:
 STARTS_BY_POLICY: dict[str, Policy] = {
     "all": _stride,
     "stride": _stride,
-    "centre": _centre,
+    "centre": lambda possible, _, seed: _uniform(possible, 1, seed),
     "uniform": _uniform,
     "random": _random,
 }
 """What each of `clips.POLICIES` does."""
 
 
-def possible_starts(duration_s: float, frames: int, rate_fps: float) -> int:
-    """Return how many starts k/rate, k = 0, 1, ..., leave room for a whole clip.
-
-    duration_s=1.25, frames=16, rate=16: the last frame of a clip from k is shown at (k + 15)/16,
-    which lies inside the video for k = 0..4.
-
-    >>> possible_starts(1.25, 16, 16.0)
-    5
-    """
-    return int(possible_in(np.array([duration_s]), frames, rate_fps)[0])
-
-
 def possible_in(lengths_s: NDArray[np.float64], frames: int, rate_fps: float) -> Whole:
-    """Return it of spans of these lengths."""
+    """Return how many starts k/rate, k = 0, 1, ..., leave room for a whole clip in each span.
+
+    1.25 s, frames=16, rate=16: the last frame of a clip from k is shown at (k + 15)/16, which lies
+    inside the span for k = 0..4.
+
+    >>> possible_in(np.array([1.25]), 16, 16.0).tolist()
+    [5]
+    """
     last_step = np.ceil((lengths_s - TIME_TOLERANCE_S) * rate_fps).astype(np.int64) - 1
     return np.maximum(0, last_step - (frames - 1) + 1)
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reducio_latents.autoencoders.checkpoint import write_weights
+from reducio_latents.autoencoders.checkpoint import read_all, write_weights
 from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.errors import LatentsError, TrainingError, WeightsError
 from reducio_latents.train.config import TrainConfig
@@ -28,7 +28,7 @@ from reducio_latents.train.settings import SETTINGS, to_yaml
 from reducio_latents.train.state import Best, TrainState, update_average
 from reducio_latents.vae import ReducioVAE
 from reducio_latents.vae.weight_files import open_tensor_file
-from reducio_latents.vae.weights import check_config, check_values, infer_config, open_state_dict
+from reducio_latents.vae.weights import check_config, infer_config, open_state_dict
 
 FORMAT = 1
 STEP = "step-"
@@ -58,9 +58,10 @@ def save_checkpoint(root: Path, state: TrainState, config: TrainConfig) -> Path:
         with (partial / TRAINING).open("wb") as file:
             torch.save(_training_state(state), file)
         (partial / SETTINGS).write_text(to_yaml(config))
-        _sync(partial)
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
         partial.rename(folder)
-        _sync_one(root)
+        _sync(root)
     except (OSError, RuntimeError, LatentsError) as err:
         shutil.rmtree(partial, ignore_errors=True)
         # Over what the system said of a file, torch.save raises a RuntimeError of its own.
@@ -158,13 +159,7 @@ def _load_weights(vae: ReducioVAE, folder: Path) -> None:
     vae.load_state_dict({key: state.read(key) for key in state.shapes}, strict=True)
 
 
-def _sync(folder: Path) -> None:
-    """Make a folder and all that is in it durable."""
-    for path in [*folder.rglob("*"), folder]:
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -207,9 +202,7 @@ def take_pretrained(state: TrainState, weights: WeightsPlace) -> Taken:
     path = find_weights(weights)
     own = (path / MODEL).is_dir()
     source = open_state_dict(path / MODEL if own else path)
-    found = {key: source.read(key) for key in source.shapes}
-    for key, tensor in found.items():
-        check_values(key, tensor, source.where)
+    found = read_all(source)
     taken = _copy_fitting(state.vae, found)
     # A few have the same shape in models of all sizes, such as quant_conv's: they make no start.
     if not any(key.startswith(NETWORKS) and found[key].ndim > 1 for key in taken):
@@ -217,7 +210,9 @@ def take_pretrained(state: TrainState, weights: WeightsPlace) -> Taken:
             f"{path} has {len(found)} tensors, and no weight of its networks fits this model. "
             "Check model.* in the config: import-checkpoint says of what sizes a file is."
         )
-    discriminators = _own_discriminators(path) if own else _published_discriminator(path)
+    discriminators: Mapping[str, Tensor] = (
+        read_training(path / TRAINING)["discriminators"] if own else _published_discriminator(path)
+    )
     wanted = {**state.vae.state_dict(), **_prefixed(state.discriminators.state_dict())}
     offered = {**found, **_prefixed(discriminators)}
     taken |= {DISCRIMINATORS + key for key in _copy_fitting(state.discriminators, discriminators)}
@@ -247,11 +242,6 @@ DISCRIMINATORS = "discriminators."
 
 def _prefixed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {DISCRIMINATORS + key: tensor for key, tensor in tensors.items()}
-
-
-def _own_discriminators(folder: Path) -> Mapping[str, Tensor]:
-    found: Mapping[str, Tensor] = read_training(folder / TRAINING)["discriminators"]
-    return found
 
 
 def _published_discriminator(path: Path) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -303,8 +303,10 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        for name, value in _numbers(asdict(self)):
-            require(math.isfinite(value), f"{name} is {value}; use a finite number.")
+        for name, value in flat(asdict(self)).items():
+            for item in value if isinstance(value, tuple) else (value,):
+                finite = not isinstance(item, int | float) or math.isfinite(item)
+                require(finite, f"{name} is {item}; use a finite number.")
         require(
             not (self.adversarial.adaptive and self.adversarial.discriminators)
             or "decoder" not in self.train.freeze,
@@ -313,11 +315,10 @@ class TrainConfig:
         )
 
 
-def _numbers(raw: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number of nested settings with its name, as `train.lr`."""
+def flat(raw: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return every value of nested settings by its name, as `train.lr`."""
+    found: dict[str, Any] = {}
     for key, value in raw.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{key}.")
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, int | float):
-                yield prefix + key, item
+        inner = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found

@@ -77,8 +77,10 @@ def train(config: TrainConfig, out: Path, options: RunOptions | None = None) -> 
         if options.eval_only:
             with _explained("Use a smaller validation.batch_size, or validation.tiling."):
                 return _evaluate(_prepare(config, out, options, ranks))
+        since = f"training since {datetime.now():%Y-%m-%d %H:%M:%S}"
         with (
-            _holding(out, ranks) as lock,
+            # The first rank has `out` for this run alone.
+            hold(LocalFiles(out), RUN_LOCK, since) if ranks.first else nullcontext() as lock,
             _naming_the_last_checkpoint(out),
             _explained(SMALLER),
             stop_signal() as stop,
@@ -108,18 +110,6 @@ class Run:
         return TrainReport(
             self.state.step, found[-1] if found else None, self.state.best, self.scores
         )
-
-
-@contextmanager
-def _holding(out: Path, ranks: RunRanks) -> Iterator[Lock | None]:
-    """Have `out` for this run alone: the first rank holds its lock while the block runs."""
-    if not ranks.first:
-        yield None
-        return
-    with hold(
-        LocalFiles(out), RUN_LOCK, f"training since {datetime.now():%Y-%m-%d %H:%M:%S}"
-    ) as lock:
-        yield lock
 
 
 def _prepare(
@@ -227,9 +217,9 @@ def _evaluate(run: Run) -> TrainReport:
 
 
 def _train(run: Run, stop: StopAsked, lock: Lock | None) -> TrainReport:
-    config, state, ranks = run.config, run.state, run.ranks
+    config, out, state, ranks = run.config, run.out, run.state, run.ranks
     assert run.split.train is not None
-    records = Records(run.out, config, state.step, run.options.wandb_key) if ranks.first else None
+    records = Records(out, config, state.step, run.options.wandb_key) if ranks.first else None
     perceptual = run.lpips if config.loss.perceptual != "none" else None
     stepper = Stepper(config, prepare_networks(state, config.train, ranks), perceptual, ranks)
     stream, per_epoch = _open_stream(run, run.split.train)
@@ -253,7 +243,9 @@ def _train(run: Run, stop: StopAsked, lock: Lock | None) -> TrainReport:
             bar.update(clips)
 
             if last or state.step % config.log.every_steps == 0:
-                values |= clock.read() | _over_ranks(stream, ranks)
+                failed = torch.tensor(float(len(stream.failed)), device=ranks.device)
+                values |= clock.read()
+                values["failed_clips"] = float(ranks.mean(failed)) * ranks.size
                 values["lr"] = state.vae_optimizer.param_groups[0]["lr"]
                 values["epoch"] = state.batches / per_epoch
                 if records:
@@ -267,7 +259,8 @@ def _train(run: Run, stop: StopAsked, lock: Lock | None) -> TrainReport:
             due = state.step % config.checkpoint.every_steps == 0
             if lock is not None and (last or improved or stopping or due):
                 lock.require()
-                _save(run)
+                save_checkpoint(out / CHECKPOINTS, state, config)
+                prune(out / CHECKPOINTS, state.best, config.checkpoint.keep_last)
             if stopping and not last:
                 ranks.meet()  # the first one has saved
                 raise TrainingError(
@@ -292,12 +285,6 @@ def _open_stream(run: Run, table: ClipTable) -> tuple[BatchStream, int]:
     return BatchStream(table, run.config.data, requests), order.batches_per_epoch
 
 
-def _over_ranks(stream: BatchStream, ranks: RunRanks) -> dict[str, float]:
-    """Return what is counted on each rank, summed."""
-    failed = torch.tensor(float(len(stream.failed)), device=ranks.device)
-    return {"failed_clips": float(ranks.mean(failed)) * ranks.size}
-
-
 def _look(run: Run, batches: list[PixelBatch]) -> list[Pair]:
     """Reconstruct the first clips of a step, one at a time."""
     pairs: list[Pair] = []
@@ -320,12 +307,6 @@ def _validate(run: Run, table: ClipTable, records: Records | None) -> bool:
     if improved:
         state.best = Best(state.step, found.scores["psnr_db"])
     return improved
-
-
-def _save(run: Run) -> None:
-    root = run.out / CHECKPOINTS
-    save_checkpoint(root, run.state, run.config)
-    prune(root, run.state.best, run.config.checkpoint.keep_last)
 
 
 def _words(found: Validation) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from importlib.resources import files
@@ -13,7 +14,7 @@ from typing import Any
 from reducio_latents.core.config import from_mapping
 from reducio_latents.core.libraries import import_library
 from reducio_latents.errors import ConfigError
-from reducio_latents.train.config import TrainConfig
+from reducio_latents.train.config import TrainConfig, flat
 
 SETTINGS = "settings.yaml"
 """Where a run keeps its settings."""
@@ -55,7 +56,7 @@ def to_yaml(config: TrainConfig) -> str:
     """Return the settings, all of them, as YAML that `read_settings` reads back."""
     import yaml
 
-    text: str = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+    text: str = yaml.safe_dump(_plain(config), sort_keys=False)
     return text
 
 
@@ -133,11 +134,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     place[key] = value
 
 
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists: YAML knows no tuples."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+def _plain(config: TrainConfig) -> Any:
+    return json.loads(json.dumps(asdict(config)))  # YAML knows no tuples
 
 
 def changed_settings(out: Path, config: TrainConfig) -> list[str]:
@@ -145,17 +143,9 @@ def changed_settings(out: Path, config: TrainConfig) -> list[str]:
     path = out / SETTINGS
     if not path.exists():
         return []
-    was, now = _flat(parse_yaml(_text(str(path)), where=str(path))), _flat(_plain(asdict(config)))
+    was, now = flat(parse_yaml(_text(str(path)), where=str(path))), flat(_plain(config))
     return [
         f"{name} is {now.get(name)}, was {was.get(name)}"
         for name in sorted(was.keys() | now.keys())
         if was.get(name) != now.get(name) and name.startswith(FIXED)
     ]
-
-
-def _flat(raw: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in raw.items():
-        inner = _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else None
-        flat |= {f"{prefix}{key}": value} if inner is None else inner
-    return flat

@@ -179,7 +179,9 @@ def _plan(
 ) -> Plan:
     """Return the plan in `out`; if there is none, make one and add it to `fresh`."""
     files = open_files(out)
-    spec = PlanSpec(clip=data.clip, buckets=_buckets(data))
+    bucketed = aspect_buckets(data.clip.frames, data.size_px) if data.crop == "aspect" else ()
+    buckets = bucketed or (square_bucket(data.clip.frames, data.size_px),)
+    spec = PlanSpec(clip=data.clip, buckets=buckets)
     plan = read_plan(files)
     if plan is not None:
         plan.spec.require_same(spec)
@@ -193,12 +195,6 @@ def _plan(
     new = plan_listed(list_corpus(corpus), spec, None, probing, on_probe)
     fresh += [(out, part) for part in new.parts]
     return new.plan
-
-
-def _buckets(data: DataConfig) -> tuple[Bucket, ...]:
-    if data.crop == "aspect":
-        return aspect_buckets(data.clip.frames, data.size_px)
-    return (square_bucket(data.clip.frames, data.size_px),)
 
 
 def _usable(plan: Plan) -> dict[str, str]:

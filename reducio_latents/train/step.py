@@ -70,7 +70,8 @@ def train_step(state: TrainState, batches: Sequence[PixelBatch], run: Stepper) -
         state.scaler.unscale_(state.discriminator_optimizer)
         norm = nn.utils.clip_grad_norm_(state.discriminators.parameters(), float("inf"))
         terms["disc_grad_norm"] = norm
-    values = _read(terms, run.ranks)
+    means = run.ranks.mean(torch.stack([term.float() for term in terms.values()]))
+    values = dict(zip(terms, means.tolist(), strict=True))  # waits for the device, once a step
     _require_finite(values, state, batches, run.ranks)
 
     state.scaler.step(state.vae_optimizer)
@@ -199,12 +200,6 @@ def _averaging(networks: Networks, *, last: bool) -> AbstractContextManager[obje
         if isinstance(network, DistributedDataParallel):
             stack.enter_context(network.no_sync())
     return stack
-
-
-def _read(terms: Terms, ranks: RunRanks) -> dict[str, float]:
-    """Bring the means over ranks to the host; this waits for the device, once a step."""
-    means = ranks.mean(torch.stack([term.float() for term in terms.values()]))
-    return dict(zip(terms, means.tolist(), strict=True))
 
 
 def _require_finite(
