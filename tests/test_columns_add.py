@@ -24,7 +24,7 @@ from reducio_latents.conditioning.options import (
 )
 from reducio_latents.core.images import decode_image
 from reducio_latents.encode import EncodeOptions, EncodeReport, Tally, add_column
-from reducio_latents.encode.progress import Silent
+from reducio_latents.encode.progress import Progress
 from reducio_latents.errors import ConfigError, CorpusError, GeometryError, StoreError
 from reducio_latents.files.local import LocalFiles
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
@@ -178,7 +178,7 @@ def test_columns_that_are_added_at_the_same_time_are_all_there_in_the_end(
 ) -> None:
     store = copy_of(first, tmp_path / "store")
 
-    class AddingMeanwhile(Silent):
+    class AddingMeanwhile(Progress):
         begun = False
 
         def planned(self, clips: int, done: int) -> None:

@@ -97,7 +97,8 @@ def slowed(lead: Callable[[], object], other: Callable[[], object]) -> Iterator[
     def slowly(make: Callable[..., Job], wait: Callable[[], object]) -> Callable[..., Job]:
         def made(*args: Any) -> Job:
             job = make(*args)
-            return replace(job, encoders=[Slow(e, wait) for e in job.encoders])
+            slow: Any = [Slow(e, wait) for e in job.encoders]
+            return replace(job, encoders=slow)
 
         return made
 

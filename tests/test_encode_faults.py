@@ -20,7 +20,7 @@ from reducio_latents.encode.attempts import CAREFUL_ATTEMPTS, PLAIN_ATTEMPTS, At
 from reducio_latents.encode.engines.local import run_rank
 from reducio_latents.encode.engines.ranks import Rank
 from reducio_latents.encode.gpu import BatchEncoder
-from reducio_latents.encode.progress import Silent
+from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.stop import stop_on_signals
 from reducio_latents.errors import StoreError
@@ -220,7 +220,7 @@ def test_a_signal_finishes_the_shard_in_hand_and_says_what_is_left(
 def test_a_signal_while_videos_are_probed_ends_the_run_at_once_and_loses_nothing(
     number: signal.Signals, corpus: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    class Signalling(Silent):
+    class Signalling(Progress):
         def probed(self, done: int, total: int) -> None:
             if done == 2:
                 os.kill(os.getpid(), number)

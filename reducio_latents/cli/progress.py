@@ -13,13 +13,14 @@ from tqdm import tqdm
 
 from reducio_latents.cli import show
 from reducio_latents.cli.ending import say_stopped
+from reducio_latents.encode.progress import Progress
 
 if TYPE_CHECKING:
     from reducio_latents.corpus.summary import PlanSummary
     from reducio_latents.encode import EncodeReport
 
 
-class Bars:
+class Bars(Progress):
     """A bar for probing, then one for clips with clips/s and time left. Says what it is told."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from reducio_latents.encode.finish import Ledger
 from reducio_latents.encode.job import Job
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.prepare import Planned, list_by
-from reducio_latents.encode.progress import Progress, Silent
+from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.registry import build_columns, describe_column
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.stored import COLUMN as CONTENT_IMAGE
@@ -56,7 +56,7 @@ def add_column(
     one, StoreError for a column that the store has made differently, CorpusError if videos are
     needed and gone.
     """
-    progress = progress or Silent()
+    progress = progress or Progress()
     ledger = Ledger()
     options = made_from(EncodeOptions, options, settings, "add_column")
     opened = Store(open_files(store))

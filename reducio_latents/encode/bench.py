@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -239,16 +240,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def _measurement(
-    variant: Variant,
-    batch: int,
-    clips: int,
-    times: list[float],
-    flops: int,
-    *,
-    error: FastPathError | None = None,
-    fits: int | None = None,
-    warm_up_s: float,
-    peak_bytes: int = 0,
+    variant: Variant, batch: int, clips: int, times: list[float], flops: int, **more: Any
 ) -> Measurement:
     median = statistics.median(times)
     return Measurement(
@@ -257,10 +249,7 @@ def _measurement(
         clips_per_s=clips / median,
         spread=(max(times) - min(times)) / median,
         flops_per_s=flops * clips / median,
-        error=error,
-        fits=fits,
-        warm_up_s=warm_up_s,
-        peak_bytes=peak_bytes,
+        **more,
     )
 
 

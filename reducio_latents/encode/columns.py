@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,52 +51,41 @@ class RowFailed(NamedTuple):
     reason: str
 
 
-class ColumnEncoder(Protocol):
+class ColumnEncoder:
     """Makes one column. Implementations hold weights, not files."""
 
-    @property
-    def name(self) -> str:
-        """The column's name in the store."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Which of `frames`, `times`, `content`, `captions` a batch must hold."""
+    name: str
+    """The column's name in the store."""
+    needs: frozenset[str]
+    """Which of `frames`, `times`, `content`, `captions` a batch must hold."""
 
     def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
         """Return the column's description; raise GeometryError for a bucket that does not fit."""
+        raise NotImplementedError
 
     def measure(self, bucket: Bucket) -> dict[str, float]:
         """Return what a fast way to encode costs, as `ColumnMeta.measured` keeps it."""
+        return {}
 
     def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row | RowFailed]]:
         """Begin to encode a batch; what is returned waits for its rows, one for each clip.
 
         So a GPU has the next batch before it is asked for this one.
         """
-
-    def take_busy_s(self) -> float | None:
-        """Return the GPU's seconds in what was encoded since the last call; None if not known."""
-
-
-class PlainColumn:
-    """A column that is encoded at once: all of a `ColumnEncoder` but its name and description."""
-
-    def encode(self, batch: ClipBatch) -> Sequence[Row | RowFailed]:
-        raise NotImplementedError
-
-    def measure(self, bucket: Bucket) -> dict[str, float]:
-        return {}
-
-    def launch(self, batch: ClipBatch) -> Callable[[], Sequence[Row | RowFailed]]:
         rows = self.encode(batch)
         return lambda: rows
 
+    def encode(self, batch: ClipBatch) -> Sequence[Row | RowFailed]:
+        """Return the rows at once, where `launch` is not another."""
+        raise NotImplementedError
+
     def take_busy_s(self) -> float | None:
+        """Return the GPU's seconds in what was encoded since the last call; None if not known."""
         return None
 
 
 @dataclass(frozen=True)
-class MotionColumn:
+class MotionColumn(ColumnEncoder):
     """`motion`: the posterior's moments, mean above log-variance, float16 (2D, t, h, w)."""
 
     autoencoder: Autoencoder
@@ -165,7 +154,7 @@ class MotionColumn:
 
 
 @dataclass(frozen=True)
-class ContentImageColumn(PlainColumn):
+class ContentImageColumn(ColumnEncoder):
     """`content_image`: the centre frame at the clip's size, as an image file."""
 
     codec: str
@@ -194,7 +183,7 @@ class ContentImageColumn(PlainColumn):
 
 
 @dataclass(frozen=True)
-class CaptionColumn(PlainColumn):
+class CaptionColumn(ColumnEncoder):
     """`caption`: UTF-8 text; several captions of a clip are separated by a NUL character."""
 
     name: str = "caption"
@@ -210,7 +199,7 @@ class CaptionColumn(PlainColumn):
 
 
 @dataclass(frozen=True)
-class FrameTimesColumn(PlainColumn):
+class FrameTimesColumn(ColumnEncoder):
     """`frame_times`: when each chosen frame appears, float64 (T,), seconds from the first shown."""
 
     backend: str

@@ -5,26 +5,21 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from reducio_latents.conditioning.clip import ImageCodes, ImageEncoder
-from reducio_latents.conditioning.content_latent import ImageAutoencoder
 from reducio_latents.conditioning.text import TextEncoder
 from reducio_latents.core.geometry import Bucket
-from reducio_latents.encode.columns import CAPTIONS, CONTENT, ClipBatch, PlainColumn, RowFailed
+from reducio_latents.encode.columns import CAPTIONS, CONTENT, ClipBatch, ColumnEncoder, RowFailed
 from reducio_latents.errors import ConfigError
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.limits import MAX_ROW_BYTES
 from reducio_latents.store.meta import ColumnMeta
-from reducio_latents.store.quantize import (
-    INT8_MEDIA_TYPE,
-    TAIL_BYTES,
-    quantize,
-)
+from reducio_latents.store.quantize import INT8_MEDIA_TYPE, TAIL_BYTES, quantize
 from reducio_latents.store.row_statistics import TOKENS, VECTOR
 from reducio_latents.store.text_rows import (
     POOLED_MEDIA_TYPE,
@@ -47,119 +42,103 @@ def measured(error: float | None) -> dict[str, float]:
     return {} if error is None else {"float32_error": float(f"{error:.3g}")}
 
 
+def float16_rows(codes: Tensor) -> Sequence[Row]:
+    return list(codes.to(torch.float16).cpu().contiguous().numpy())
+
+
 @dataclass(frozen=True)
-class ContentLatentColumn(PlainColumn):
+class PictureColumn(ColumnEncoder):
+    """What the columns of codes of the content image have in common."""
+
+    encoder: Any
+    """An ImageAutoencoder, or a SharedImageEncoder."""
+    resize: str
+    needs: frozenset[str] = frozenset({CONTENT})
+
+    def meta(self, content: str, rows: dict[str, tuple[int, ...]], **more: Any) -> ColumnMeta:
+        """Return the description of rows of these shapes, by bucket."""
+        return ColumnMeta(
+            kind="array",
+            content=content,
+            encoder=self.encoder.name,
+            config={**self.encoder.config, "resize": self.resize},
+            row_shapes=rows,
+            measured=measured(self.encoder.error),
+            **more,
+        )
+
+
+@dataclass(frozen=True)
+class ContentLatentColumn(PictureColumn):
     """`content_latent`: moments of the content image, mean above log-variance, (2D, h, w)."""
 
-    encoder: ImageAutoencoder
-    resize: str
     name: str = "content_latent"
-    needs: frozenset[str] = frozenset({CONTENT})
 
     def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
         shapes = {}
         for bucket in buckets:
             depth, _, *grid = self.encoder.geometry.latent_shape(1, bucket.height, bucket.width)
             shapes[bucket.name] = (2 * depth, *grid)
-        return ColumnMeta(
-            kind="array",
-            content="moments",
-            encoder=self.encoder.name,
-            config={**self.encoder.config, "resize": self.resize},
-            row_shapes=shapes,
-            final=dict(self.encoder.final_rule),
-            measured=measured(self.encoder.error),
-        )
+        return self.meta("moments", shapes, final=dict(self.encoder.final_rule))
 
     def encode(self, batch: ClipBatch) -> Sequence[Row]:
-        moments = self.encoder.encode(pixels_of(batch)).moments
-        return list(moments.to(torch.float16).cpu().contiguous().numpy())
+        return float16_rows(self.encoder.encode(pixels_of(batch)).moments)
 
 
-class _Codes(NamedTuple):
-    batch: ClipBatch
-    codes: ImageCodes
-
-
-@dataclass
-class SharedImageEncoder:
+class SharedImageEncoder(ImageEncoder):
     """One image encoder for two columns: the last batch is not encoded twice."""
 
-    encoder: ImageEncoder
-    _last: _Codes | None = field(default=None, repr=False)
+    _last: tuple[ClipBatch, ImageCodes] | None = None
 
-    def encode(self, batch: ClipBatch) -> ImageCodes:
-        if self._last is None or self._last.batch is not batch:
-            self._last = _Codes(batch, self.encoder.encode(pixels_of(batch)))
-        return self._last.codes
+    def codes(self, batch: ClipBatch) -> ImageCodes:
+        if self._last is None or self._last[0] is not batch:
+            self._last = batch, self.encode(pixels_of(batch))
+        return self._last[1]
 
 
 @dataclass(frozen=True)
-class ContentClipColumn(PlainColumn):
+class ContentClipColumn(PictureColumn):
     """`content_clip`: the content image's patch tokens, float16 (tokens, dim), or in 8 bits."""
 
-    shared: SharedImageEncoder
-    resize: str
     name: str = "content_clip"
-    needs: frozenset[str] = frozenset({CONTENT})
 
     @property
     def _is_int8(self) -> bool:
-        return self.shared.encoder.options.quantization == "int8"
+        return bool(self.encoder.options.quantization == "int8")
 
     def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
-        encoder = self.shared.encoder
-        tokens, dim = encoder.tokens_shape
+        tokens, dim = self.encoder.tokens_shape
         shape = (tokens, dim + TAIL_BYTES if self._is_int8 else dim)
-        return ColumnMeta(
-            kind="array",
-            content=INT8_MEDIA_TYPE if self._is_int8 else TOKENS,
-            encoder=encoder.name,
-            config={**encoder.config, "resize": self.resize},
+        return self.meta(
+            INT8_MEDIA_TYPE if self._is_int8 else TOKENS,
+            {bucket.name: shape for bucket in buckets},
             dtype="int8" if self._is_int8 else "float16",
-            row_shapes={bucket.name: shape for bucket in buckets},
-            measured=measured(encoder.error),
         )
 
     def encode(self, batch: ClipBatch) -> Sequence[Row]:
-        tokens = self.shared.encode(batch).tokens
-        if self._is_int8:
-            return list(quantize(tokens.cpu().numpy()))
-        return list(tokens.to(torch.float16).cpu().contiguous().numpy())
+        tokens = self.encoder.codes(batch).tokens
+        return list(quantize(tokens.cpu().numpy())) if self._is_int8 else float16_rows(tokens)
 
 
 @dataclass(frozen=True)
-class ContentClipPooledColumn(PlainColumn):
+class ContentClipPooledColumn(PictureColumn):
     """`content_clip_pooled`: the content image as one vector, float16 (dim,)."""
 
-    shared: SharedImageEncoder
-    resize: str
     name: str = "content_clip_pooled"
-    needs: frozenset[str] = frozenset({CONTENT})
 
     def describe(self, buckets: Sequence[Bucket]) -> ColumnMeta:
-        encoder = self.shared.encoder
-        if encoder.pooled_dim is None:
+        if (dim := self.encoder.pooled_dim) is None:
             raise ConfigError(
-                f"{encoder.options.model} has no pooled vector; leave {self.name} out."
+                f"{self.encoder.options.model} has no pooled vector; leave {self.name} out."
             )
-        return ColumnMeta(
-            kind="array",
-            content=VECTOR,
-            encoder=encoder.name,
-            config={**encoder.config, "resize": self.resize},
-            row_shapes={bucket.name: (encoder.pooled_dim,) for bucket in buckets},
-            measured=measured(encoder.error),
-        )
+        return self.meta(VECTOR, {bucket.name: (dim,) for bucket in buckets})
 
     def encode(self, batch: ClipBatch) -> Sequence[Row]:
-        pooled = self.shared.encode(batch).pooled
-        assert pooled is not None
-        return list(pooled.to(torch.float16).cpu().contiguous().numpy())
+        return float16_rows(self.encoder.codes(batch).pooled)
 
 
 @dataclass
-class TextColumn(PlainColumn):
+class TextColumn(ColumnEncoder):
     """`text`, `text:NAME`: token vectors of each caption of a clip, or one vector of each.
 
     `store.text_rows` says how a row lies. Within a shard equal captions are encoded once and give

@@ -25,6 +25,7 @@ from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource, public_url
 from reducio_latents.store import index
 from reducio_latents.store.commit import ShardKey
+from reducio_latents.store.container import array_rows
 from reducio_latents.store.index import same_clips
 from reducio_latents.store.meta import ColumnMeta, StoreMeta, require_same
 from reducio_latents.store.plan import Plan, read_plan
@@ -192,7 +193,7 @@ def plan_job(
     stop = stop or Stop()
     with stop.at_once():
         planned = make_plan(corpus, files, options, buckets, progress.probed)
-    writer = StoreWriter.open(files, meta, _rows(planned.plan, options.shard_rows))
+    writer = StoreWriter.open(files, meta, array_rows(planned.plan.shards(), options.shard_rows))
     writer.drop_other_clips()
     if options.update_captions and planned.captions:
         planned = take_captions(writer, planned, options.columns, run)
@@ -243,12 +244,3 @@ def forget_failures(
         writer.files.delete(index.PATH)
     for key, column in failed:
         writer.drop_commit(key, column)
-
-
-def _rows(plan: Plan, shard_rows: int) -> dict[str, int]:
-    """Return how long each bucket's arrays must be; shards before the last count as full."""
-    rows: dict[str, int] = {}
-    for shard in plan.shards():
-        end = shard.shard * shard_rows + shard.rows
-        rows[shard.bucket] = max(rows.get(shard.bucket, 0), end)
-    return rows

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
 
-
-class Progress(Protocol):
-    """Told from the calling thread, often; must return at once."""
+class Progress:
+    """Told from the calling thread, often; must return at once. This one says nothing."""
 
     def probed(self, done: int, total: int) -> None:
         """So many of the videos that are new have been probed."""
@@ -22,22 +20,3 @@ class Progress(Protocol):
 
     def checked(self, psnr: float) -> None:
         """The clips that were decoded on the spot so far have this mean PSNR, in dB."""
-
-
-class Silent:
-    """Says nothing."""
-
-    def probed(self, done: int, total: int) -> None:
-        pass
-
-    def planned(self, clips: int, done: int) -> None:
-        pass
-
-    def encoded(self, clips: int, failed: int) -> None:
-        pass
-
-    def spent(self, stage: str, seconds: float) -> None:
-        pass
-
-    def checked(self, psnr: float) -> None:
-        pass

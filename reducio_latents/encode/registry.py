@@ -44,11 +44,9 @@ class Build:
 
     @cached_property
     def image_encoder(self) -> SharedImageEncoder:
-        from reducio_latents.conditioning.clip import ImageEncoder
         from reducio_latents.encode.conditioning_columns import SharedImageEncoder
 
-        options = self.options
-        return SharedImageEncoder(ImageEncoder(options.content_clip, options.torch_device))
+        return SharedImageEncoder(self.options.content_clip, self.options.torch_device)
 
 
 def _motion(build: Build) -> ColumnEncoder:
@@ -110,10 +108,6 @@ def _motion(build: Build) -> ColumnEncoder:
     return column("float32")
 
 
-def _content_image(build: Build) -> ColumnEncoder:
-    return ContentImageColumn(build.options.image_codec, build.options.resize)
-
-
 def _content_latent(build: Build) -> ColumnEncoder:
     from reducio_latents.conditioning.content_latent import ImageAutoencoder
     from reducio_latents.encode.conditioning_columns import ContentLatentColumn
@@ -152,10 +146,6 @@ def _text(build: Build, name: str = "text") -> ColumnEncoder:
     return TextColumn(TextEncoder(options, build.options.torch_device, name), name)
 
 
-def _caption(build: Build) -> ColumnEncoder:
-    return CaptionColumn()
-
-
 def _scores(build: Build) -> ColumnEncoder:
     from reducio_latents.encode.scores import Scorer, ScoresColumn
 
@@ -163,19 +153,17 @@ def _scores(build: Build) -> ColumnEncoder:
     return ScoresColumn(build.options.resize, None if own is None else Scorer.load(own))
 
 
-def _frame_times(build: Build) -> ColumnEncoder:
-    return FrameTimesColumn(build.options.video_backend)
-
-
 COLUMN_BUILDERS: dict[str, Callable[[Build], ColumnEncoder]] = {
     "motion": _motion,
-    "content_image": _content_image,
+    "content_image": lambda build: ContentImageColumn(
+        build.options.image_codec, build.options.resize
+    ),
     "content_latent": _content_latent,
     "content_clip": _content_clip,
     "content_clip_pooled": _content_clip_pooled,
     "text": _text,
-    "caption": _caption,
-    "frame_times": _frame_times,
+    "caption": lambda _: CaptionColumn(),
+    "frame_times": lambda build: FrameTimesColumn(build.options.video_backend),
     "scores": _scores,
 }
 
@@ -208,11 +196,10 @@ def build_columns(
         check_column_name(name)
     _require_text_columns(options)
     build = Build(options, stored or {})
-    return [_builder(name)(build) for name in options.columns]
-
-
-def _builder(name: str) -> Callable[[Build], ColumnEncoder]:
-    return partial(_text, name=name) if is_text_column(name) else COLUMN_BUILDERS[name]
+    return [
+        _text(build, name) if is_text_column(name) else COLUMN_BUILDERS[name](build)
+        for name in options.columns
+    ]
 
 
 def _require_text_columns(options: EncodeOptions) -> None:

@@ -16,7 +16,7 @@ from reducio_latents.encode.estimate import bytes_per_clip
 from reducio_latents.encode.job import as_begun, prepare
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.encode.prepare import make_plan
-from reducio_latents.encode.progress import Progress, Silent
+from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.stop import Stop, StoppedError
 from reducio_latents.files import open_files
@@ -49,7 +49,7 @@ def encode_corpus(
     """
     asked = made_from(EncodeOptions, options, settings, "encode_corpus").for_model()
     chosen = as_begun(asked, store)
-    progress, stop = progress or Silent(), stop or Stop()
+    progress, stop = progress or Progress(), stop or Stop()
     engine = ray_engine() if chosen.engine == "ray" else local_engine(chosen)
     try:
         request = RunRequest(str(corpus), str(store), chosen, progress, stop)
@@ -87,7 +87,7 @@ def plan_corpus(
     options = made_from(EncodeOptions, options, settings, "plan_corpus")
     options, files = as_begun(options, store), open_files(store)
     buckets = options.bucket_list(BUCKET_MULTIPLE)
-    told = (progress or Silent()).probed
+    told = (progress or Progress()).probed
     with at_work(files, "planning") if write else nullcontext():
         planned = make_plan(corpus, files, options, buckets, told, write=write)
     found = summarise(planned.plan, {b.name: bytes_per_clip(b, options) for b in buckets})

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.core.geometry import Bucket
-from reducio_latents.encode.columns import FRAMES, ClipBatch, PlainColumn, RowFailed
+from reducio_latents.encode.columns import FRAMES, ClipBatch, ColumnEncoder, RowFailed
 from reducio_latents.encode.fast_path import made_up_clips
 from reducio_latents.errors import ConfigError
 from reducio_latents.store.meta import ColumnMeta
@@ -79,7 +79,7 @@ class Scorer:
 
 
 @dataclass(frozen=True)
-class ScoresColumn(PlainColumn):
+class ScoresColumn(ColumnEncoder):
     """`scores`: `video.scores.FRAME_SCORES` and those of an own scorer, float32 (K,).
 
     A thread makes them beside what the encoder's device computes.

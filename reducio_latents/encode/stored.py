@@ -25,8 +25,7 @@ from reducio_latents.encode.source import (
 from reducio_latents.errors import StoreError
 from reducio_latents.files import Files
 from reducio_latents.store import Store
-from reducio_latents.store.commit import Commit, ShardKey, list_commits
-from reducio_latents.store.writer import row_checksum
+from reducio_latents.store.commit import ShardKey, list_commits
 
 COLUMN = "content_image"
 DECODE_THREADS = 4
@@ -83,10 +82,11 @@ class _Shard:
     """The stored content images of one shard."""
 
     def __init__(self, store: Store, work: ShardWork) -> None:
-        self._store, self._work = store, work
-        self._commit: Commit = store.commit(work.key, COLUMN)
-        self._ranges = store.ranges(self._commit).tolist()
-        self._failed = {failure.row: failure for failure in self._commit.failed}
+        self._work, self._kind = work, store.kind(COLUMN)
+        commit = store.commit(work.key, COLUMN)
+        self._where = f"{store.files.url}/{commit.file}"
+        self._row = store.row_reader(work.key, COLUMN, commit)
+        self._failed = {failure.row: failure for failure in commit.failed}
         # Also where the image is still there, since the removal was killed.
         self._failed |= {failure.row: failure for failure in part_removed(work.clips)[1]}
 
@@ -101,16 +101,10 @@ class _Shard:
 
     def _pixels(self, row: int) -> NDArray[np.uint8]:
         """Return one image, uint8 (H, W, 3)."""
-        offset, length = self._ranges[row]
-        payload = self._store.files.read_range(self._commit.file, offset, length)
-        where = f"{self._store.files.url}/{self._commit.file}: row {row}"
-        if row_checksum(payload) != self._commit.row_crc32c[row]:
-            raise StoreError(
-                f"{where} does not match its checksum. Run `verify` to see the damage."
-            )
-        kind, bucket = self._store.kind(COLUMN), self._work.key.bucket
+        stored = self._row(row)
+        assert stored is not None
         try:
-            value = kind.value(kind.decode(payload, bucket), bucket)
+            value = self._kind.value(stored, self._work.key.bucket)
         except StoreError as err:
-            raise StoreError(f"{where}: {err}") from err
+            raise StoreError(f"{self._where}: row {row}: {err}") from err
         return np.ascontiguousarray(value.transpose(1, 2, 0), dtype=np.uint8)

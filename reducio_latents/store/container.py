@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice, repeat
+from itertools import count, groupby, islice, repeat
 from typing import Any, NamedTuple, Protocol
 
 from reducio_latents.core.parsing import parse_json
@@ -21,6 +20,11 @@ from reducio_latents.store.plan import Plan
 from reducio_latents.store.plan.plan import PlannedShard
 from reducio_latents.store.row_kinds import ArrayRows, row_kind
 
+Clips = Sequence[Mapping[str, Any]]
+"""What is known of each row's clip, its `clip_id` at least."""
+Payloads = Mapping[str, Sequence[Buffer | None]]
+"""Column -> each row as it is stored."""
+
 
 @dataclass(frozen=True)
 class RowsFile:
@@ -33,6 +37,15 @@ class RowsFile:
     """As in `Commit.ranges`."""
     must_be_new: bool = False
     """Whether a file that another run has put there meanwhile would have to be looked at first."""
+
+
+class HeldFile(NamedTuple):
+    """A file that holds columns of a shard."""
+
+    key: ShardKey
+    clips: Clips
+    data: bytes
+    columns: Collection[str]
 
 
 class Repacked(NamedTuple):
@@ -55,7 +68,7 @@ class Ranged(Protocol):
         """As in `Files`."""
 
 
-class Layout(Protocol):
+class Layout:
     """A container format: it decides names and bytes, and writes nothing itself."""
 
     files_tell_ranges: bool
@@ -65,53 +78,48 @@ class Layout(Protocol):
         self, meta: StoreMeta, rows: Mapping[str, int], columns: Iterable[str]
     ) -> Mapping[str, bytes]:
         """Return the small metadata files (path -> bytes) for `rows` rows in each bucket."""
+        return {}
 
     def pack(
-        self,
-        files: Files,
-        meta: StoreMeta,
-        key: ShardKey,
-        clips: Sequence[Mapping[str, Any]],
-        columns: Mapping[str, Sequence[Buffer | None]],
+        self, files: Files, meta: StoreMeta, key: ShardKey, clips: Clips, columns: Payloads
     ) -> Mapping[str, RowsFile]:
         """Return the file of each column; columns may share one.
 
-        `clips` holds what is known of each row's clip, its `clip_id` at least; `columns` each row
-        as it is stored. What the shard has already at `files` is looked at, and not changed.
+        What the shard has already at `files` is looked at, and not changed.
         """
+        raise NotImplementedError
 
     def repack(
-        self,
-        meta: StoreMeta,
-        key: ShardKey,
-        clips: Sequence[Mapping[str, Any]],
-        data: bytes,
-        without: Collection[int],
-        columns: Collection[str],
+        self, meta: StoreMeta, file: HeldFile, without: Collection[int]
     ) -> tuple[bytes, Mapping[str, Repacked]]:
-        """Return a file with some rows of `columns` left out, and what each holds then.
+        """Return a file with some rows of its columns left out, and what each holds then.
 
         Where rows are is told by the file alone, so that its commits may be of an earlier one.
         Raise StoreError if it does not tell.
         """
+        raise NotImplementedError
 
     def locate(self, files: Ranged, meta: StoreMeta, commit: Commit | IndexEntry) -> Ranges:
         """Return (offset, length) of each row's payload in `commit.file`; (-1, 0) if empty.
 
         All lie inside `commit.file_bytes`. Raise StoreError where that cannot be said.
         """
+        raise NotImplementedError
 
     def coordinates(self, meta: StoreMeta, plan: Plan) -> Iterator[tuple[str, bytes]]:
         """Yield files (path, bytes) that tell other readers which clip each row is of."""
+        yield from ()
 
     def paths(self, meta: StoreMeta, key: ShardKey, column: str) -> Collection[str]:
         """Return where the rows of a column of a shard may lie."""
+        raise NotImplementedError
 
     def lies_otherwise(self, files: Files, meta: StoreMeta, column: str, bucket: str) -> bool:
         """Whether another tool has written a column's rows anew, so that only it can read them."""
+        return False
 
 
-class ZarrLayout:
+class ZarrLayout(Layout):
     """One shard file per column; see `store.zarr`."""
 
     files_tell_ranges = True
@@ -142,7 +150,7 @@ class ZarrLayout:
             return
         for bucket, shards in groupby(plan.shards(), lambda shard: shard.bucket):
             clips = _by_row(plan, shards, meta.shard_rows)
-            for number in itertools.count():
+            for number in count():
                 part = list(islice(clips, zarr.COORDINATE_SHARDS * meta.shard_rows))
                 if not part:
                     break
@@ -151,12 +159,7 @@ class ZarrLayout:
                     yield path, zarr.coordinate_bytes(name, values, meta.shard_rows)
 
     def pack(
-        self,
-        files: Files,
-        meta: StoreMeta,
-        key: ShardKey,
-        clips: Sequence[Mapping[str, Any]],
-        columns: Mapping[str, Sequence[Buffer | None]],
+        self, files: Files, meta: StoreMeta, key: ShardKey, clips: Clips, columns: Payloads
     ) -> Mapping[str, RowsFile]:
         found = {}
         for name, rows in columns.items():
@@ -166,15 +169,9 @@ class ZarrLayout:
         return found
 
     def repack(
-        self,
-        meta: StoreMeta,
-        key: ShardKey,
-        clips: Sequence[Mapping[str, Any]],
-        data: bytes,
-        without: Collection[int],
-        columns: Collection[str],
+        self, meta: StoreMeta, file: HeldFile, without: Collection[int]
     ) -> tuple[bytes, Mapping[str, Repacked]]:
-        [name] = columns
+        (key, clips, data), [name] = file[:3], file.columns
         form = zarr.ShardForm.of(meta, name, key.bucket)
         start, length = form.places
         ranges = zarr.read_ranges(data[start:][:length], form, len(data), f"{key} {name}")
@@ -216,26 +213,13 @@ class ZarrLayout:
         return any(said.get(name) != ours[name] for name in zarr.DECISIVE)
 
 
-class TarLayout:
+class TarLayout(Layout):
     """One tar for the columns that are written together, one more for each that comes later."""
 
     files_tell_ranges = False
 
-    def describe(
-        self, meta: StoreMeta, rows: Mapping[str, int], columns: Iterable[str]
-    ) -> Mapping[str, bytes]:
-        return {}
-
-    def coordinates(self, meta: StoreMeta, plan: Plan) -> Iterator[tuple[str, bytes]]:
-        yield from ()
-
     def pack(
-        self,
-        files: Files,
-        meta: StoreMeta,
-        key: ShardKey,
-        clips: Sequence[Mapping[str, Any]],
-        columns: Mapping[str, Sequence[Buffer | None]],
+        self, files: Files, meta: StoreMeta, key: ShardKey, clips: Clips, columns: Payloads
     ) -> Mapping[str, RowsFile]:
         members = {
             name: tar.member_of(row_kind(meta.columns[name]), name, key.bucket, rows)
@@ -243,9 +227,12 @@ class TarLayout:
         }
         shared = tar.tar_path(key)
         others = [name for name in meta.columns if name not in columns]
-        held_by = _columns_at(files, shared)
+        try:  # columns that the tar says it holds, none if it does not say
+            held_by = tar.columns_of(files.read_range(shared, 0, tar.HEAD_BYTES)) or set[str]()
+        except FileNotFoundError:
+            held_by = None
         is_theirs = held_by is not None and not held_by <= columns.keys()
-        if not is_theirs and not any(_committed_file(files, key, n) == shared for n in others):
+        if not is_theirs and not any(_is_committed_in(shared, files, key, n) for n in others):
             data, ranges = tar.pack_tar(clips, key.bucket, members)
             new = held_by is None
             return {n: RowsFile(shared, [data], ranges[n], must_be_new=new) for n in columns}
@@ -263,14 +250,9 @@ class TarLayout:
         return found
 
     def repack(
-        self,
-        meta: StoreMeta,
-        key: ShardKey,
-        clips: Sequence[Mapping[str, Any]],
-        data: bytes,
-        without: Collection[int],
-        columns: Collection[str],
+        self, meta: StoreMeta, file: HeldFile, without: Collection[int]
     ) -> tuple[bytes, Mapping[str, Repacked]]:
+        key, clips, data, columns = file
         places = tar.member_places(data)
         if places is None:
             raise StoreError(f"{tar.tar_path(key)} is no whole tar.")
@@ -294,9 +276,6 @@ class TarLayout:
     def paths(self, meta: StoreMeta, key: ShardKey, column: str) -> Collection[str]:
         return [tar.tar_path(key), tar.tar_path(key, column)]
 
-    def lies_otherwise(self, files: Files, meta: StoreMeta, column: str, bucket: str) -> bool:
-        return False
-
 
 def _left_of(
     data: bytes, ranges: Sequence[Sequence[int]], without: Collection[int]
@@ -308,25 +287,16 @@ def _left_of(
     ]
 
 
-def _committed_file(files: Files, key: ShardKey, column: str) -> str | None:
-    if files.size(commit_path(key, column)) is None:
-        return None
-    return Commit.read(files, key, column).file
-
-
-def _columns_at(files: Files, path: str) -> set[str] | None:
-    """Return the columns that a tar says it holds, none if it does not say; None: no such file."""
-    try:
-        return tar.columns_of(files.read_range(path, 0, tar.HEAD_BYTES)) or set()
-    except FileNotFoundError:
-        return None
+def _is_committed_in(path: str, files: Files, key: ShardKey, column: str) -> bool:
+    there = files.size(commit_path(key, column)) is not None
+    return there and Commit.read(files, key, column).file == path
 
 
 def _held_rows(
     files: Files,
     path: str,
     named: set[str] | None,
-    clips: Sequence[Mapping[str, Any]],
+    clips: Clips,
     members: Mapping[str, tar.Member],
 ) -> dict[str, RowsFile]:
     """Return those columns whose rows the tar at `path`, which names `named`, holds already."""
@@ -367,8 +337,8 @@ def array_rows(shards: Iterable[tuple[str, int, int]], shard_rows: int) -> dict[
     Shards before the last count as full.
     """
     rows: dict[str, int] = {}
-    for bucket, shard, count in shards:
-        rows[bucket] = max(rows.get(bucket, 0), shard * shard_rows + count)
+    for bucket, shard, length in shards:
+        rows[bucket] = max(rows.get(bucket, 0), shard * shard_rows + length)
     return rows
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from reducio_latents.core.config import convert
@@ -45,17 +45,8 @@ class IndexEntry:
 
     @classmethod
     def of(cls, commit: Commit) -> Self:
-        return cls(
-            column=commit.column,
-            bucket=commit.bucket,
-            shard=commit.shard,
-            rows=commit.rows,
-            failed=tuple(f.row for f in commit.failed),
-            file=commit.file,
-            file_bytes=commit.file_bytes,
-            file_sha256=commit.file_sha256,
-            fingerprint=commit.fingerprint,
-        )
+        same = {f.name: getattr(commit, f.name) for f in fields(cls) if f.name != "failed"}
+        return cls(**same, failed=tuple(f.row for f in commit.failed))
 
     @property
     def key(self) -> ShardKey:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,6 +61,12 @@ class BytesRows:
     extension: ClassVar[str] = "bin"
     """Of a row as a file of its own."""
     zarr_fill: ClassVar[Any] = ""
+    zarr_type: ClassVar[str] = "variable_length_bytes"
+    zarr_codec: ClassVar[Mapping[str, Any]] = {"name": "vlen-bytes", "configuration": {}}
+    has_header: ClassVar[bool] = True
+    """Whether to Zarr's codec a row has a `VLEN_HEADER` before it."""
+    shares_equal_rows: ClassVar[bool] = True
+    """Whether rows that are equal are stored once."""
 
     @property
     def alike(self) -> tuple[Any, ...]:
@@ -71,29 +77,10 @@ class BytesRows:
     def is_compressed(self) -> bool:
         return self.column.compression != "none"
 
-    @property
-    def has_header(self) -> bool:
-        """Whether a Zarr shard has a `VLEN_HEADER` before each row."""
-        return not self.is_compressed
-
-    @property
-    def shares_equal_rows(self) -> bool:
-        """Whether rows that are equal are stored once."""
-        return True
-
-    @property
-    def zarr_type(self) -> str:
-        return "variable_length_bytes"
-
-    def zarr_codecs(self) -> list[dict[str, Any]]:
-        codecs = [self._zarr_codec()]
-        if self.is_compressed:
-            settings = {"level": ZSTD_LEVEL, "checksum": False}
-            codecs.append({"name": "zstd", "configuration": settings})
-        return codecs
-
-    def _zarr_codec(self) -> dict[str, Any]:
-        return {"name": "vlen-bytes", "configuration": {}}
+    def zarr_codecs(self) -> list[Mapping[str, Any]]:
+        settings = {"level": ZSTD_LEVEL, "checksum": False}
+        zstd_codec = [{"name": "zstd", "configuration": settings}]
+        return [self.zarr_codec, *(zstd_codec if self.is_compressed else [])]
 
     def has_bucket(self, bucket: str) -> bool:
         """Whether the column can have rows in a bucket."""
@@ -131,18 +118,13 @@ class BytesRows:
     def store(self, row: Buffer | Array) -> Buffer:
         """Return a row as it is stored."""
         data = self._to_bytes(row)
-        return bytes(zstd.compress(self._framed(data), ZSTD_LEVEL)) if self.is_compressed else data
+        if not self.is_compressed:
+            return data
+        head = VLEN_HEADER.pack(1, memoryview(data).nbytes) if self.has_header else b""
+        return bytes(zstd.compress(head + bytes(data), ZSTD_LEVEL))
 
     def _to_bytes(self, row: Buffer | Array) -> Buffer:
         return row if isinstance(row, Buffer) else row.tobytes()
-
-    def _framed(self, data: Buffer) -> bytes:
-        return VLEN_HEADER.pack(1, memoryview(data).nbytes) + bytes(data)
-
-    def _unframed(self, data: bytes) -> bytes:
-        if len(data) < VLEN_HEADER.size or VLEN_HEADER.unpack_from(data) != (1, len(data) - 8):
-            raise StoreError("a row has another length than it says. Run `verify`.")
-        return data[VLEN_HEADER.size :]
 
     def unpack(self, stored: Buffer, bucket: str) -> bytes:
         """Return the bytes of a stored row; raise StoreError if they cannot be had of it."""
@@ -159,7 +141,11 @@ class BytesRows:
             data = bytes(zstd.decompress(stored, bytearray(size)))
         except (RuntimeError, ValueError) as err:
             raise StoreError(f"a row cannot be decompressed ({err}). Run `verify`.") from err
-        return self._unframed(data)
+        if not self.has_header:
+            return data
+        if len(data) < VLEN_HEADER.size or VLEN_HEADER.unpack_from(data) != (1, len(data) - 8):
+            raise StoreError("a row has another length than it says. Run `verify`.")
+        return data[VLEN_HEADER.size :]
 
     def _unpacked_bytes(self, bucket: str) -> int | None:
         return None
@@ -240,30 +226,24 @@ class ArrayRows(BytesRows):
     """Arrays: of a bucket, all rows have one shape."""
 
     extension = "npy"
+    zarr_codec: ClassVar[Mapping[str, Any]] = {
+        "name": "bytes",
+        "configuration": {"endian": "little"},
+    }
+    has_header = shares_equal_rows = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(self.column.dtype)
 
     @property
-    def zarr_fill(self) -> Any:
+    def zarr_fill(self) -> Any:  # type: ignore[override]
         # NaN: an empty row that is read by mistake shows at once.
         return "NaN" if self.dtype.kind == "f" else 0
 
     @property
-    def has_header(self) -> bool:
-        return False
-
-    @property
-    def shares_equal_rows(self) -> bool:
-        return False
-
-    @property
-    def zarr_type(self) -> str:
+    def zarr_type(self) -> str:  # type: ignore[override]
         return self.column.dtype
-
-    def _zarr_codec(self) -> dict[str, Any]:
-        return {"name": "bytes", "configuration": {"endian": "little"}}
 
     def has_bucket(self, bucket: str) -> bool:
         return bucket in self.column.row_shapes
@@ -300,12 +280,6 @@ class ArrayRows(BytesRows):
         if isinstance(row, Buffer):
             return row
         return np.ascontiguousarray(row, dtype=row.dtype.newbyteorder("<")).tobytes()
-
-    def _framed(self, data: Buffer) -> bytes:
-        return bytes(data)
-
-    def _unframed(self, data: bytes) -> bytes:
-        return data
 
     def decode(self, stored: Buffer, bucket: str) -> Array:
         data = self.unpack(stored, bucket)

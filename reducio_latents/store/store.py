@@ -106,9 +106,11 @@ class Store:
         """
         return self.row_reader(key, column)(row)
 
-    def row_reader(self, key: ShardKey, column: str) -> Callable[[int], Array | bytes | None]:
+    def row_reader(
+        self, key: ShardKey, column: str, commit: Commit | None = None
+    ) -> Callable[[int], Array | bytes | None]:
         """Return what does that for the rows of a shard, whose places are looked up once."""
-        commit = self.commit(key, column)
+        commit = commit or self.commit(key, column)
         ranges = self.ranges(commit)
 
         def read(row: int) -> Array | bytes | None:

@@ -76,7 +76,7 @@ class ShardForm(NamedTuple):
 
     @property
     def has_headers(self) -> bool:
-        return self.kind.has_header and not self.piece
+        return self.kind.has_header and not self.kind.is_compressed and not self.piece
 
     @property
     def places(self) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from reducio_latents.store.commit import (
     commit_path,
     list_commits,
 )
-from reducio_latents.store.container import Repacked
+from reducio_latents.store.container import HeldFile, Repacked
 from reducio_latents.store.plan import (
     CLIP_SCHEMA,
     REMOVED,
@@ -298,7 +298,8 @@ def _clean(
             continue
         data = _read(files, path, key)
         try:
-            packed, held = store.layout.repack(store.meta, key, clips, data, gone, [*commits])
+            file = HeldFile(key, clips, data, [*commits])
+            packed, held = store.layout.repack(store.meta, file, gone)
         except StoreError as err:
             raise StoreError(f"{files.url}/{path} is damaged ({err}). {MEND.format(key)}") from err
         if packed != data:

@@ -27,7 +27,7 @@ from reducio_latents.encode.finish import Ledger, Todo, announce, conclude, shar
 from reducio_latents.encode.job import Job, join, prepare
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.prepare import list_by
-from reducio_latents.encode.progress import Progress, Silent
+from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.stop import Stop, stop_on_signals
 from reducio_latents.errors import ConfigError
@@ -48,7 +48,7 @@ class RunRequest:
     corpus: str
     store: str
     options: EncodeOptions
-    progress: Progress = field(default_factory=Silent)
+    progress: Progress = field(default_factory=Progress)
     stop: Stop = field(default_factory=Stop)
     run: str = ""
     """The name under which it is at work, if it is already."""

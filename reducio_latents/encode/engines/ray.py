@@ -25,7 +25,7 @@ from reducio_latents.encode.engines.local import RunRequest, moved_sources
 from reducio_latents.encode.finish import Ledger, Todo, announce, conclude, share_report
 from reducio_latents.encode.job import Job, Moved, describe_store, join, plan_job
 from reducio_latents.encode.options import EncodeOptions
-from reducio_latents.encode.progress import Silent
+from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.registry import build_columns
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.shards import ShardDone, encode_shards
@@ -64,7 +64,7 @@ class ShardActor:
         if self._job.journal.suspects([shard]):
             with self._lock:  # alone: whatever else it did would be blamed too
                 self._end_streams()
-                (done,) = encode_shards(self._job, names, [shard], Silent(), careful=True)
+                (done,) = encode_shards(self._job, names, [shard], Progress(), careful=True)
                 return done
         with self._lock:
             stream = self._streams.get(names)
@@ -113,10 +113,10 @@ class _Stream:
 
     def _encoded(self) -> Iterator[ShardDone]:
         if not self._singly:
-            yield from encode_shards(self._job, self._names, self._feed(), Silent())
+            yield from encode_shards(self._job, self._names, self._feed(), Progress())
             return
         while (key := self._given.get()) is not None:
-            yield from encode_shards(self._job, self._names, [key], Silent())
+            yield from encode_shards(self._job, self._names, [key], Progress())
 
     def _feed(self) -> Iterator[ShardKey | None]:
         """Yield shards as they are put in; None, which is asked again, while there is none."""
