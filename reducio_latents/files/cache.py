@@ -83,7 +83,9 @@ class CachedFiles:
         sha256: Mapping[str, str] | None = None,
     ) -> None:
         """`sha256` holds the checksums of files, as far as they are known; `expect` adds some."""
-        self.origin = origin
+        self.origin, self.url = origin, origin.url
+        self.read, self.read_range = origin.read, origin.read_range
+        self.size, self.list = origin.size, origin.list
         self.folder = folder if folder is not None else cache_folder()
         self.max_bytes = max_bytes if max_bytes is not None else cache_bytes()
         self._sha256 = dict(sha256 or {})
@@ -98,10 +100,6 @@ class CachedFiles:
 
     def __reduce__(self) -> tuple[type[CachedFiles], tuple[Any, ...]]:
         return type(self), (self.origin, self.folder, self.max_bytes, self._sha256)
-
-    @property
-    def url(self) -> str:
-        return self.origin.url
 
     def expect(self, sha256: Mapping[str, str]) -> None:
         """Prove these files against these checksums when they arrive."""
@@ -181,12 +179,6 @@ class CachedFiles:
         if pool is not None and self._pool_pid == os.getpid():
             pool.shutdown()
 
-    def read(self, path: str) -> bytes:
-        return self.origin.read(path)
-
-    def read_range(self, path: str, start: int, length: int) -> bytes:
-        return self.origin.read_range(path, start, length)
-
     def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
         self._keys.pop(path, None)
         self.origin.write(path, data)
@@ -198,12 +190,6 @@ class CachedFiles:
     def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
         self._keys.pop(path, None)
         return self.origin.swap(path, old, new)
-
-    def size(self, path: str) -> int | None:
-        return self.origin.size(path)
-
-    def list(self, prefix: str) -> Iterator[str]:
-        return self.origin.list(prefix)
 
     def delete(self, path: str) -> None:
         self._keys.pop(path, None)

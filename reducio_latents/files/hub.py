@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from reducio_latents.errors import ConfigError, StoreError
+from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.files.inside import require_inside
 from reducio_latents.files.protocol import Buffer
 
@@ -56,13 +57,8 @@ class HubFiles:
 
     def probe(self) -> None:
         """Raise StoreError unless the folder can be listed."""
-        try:
+        with self._told("open"):
             self._system.ls(self._root, detail=False)
-        except ConfigError:
-            raise
-        # What fsspec's systems raise has no common base: HTTP errors, ValueError, OSError.
-        except Exception as err:
-            raise self._error("open", "", err) from err
 
     def read(self, path: str) -> bytes:
         return b"".join(self.stream(path))
@@ -73,24 +69,18 @@ class HubFiles:
             if size is None:
                 raise FileNotFoundError(f"{self._url}/{path} does not exist")
             start = max(0, size + start)
-        try:
+        with self._told("read", path):
             data: bytes = self._system.cat_file(self._at(path), start, start + length)
-        except FileNotFoundError:
-            raise
-        except Exception as err:
-            raise self._error("read", path, err) from err
         return data
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield a whole file in pieces of some MiB."""
-        try:
-            with self._system.open(self._at(path), "rb", block_size=READ_BYTES) as file:
-                while piece := file.read(READ_BYTES):
-                    yield piece
-        except FileNotFoundError:
-            raise
-        except Exception as err:
-            raise self._error("read", path, err) from err
+        with (
+            self._told("read", path),
+            self._system.open(self._at(path), "rb", block_size=READ_BYTES) as file,
+        ):
+            while piece := file.read(READ_BYTES):
+                yield piece
 
     def size(self, path: str) -> int | None:
         info = self._info(path)
@@ -104,12 +94,9 @@ class HubFiles:
         return f"{info.get('blob_id') or info.get('created') or ''}-{info['size']}"
 
     def list(self, prefix: str) -> Iterator[str]:
-        try:
+        found = []
+        with suppress(FileNotFoundError), self._told("list", prefix):
             found = self._system.find(self._at(prefix) if prefix else self._root)
-        except FileNotFoundError:
-            return
-        except Exception as err:
-            raise self._error("list", prefix, err) from err
         root = self._system._strip_protocol(self._root).strip("/")
         yield from sorted(name.strip("/").removeprefix(f"{root}/") for name in found)
 
@@ -129,13 +116,10 @@ class HubFiles:
         return None
 
     def _info(self, path: str) -> dict[str, Any] | None:
-        try:
-            info: dict[str, Any] = self._system.info(self._at(path))
-        except FileNotFoundError:
-            return None
-        except Exception as err:
-            raise self._error("look up", path, err) from err
-        return info if info["type"] == "file" else None
+        info: dict[str, Any] = {}
+        with suppress(FileNotFoundError), self._told("look up", path):
+            info = self._system.info(self._at(path))
+        return info if info.get("type") == "file" else None
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{require_inside(path, self._url)}"
@@ -146,9 +130,19 @@ class HubFiles:
             "upload it: reducio-latents publish FOLDER hf://datasets/USER/NAME."
         )
 
-    def _error(self, verb: str, path: str, err: Exception) -> StoreError:
-        text = " ".join(str(err).split())[:300]
-        return StoreError(
-            f"cannot {verb} {self._url}/{path}: {type(err).__name__}: {text}. Check the name, the "
-            "network and the token (HF_TOKEN)."
-        )
+    @contextmanager
+    def _told(self, verb: str, path: str = "") -> Iterator[None]:
+        """Turn what fsspec raises into a StoreError; a missing file stays a FileNotFoundError."""
+        try:
+            yield
+        except LatentsError:
+            raise
+        # What fsspec's systems raise has no common base: HTTP errors, ValueError, OSError.
+        except Exception as err:
+            if isinstance(err, FileNotFoundError) and verb != "open":
+                raise
+            text = " ".join(str(err).split())[:300]
+            raise StoreError(
+                f"cannot {verb} {self._url}/{path}: {type(err).__name__}: {text}. Check the name, "
+                "the network and the token (HF_TOKEN)."
+            ) from err

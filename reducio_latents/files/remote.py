@@ -164,20 +164,11 @@ class ObjectFiles:
 
     def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
         self._require_writable(path)
-        parts = [data] if isinstance(data, Buffer) else data
+        parts: Any = [data] if isinstance(data, Buffer) else data
+        how: dict[str, Any] = {"chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
         if sum(memoryview(part).nbytes for part in parts) <= PART_BYTES:
-            whole = b"".join(parts)
-            self._call(
-                "write", path, lambda o, store: o.put(store, path, whole, use_multipart=False)
-            )
-            return
-        self._call(
-            "write",
-            path,
-            lambda o, store: o.put(
-                store, path, parts, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_ONCE
-            ),
-        )
+            parts, how = b"".join(parts), {"use_multipart": False}
+        self._call("write", path, lambda o, store: o.put(store, path, parts, **how))
 
     def create(self, path: str, data: Buffer | Sequence[Buffer]) -> bool:
         return self._put_if(path, joined(data), "create")
@@ -235,13 +226,6 @@ class ObjectFiles:
         head = self._head(path)
         return None if head is None else f"{head['e_tag'] or head['last_modified']}-{head['size']}"
 
-    def _pages(self, prefix: str) -> list[str]:
-        def collect(obstore: Any, store: Any) -> list[str]:
-            pages = obstore.list(store, prefix or None, chunk_size=LIST_PAGE)
-            return sorted(entry["path"] for entry in chain.from_iterable(pages))
-
-        return self._call("list", prefix, collect)
-
     def _listing(self, prefix: str) -> list[str]:
         try:
             names = self.read(LISTING).decode().splitlines()
@@ -256,10 +240,8 @@ class ObjectFiles:
 
     def delete(self, path: str) -> None:
         self._require_writable(path)
-        try:
+        with suppress(FileNotFoundError):
             self._call("delete", path, lambda o, store: o.delete(store, path))
-        except FileNotFoundError:
-            return
 
     def local_path(self, path: str) -> Path | None:
         return None
@@ -293,7 +275,11 @@ class ObjectFiles:
         return obstore, self._store
 
     def list(self, prefix: str) -> Iterator[str]:
-        yield from self._listing(prefix) if self.read_only else self._pages(prefix)
+        def collect(obstore: Any, store: Any) -> Sequence[str]:
+            pages = obstore.list(store, prefix or None, chunk_size=LIST_PAGE)
+            return sorted(entry["path"] for entry in chain.from_iterable(pages))
+
+        yield from self._listing(prefix) if self.read_only else self._call("list", prefix, collect)
 
 
 def _persist(obstore: Any, request: Callable[[], AnswerT], retries: int) -> AnswerT:

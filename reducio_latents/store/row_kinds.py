@@ -237,7 +237,7 @@ class ArrayRows(BytesRows):
         return np.dtype(self.column.dtype)
 
     @property
-    def zarr_fill(self) -> Any:  # type: ignore[override]
+    def zarr_fill(self) -> Any:
         # NaN: an empty row that is read by mistake shows at once.
         return "NaN" if self.dtype.kind == "f" else 0
 

@@ -3,9 +3,9 @@ is not done again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from reducio_latents.core.choices import Container
 from reducio_latents.errors import StoreError
@@ -49,6 +49,23 @@ class ConvertReport:
     skipped: int
     """Commits that were there before."""
 
+    @classmethod
+    def of(
+        cls,
+        shards: int,
+        commits: Sequence[Commit],
+        there: Collection[tuple[str, ShardKey]],
+        written: Iterable[Commit],
+    ) -> Self:
+        return cls(
+            shards=shards,
+            commits=len(commits),
+            rows=sum(commit.done for commit in commits),
+            failed=sum(len(commit.failed) for commit in commits),
+            bytes=sum({commit.file: commit.file_bytes for commit in written}.values()),
+            skipped=sum((commit.column, commit.key) in there for commit in commits),
+        )
+
 
 def convert_store(
     source: Store,
@@ -83,25 +100,17 @@ def _convert(
     writer = StoreWriter.open(target, meta, rows)
     commits = _commits_by_shard(source)
     there = set(list_commits(target))
-    written: dict[str, int] = {}
+    written: list[Commit] = []
     for number, (key, shard) in enumerate(commits.items()):
         missing = {name: commit for name, commit in shard.items() if (name, key) not in there}
         if missing:
-            for commit in _convert_shard(source, writer, key, missing):
-                written[commit.file] = commit.file_bytes
+            written += _convert_shard(source, writer, key, missing)
         _prove_shard(target, writer.meta, shard)
         progress(number + 1, len(commits))
     _copy_plan(source.files, target)  # again: clips may have been removed meanwhile
     _finish(source, writer)
     every = [commit for shard in commits.values() for commit in shard.values()]
-    return ConvertReport(
-        shards=len(commits),
-        commits=len(every),
-        rows=sum(commit.done for commit in every),
-        failed=sum(len(commit.failed) for commit in every),
-        bytes=sum(written.values()),
-        skipped=sum((commit.column, commit.key) in there for commit in every),
-    )
+    return ConvertReport.of(len(commits), every, there, written)
 
 
 def _prove_shard(files: Files, meta: StoreMeta, originals: Mapping[str, Commit]) -> None:

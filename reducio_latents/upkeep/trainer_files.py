@@ -134,8 +134,8 @@ class TrainerFiles:
     trainer: str
     recipes: Mapping[str, Recipe]
     """By name of the family."""
-    names: Callable[[ClipFacts, str], Sequence[str]]
-    """Return the files of a clip of a family; those of its text are last."""
+    files: tuple[str, ...] = ()
+    """Of a clip, as `str.format` fills them in; the last one is that of its text."""
     pack: Callable[[ClipFacts, ClipTensors, str, Recipe], Sequence[Any]]
     """Return what is in each of them; of a format with `join`, what `join` takes."""
     join: Callable[[Sequence[Any]], bytes] | None = None
@@ -148,6 +148,11 @@ class TrainerFiles:
     """What has no place in it, beyond `ALWAYS_LOST`."""
     without_text: str = ""
     """What to do where the store has no text that fits."""
+
+    def names(self, clip: ClipFacts, family: str) -> list[str]:
+        """Return the files of a clip of a family."""
+        short, _ = _MUSUBI.get(family, ("", ""))
+        return [name.format(c=clip, short=short) for name in self.files[: 1 + clip.has_text]]
 
 
 ALWAYS_LOST = (
@@ -252,12 +257,6 @@ _MUSUBI = {"Wan": ("wan", "wan"), "HunyuanVideo": ("hv", "hunyuan_video")}
 """Its short and its long name of a family."""
 
 
-def _musubi_names(clip: ClipFacts, family: str) -> list[str]:
-    short, size = _MUSUBI[family][0], f"{clip.bucket.width:04d}x{clip.bucket.height:04d}"
-    names = [f"{clip.clip_id}_00000-{clip.frames:03d}_{size}_{short}.safetensors"]
-    return names + [f"{clip.clip_id}_{short}_te.safetensors"] * clip.has_text
-
-
 def _musubi(clip: ClipFacts, rows: ClipTensors, family: str, recipe: Recipe) -> list[bytes]:
     latents = rows.latents(recipe.latents)
     steps = "x".join(map(str, latents.shape[1:]))
@@ -287,13 +286,6 @@ def _musubi_lists(clips: Listed) -> Named:
 
 
 # finetrainers: what its processors return, each with a batch axis of 1.
-
-_FINETRAINERS_FOLDER = "finetrainers-precomputed-data"
-
-
-def _finetrainers_names(clip: ClipFacts, family: str) -> list[str]:
-    kinds = ("latent", "condition") if clip.has_text else ("latent",)
-    return [f"{_FINETRAINERS_FOLDER}/{kind}-{clip.number}.pt" for kind in kinds]
 
 
 def _finetrainers(clip: ClipFacts, rows: ClipTensors, family: str, recipe: Recipe) -> list[bytes]:
@@ -326,11 +318,6 @@ def _finetrainers(clip: ClipFacts, rows: ClipTensors, family: str, recipe: Recip
 # LTX-Video-Trainer and LTX-2's: a file a clip in a folder a modality.
 
 
-def _ltx_names(clip: ClipFacts, family: str) -> list[str]:
-    folders = ("latents", "conditions") if clip.has_text else ("latents",)
-    return [f"{folder}/{clip.clip_id}.pt" for folder in folders]
-
-
 def _ltx(clip: ClipFacts, rows: ClipTensors, family: str, recipe: Recipe) -> list[bytes]:
     latents = rows.latents(recipe.latents)
     channels, steps, height, width = latents.shape
@@ -350,11 +337,6 @@ def _ltx_lists(clips: Listed) -> Named:
 
 
 # diffusers: plain tensors.
-
-
-def _diffusers_names(clip: ClipFacts, family: str) -> list[str]:
-    folders = ("video_latents", "prompt_embeds") if clip.has_text else ("video_latents",)
-    return [f"{folder}/{clip.clip_id}.pt" for folder in folders]
 
 
 def _diffusers(clip: ClipFacts, rows: ClipTensors, family: str, recipe: Recipe) -> list[bytes]:
@@ -379,7 +361,6 @@ TRAINER_FILES: dict[TrainerFormat, TrainerFiles] = {
             "Wan": Recipe("mean"),
             "HunyuanVideo": Recipe("mean", needs_pooled=False),
         },
-        names=lambda clip, family: [],
         pack=_fastvideo,
         join=_fastvideo_file,
         lost="log-variance",
@@ -391,7 +372,11 @@ TRAINER_FILES: dict[TrainerFormat, TrainerFiles] = {
             "Wan": Recipe("final"),
             "HunyuanVideo": Recipe("mean", tokens=256),
         },
-        names=_musubi_names,
+        files=(
+            "{c.clip_id}_00000-{c.frames:03d}_{c.bucket.width:04d}x{c.bucket.height:04d}_{short}"
+            ".safetensors",
+            "{c.clip_id}_{short}_te.safetensors",
+        ),
         pack=_musubi,
         lists=_musubi_lists,
         lost="log-variance",
@@ -405,7 +390,10 @@ TRAINER_FILES: dict[TrainerFormat, TrainerFiles] = {
             "HunyuanVideo": Recipe("moments", tokens=256),
             "CogVideoX": Recipe("moments", tokens=226),
         },
-        names=_finetrainers_names,
+        files=tuple(
+            f"finetrainers-precomputed-data/{kind}-{{c.number}}.pt"
+            for kind in ("latent", "condition")
+        ),
         pack=_finetrainers,
         numbered=True,
         lost="captions as text; names of clips",
@@ -417,7 +405,7 @@ TRAINER_FILES: dict[TrainerFormat, TrainerFiles] = {
             "LTX-Video": Recipe("final", tokens=256),
             "LTX-2": Recipe("final", without_text=True),
         },
-        names=_ltx_names,
+        files=("latents/{c.clip_id}.pt", "conditions/{c.clip_id}.pt"),
         pack=_ltx,
         lists=_ltx_lists,
         lost="log-variance; sound",
@@ -432,7 +420,7 @@ TRAINER_FILES: dict[TrainerFormat, TrainerFiles] = {
             "HunyuanVideo": Recipe("moments", tokens=256, needs_pooled=False),
             "CogVideoX": Recipe("moments", tokens=226),
         },
-        names=_diffusers_names,
+        files=("video_latents/{c.clip_id}.pt", "prompt_embeds/{c.clip_id}.pt"),
         pack=_diffusers,
         lists=_diffusers_lists,
         lost="masks of padding",

@@ -224,7 +224,7 @@ class _Import:
         there = set(list_commits(self.writer.files))
         planned = self.plan.shards()
         commits: list[Commit] = []
-        written: dict[str, int] = {}
+        written: list[Commit] = []
         for number, (bucket, shard, _) in enumerate(planned):
             key = ShardKey(bucket, shard)
             clips = self.plan.shard_clips(*key).select(["clip_id", "video", "start_s"]).to_pylist()
@@ -234,18 +234,10 @@ class _Import:
             missing = {n: rows for n, rows in columns.items() if (n, key) not in there}
             ids = [clip.pop("clip_id") for clip in clips]
             if missing:
-                for commit in self.writer.write_shard(key, ids, missing, details=clips):
-                    written[commit.file] = commit.file_bytes
+                written += self.writer.write_shard(key, ids, missing, details=clips)
             commits += self._prove(key, columns)
             progress(number + 1, len(planned))
-        return ConvertReport(
-            shards=len(planned),
-            commits=len(commits),
-            rows=sum(commit.done for commit in commits),
-            failed=sum(len(commit.failed) for commit in commits),
-            bytes=sum(written.values()),
-            skipped=sum((commit.column, commit.key) in there for commit in commits),
-        )
+        return ConvertReport.of(len(planned), commits, there, written)
 
     def _fits(self, name: str, key: ShardKey) -> bool:
         """Whether any file of the bucket has the column."""
