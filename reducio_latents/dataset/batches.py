@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -196,7 +195,7 @@ class BatchReader:
         for name in self._columns:
             if name == "bucket":  # it is there, one for all
                 continue
-            if name in self._facts and self._home_of(name) == SCORES_COLUMN:
+            if name in self._facts and self._sources[0].facts[name].home == SCORES_COLUMN:
                 batch[name] = self._score(name, rows)
             elif name in self._facts:
                 batch[name] = fields.fact_field(rows.facts_of(name), self._facts[name])
@@ -217,9 +216,6 @@ class BatchReader:
         if isinstance(value, list):
             return [value[i : i + self._clips] for i in range(0, len(value), self._clips)]
         return value
-
-    def _home_of(self, name: str) -> str:
-        return self._sources[0].facts[name].home
 
     def _score(self, name: str, rows: BatchRows) -> Tensor:
         values = rows.arrays(lambda i: self._reader(i, SCORES_COLUMN, rows.bucket), pin=False)
@@ -268,7 +264,8 @@ class BatchReader:
         words = partial(rows.words, derive(self._seed, CAPTION, epoch))
         share, dropped = self.options.text_dropout, None
         if share:
-            dropped = partial(_drawn_below, rows, derive(self._seed, DROPOUT, epoch), share)
+            key = derive(self._seed, DROPOUT, epoch)
+            dropped = lambda: rows.words(key) < share * 2.0**64  # noqa: E731
         wanted = fields.Wanted(words, dropped, self.options.images, self.options.text_tokens)
         found = fields.payload_fields(name, self._kinds[name], payloads, rows.bucket, wanted)
         for field, value in found.items():
@@ -287,10 +284,6 @@ class BatchReader:
             window_shards=self._window_shards,
             check_rows=self.options.checksums == "full",
         )
-
-
-def _drawn_below(rows: BatchRows, key: int, share: float) -> NDArray[np.bool_]:
-    return rows.words(key) < share * 2.0**64
 
 
 def _expand(samples: Samples, clips: int) -> Samples:

@@ -36,11 +36,6 @@ class BatchRows:
             found = [i for i, source in enumerate(sources) if bucket in source.selection]
         self._parts = [(i, np.flatnonzero(samples.stream == i)) for i in found]
 
-    @property
-    def url(self) -> str:
-        """Where the rows are, for messages."""
-        return self._sources[self._parts[0][0]].store.files.url
-
     def arrays(self, reader: Callable[[int], ColumnReader], *, pin: bool) -> Tensor:
         if len(self._parts) == 1:
             source, _ = self._parts[0]

@@ -12,8 +12,7 @@ from reducio_latents.core.choices import Colours, Deinterlace, ImageCodec, Resiz
 from reducio_latents.core.config import convert, made_from
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import CAPTIONS, ColumnEncoder
-from reducio_latents.encode.engines.one import run_job
-from reducio_latents.encode.finish import Ledger
+from reducio_latents.encode.finish import Ledger, run_job
 from reducio_latents.encode.job import Job
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.prepare import Planned, list_by

@@ -1,9 +1,9 @@
-"""The end of a run: what it has done is booked, the store is finished, and a report is made."""
+"""A run's shards: each is booked as it is made, the store is finished, and a report is made."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import pyarrow.compute as pc
@@ -11,11 +11,11 @@ import pyarrow.compute as pc
 from reducio_latents.corpus.fate import A_PICTURE
 from reducio_latents.encode.engines.orders import RUNS_FOLDER as RUNS
 from reducio_latents.encode.job import Job
-from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.quality import require_floor
 from reducio_latents.encode.report import EncodeReport, count_kinds
-from reducio_latents.encode.shards import ShardDone
+from reducio_latents.encode.shards import ShardDone, encode_shards, rounds
+from reducio_latents.encode.stop import StoppedError
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.plan import REMOVED
 from reducio_latents.store.whole import (
@@ -121,13 +121,16 @@ def make_report(
     counts = plan.counts()
     starts = pc.starts_with(plan.video_columns("reason")["reason"], A_PICTURE)
     pictures = pc.sum(starts).as_py() or 0
+    options, why_none = job.options, "no bucket has one frame (--buckets ...,1xHxW)"
+    if not options.takes_pictures:
+        why_none = f"{options.model} takes no single frames"
     skipped = {
         "clips of shards that are left": clips_left,
         "clips stored before": clips.encoded - new_clips,
         "clips of duplicate videos": counts.clips["duplicate"],
         "clips that were removed": counts.clips.get(REMOVED, 0),
         "videos with clips that are left": len(videos_left),
-        _why_no_pictures(job.options): pictures,
+        f"pictures, as {why_none}": pictures,
         "videos without one whole clip": counts.videos["too_short"] - pictures,
         "duplicate videos": counts.videos["duplicate"],
         "videos that were removed": counts.videos.get(REMOVED, 0),
@@ -149,7 +152,32 @@ def make_report(
     )
 
 
-def _why_no_pictures(options: EncodeOptions) -> str:
-    if options.takes_pictures:
-        return "pictures, as no bucket has one frame (--buckets ...,1xHxW)"
-    return f"pictures, as {options.model} takes no single frames"
+def run_job(job: Job, progress: Progress, ledger: Ledger | None = None) -> EncodeReport:
+    """Encode what the job's store lacks, finish the store, and say what became of all."""
+    ledger = ledger or Ledger()
+    todo = job.todo()
+    announce(job, todo, progress)
+    encode_todo(job, todo, progress, ledger)
+    if job.stop.requested:
+        return share_report(job, todo, ledger)
+    return conclude(job, todo, ledger)
+
+
+def encode_todo(
+    job: Job,
+    todo: Todo,
+    progress: Progress,
+    ledger: Ledger,
+    takes: Callable[[ShardKey], bool] = lambda _: True,
+) -> None:
+    """Encode the shards that this process takes, and book each as it is committed, until all are,
+    or the rest is given up. A shard is asked about when it is about to be read."""
+    try:
+        for names, keys, careful in rounds(job, todo):
+            taken: Iterable[ShardKey] = filter(takes, keys)
+            if careful and not (taken := list(taken)):
+                continue
+            for done in encode_shards(job, names, taken, progress, careful=careful):
+                ledger.book(done)
+    except StoppedError:
+        return

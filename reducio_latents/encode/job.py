@@ -20,7 +20,6 @@ from reducio_latents.encode.prepare import GONE, Planned, failed_videos, make_pl
 from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.registry import batch_size_of, build_columns, describe_column
 from reducio_latents.encode.stop import Stop
-from reducio_latents.errors import StoreError
 from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource, public_url
 from reducio_latents.store import index
@@ -28,7 +27,7 @@ from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.index import same_clips
 from reducio_latents.store.meta import ColumnMeta, StoreMeta, require_same
-from reducio_latents.store.plan import Plan, read_plan
+from reducio_latents.store.plan import Plan, read_plan, require_plan
 from reducio_latents.store.writer import StoreWriter, read_meta_if_any
 
 log = logging.getLogger(__name__)
@@ -213,9 +212,7 @@ def join(store: str | Path, options: EncodeOptions, root: str, moved: Moved, sto
     """
     files = open_files(store)
     meta = StoreMeta.read(files)
-    plan = read_plan(files)
-    if plan is None:
-        raise StoreError(f"{files.url} has no plan. Restore its plan folder from a copy.")
+    plan = require_plan(files)
 
     def find(video: str) -> VideoSource | None:
         return moved[video] if video in moved else plan.source(video, root)

@@ -32,6 +32,7 @@ from reducio_latents.store.plan import (
     StoredPart,
     edit_part,
     read_plan,
+    require_plan,
     write_part,
 )
 from reducio_latents.store.reports import ERRORS, SHOTS, shots_parquet
@@ -221,9 +222,7 @@ def take_captions(
             writer.files.url,
             column,
         )
-    plan = read_plan(writer.files)
-    assert plan is not None
-    return replace(planned, plan=plan)
+    return replace(planned, plan=require_plan(writer.files))
 
 
 def failed_videos(files: Files, reason: str) -> frozenset[str]:

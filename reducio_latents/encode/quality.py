@@ -78,7 +78,8 @@ class QualityCheck:
             self._sum += sum(quality.psnr for quality in found)
             self._count += len(found)
             self.on_checked(self._sum / self._count)
-            self._require_floor()
+            if self._count >= ENOUGH:
+                require_floor(self._sum / self._count, self._count, self.min_psnr)
         return found
 
     def _check(
@@ -106,10 +107,6 @@ class QualityCheck:
             log.warning("a whole frame does not fit in memory, so tiles are not compared with it.")
             return None
         return round(sum(values) / len(values), DIGITS)
-
-    def _require_floor(self) -> None:
-        if self._count >= ENOUGH:
-            require_floor(self._sum / self._count, self._count, self.min_psnr)
 
 
 def require_floor(mean: float, clips: int, floor: float | None) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from reducio_latents.core.config import made_from
 from reducio_latents.corpus.summary import PlanSummary, summarise
 from reducio_latents.encode.engines.local import RunRequest, local_engine
-from reducio_latents.encode.engines.one import run_job
 from reducio_latents.encode.estimate import bytes_per_clip
+from reducio_latents.encode.finish import run_job
 from reducio_latents.encode.job import as_begun, prepare
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.encode.prepare import make_plan

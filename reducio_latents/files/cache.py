@@ -82,13 +82,13 @@ class CachedFiles:
         max_bytes: int | None = None,
         sha256: Mapping[str, str] | None = None,
     ) -> None:
-        """`sha256` holds the checksums of files, as far as they are known; `expect` adds some."""
+        """`sha256` holds the checksums of files, as far as they are known."""
         self.origin, self.url = origin, origin.url
         self.read, self.read_range = origin.read, origin.read_range
         self.size, self.list = origin.size, origin.list
         self.folder = folder if folder is not None else cache_folder()
         self.max_bytes = max_bytes if max_bytes is not None else cache_bytes()
-        self._sha256 = dict(sha256 or {})
+        self.sha256 = dict(sha256 or {})
         self._keys: dict[str, str] = {}
         self._proven: dict[str, int] = {}
         """Copies whose bytes this process has proven, and their inodes."""
@@ -99,11 +99,7 @@ class CachedFiles:
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[type[CachedFiles], tuple[Any, ...]]:
-        return type(self), (self.origin, self.folder, self.max_bytes, self._sha256)
-
-    def expect(self, sha256: Mapping[str, str]) -> None:
-        """Prove these files against these checksums when they arrive."""
-        self._sha256.update(sha256)
+        return type(self), (self.origin, self.folder, self.max_bytes, self.sha256)
 
     def make_folder(self) -> None:
         """Make the cache's folder unless it is there; raise StoreError if it cannot be."""
@@ -200,7 +196,7 @@ class CachedFiles:
 
         Asked once for a path: a reader keeps to the version that it began with.
         """
-        if sha256 := self._sha256.get(path):
+        if sha256 := self.sha256.get(path):
             if not re.fullmatch("[0-9a-f]{64}", sha256):
                 raise StoreError(f"{self.url}/{path}: {sha256!r} is no sha256. Run `verify`.")
             return sha256
@@ -240,15 +236,15 @@ class CachedFiles:
             self._make_room(size, partial)
             for attempt in range(1, FETCH_ATTEMPTS + 1):
                 found, crc = self._download(path, partial)
-                if found == self._sha256.get(path, found):
+                if found == self.sha256.get(path, found):
                     break
                 if attempt == FETCH_ATTEMPTS:
                     raise StoreError(
                         f"{self.url}/{path} arrived {FETCH_ATTEMPTS} times with sha256 "
-                        f"{found[:12]}...; its commit says {self._sha256[path][:12]}... "
+                        f"{found[:12]}...; its commit says {self.sha256[path][:12]}... "
                         "Run `verify` on the store."
                     )
-            if path not in self._sha256 and self._versioned_key(path) != blob.stem:
+            if path not in self.sha256 and self._versioned_key(path) != blob.stem:
                 raise StoreError(
                     f"{self.url}/{path} has been replaced since it was opened. Start again."
                 )

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 from reducio_latents.core.text import without_secrets
 from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.files.explained import reason
-from reducio_latents.files.filesystems import open_filesystem
 from reducio_latents.files.inside import NotAFileError, open_regular
+from reducio_latents.files.remote import open_filesystem
 
 
 @dataclass(frozen=True, slots=True)

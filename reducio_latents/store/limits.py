@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -111,7 +111,3 @@ def checked_ranges(ranges: Any, file_bytes: int, where: str) -> Ranges:
             "costs."
         )
     return found
-
-
-def finite(values: Iterable[float]) -> bool:
-    return all(math.isfinite(value) for value in values)

@@ -17,7 +17,7 @@ from reducio_latents.store.container import LAYOUTS, Layout
 from reducio_latents.store.index import Index, build_index, require_same_clips
 from reducio_latents.store.limits import Ranges
 from reducio_latents.store.meta import StoreMeta
-from reducio_latents.store.plan import Plan, ShardSums, read_plan
+from reducio_latents.store.plan import Plan, ShardSums, require_plan
 from reducio_latents.store.row_kinds import Array, BytesRows, row_kind
 from reducio_latents.store.writer import row_checksum
 
@@ -41,10 +41,7 @@ class Store:
 
     @cached_property
     def plan(self) -> Plan:
-        plan = read_plan(self.files)
-        if plan is None:
-            raise StoreError(f"{self.files.url} has no plan. Restore its plan folder from a copy.")
-        return plan
+        return require_plan(self.files)
 
     def forget_plan(self) -> None:
         """Let go of the plan, some 250 MB a million clips; it is read again when asked for."""

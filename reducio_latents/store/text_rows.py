@@ -147,16 +147,8 @@ def _pack_bfloat16(vectors: NDArray[np.float32]) -> bytes:
     return (rounded >> np.uint32(16)).astype("<u2").tobytes()
 
 
-def _pack_float16(vectors: NDArray[np.float32]) -> bytes:
-    return vectors.astype("<f2").tobytes()
-
-
-def _pack_int8(vectors: NDArray[np.float32]) -> bytes:
-    return quantize(vectors).tobytes()
-
-
 _PACKERS: dict[str, Callable[[NDArray[np.float32]], bytes]] = {
-    "float16": _pack_float16,
+    "float16": lambda vectors: vectors.astype("<f2").tobytes(),
     "bfloat16": _pack_bfloat16,
-    "int8": _pack_int8,
+    "int8": lambda vectors: quantize(vectors).tobytes(),
 }

@@ -121,42 +121,43 @@ def array_metadata(meta: StoreMeta, column: str, bucket: str, rows: int) -> dict
         ],
         "index_location": "end",
     }
-    metadata = {
+    is_format_1 = meta.format_version == 1
+    metadata = _node(
+        shape,
+        "uint8" if form.piece else kind.zarr_type,
+        shard,
+        0 if form.piece else kind.zarr_fill,
+        {"name": "sharding_indexed", "configuration": sharding},
+        {"content": kind.column.content} if is_format_1 else attributes,
+    )
+    return metadata if is_format_1 else {**metadata, "dimension_names": dimensions}
+
+
+def _node(
+    shape: list[int], kind: str, chunk: list[int], fill: Any, codec: Any, attributes: Any
+) -> dict[str, Any]:
+    return {
         "zarr_format": 3,
         "node_type": "array",
         "shape": shape,
-        "data_type": "uint8" if form.piece else kind.zarr_type,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard}},
+        "data_type": kind,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": 0 if form.piece else kind.zarr_fill,
-        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+        "fill_value": fill,
+        "codecs": [codec],
         "attributes": attributes,
         "storage_transformers": [],
     }
-    if meta.format_version == 1:
-        metadata["attributes"] = {"content": kind.column.content}
-        return metadata
-    return {**metadata, "dimension_names": dimensions}
 
 
 def coordinate_metadata(name: str, rows: int, shard_rows: int) -> dict[str, Any]:
     """Return the `zarr.json` of a fact of each clip, of `COORDINATES`."""
-    is_text = COORDINATES[name] == "string"
-    file_rows = COORDINATE_SHARDS * shard_rows
-    codec = ("vlen-utf8", {}) if is_text else ("bytes", {"endian": "little"})
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": [rows],
-        "data_type": COORDINATES[name],
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [file_rows]}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": "" if is_text else "NaN",
-        "codecs": [{"name": codec[0], "configuration": codec[1]}],
-        "attributes": {},
-        "storage_transformers": [],
-        "dimension_names": ["clip"],
-    }
+    codec: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+    fill, chunk = "NaN", COORDINATE_SHARDS * shard_rows
+    if COORDINATES[name] == "string":
+        codec, fill = {"name": "vlen-utf8", "configuration": {}}, ""
+    node = _node([rows], COORDINATES[name], [chunk], fill, codec, {})
+    return {**node, "dimension_names": ["clip"]}
 
 
 def coordinate_bytes(name: str, values: Sequence[Any], shard_rows: int) -> bytes:
@@ -226,7 +227,7 @@ def read_ranges(index: bytes, form: ShardForm, file_bytes: int, where: str) -> R
     `index` is what lies at `form.places` in the file called `where`.
     """
     table, crc = index[:-CRC_BYTES], index[-CRC_BYTES:]
-    if len(index) != form.places[1] or google_crc32c.value(table) != _u32(crc):
+    if len(index) != form.places[1] or google_crc32c.value(table) != int.from_bytes(crc, "little"):
         raise StoreError(
             f"{where} has a damaged index: it is truncated or was changed. Run `verify` to see "
             "what it costs; delete the shard's commits and encode again to mend it."
@@ -238,7 +239,3 @@ def read_ranges(index: bytes, form: ShardForm, file_bytes: int, where: str) -> R
     if form.has_headers:
         ranges[~empty] += (VLEN_HEADER.size, -VLEN_HEADER.size)
     return checked_ranges(ranges, file_bytes - form.tail_bytes, where)
-
-
-def _u32(data: bytes) -> int:
-    return int(struct.unpack("<I", data)[0])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reducio_latents.errors import VideoError
-from reducio_latents.files.filesystems import open_filesystem
+from reducio_latents.files.remote import open_filesystem
 from reducio_latents.files.source import VideoSource, open_source
 
 HASHED_BYTES = 1 << 20

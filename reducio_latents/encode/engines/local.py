@@ -20,10 +20,16 @@ from multiprocessing.process import BaseProcess
 
 from reducio_latents.core.text import print_logs_safely
 from reducio_latents.corpus import corpus_root
-from reducio_latents.encode.engines.one import encode_todo
 from reducio_latents.encode.engines.orders import Order, RunFiles
 from reducio_latents.encode.engines.ranks import Rank, rank_of
-from reducio_latents.encode.finish import Ledger, Todo, announce, conclude, share_report
+from reducio_latents.encode.finish import (
+    Ledger,
+    Todo,
+    announce,
+    conclude,
+    encode_todo,
+    share_report,
+)
 from reducio_latents.encode.job import Job, join, prepare
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.prepare import list_by
@@ -175,8 +181,11 @@ def _follow(request: RunRequest, rank: Rank, run: RunFiles) -> EncodeReport:
     report = share_report(job, mine, ledger, str(rank))
     if job.stop.requested:
         return report
-    if not run.hear_of_lead(job.stop):
-        return _without_lead(job, todo, ledger, report)
+    if not run.hear_of_lead(job.stop):  # the store is finished in its place if nothing is missing
+        if left := job.missing():
+            return replace(report, shards_left=len(left))
+        conclude(job, todo, ledger)
+        return report
     if run.leave() and not job.missing():
         conclude(job, todo, ledger)  # rank 0 has gone before this one was done
     return report
@@ -196,14 +205,6 @@ def _encode(
 
     encode_todo(job, {key: todo[key] for key in rank.in_turn(list(todo))}, progress, ledger, takes)
     return taken
-
-
-def _without_lead(job: Job, todo: Todo, ledger: Ledger, report: EncodeReport) -> EncodeReport:
-    """Finish the store in rank 0's place if nothing is missing; else say what is left."""
-    left = job.missing()
-    if not left:
-        conclude(job, todo, ledger)
-    return replace(report, shards_left=len(left))
 
 
 def moved_sources(job: Job) -> dict[str, VideoSource | None]:

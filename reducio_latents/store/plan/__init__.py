@@ -11,7 +11,7 @@ from reducio_latents.store.plan.parts import (
     verify_parts,
     write_part,
 )
-from reducio_latents.store.plan.plan import Plan, PlanCounts, PlannedShard, read_plan
+from reducio_latents.store.plan.plan import Plan, PlanCounts, PlannedShard, read_plan, require_plan
 from reducio_latents.store.plan.spec import PlanSpec
 from reducio_latents.store.plan.sums import ShardSums
 from reducio_latents.store.plan.tables import (
@@ -43,6 +43,7 @@ __all__ = [
     "first_sums",
     "read_parts",
     "read_plan",
+    "require_plan",
     "verify_parts",
     "write_part",
 ]

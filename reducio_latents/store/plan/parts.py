@@ -72,33 +72,6 @@ class PlanPart:
     gone: tuple[str, ...] = field(default=(), compare=False)
     """Videos of earlier parts that the corpus does not list any more."""
 
-    @property
-    def clip_count(self) -> int:
-        return int(self.clips.num_rows)
-
-    @property
-    def clip_schema(self) -> pa.Schema:
-        return self.clips.schema
-
-    def group(self, kind: Kind, number: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return a table, or what it has of `columns`: it is one group."""
-        table = self.clips if kind == "part" else self.videos
-        return table if columns is None else table.select(_those_of(table.schema, columns))
-
-    def group_at(self, kind: Kind, row: int) -> tuple[int, int]:
-        return 0, 0
-
-    def group_begin(self, number: int) -> int:
-        return 0
-
-    def groups_with(
-        self, kind: Kind, values: Sequence[str], column: str = "video"
-    ) -> Iterator[int]:
-        return iter([0])
-
-    def tables(self, kind: Kind, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        return iter([self.group(kind, 0, columns)])
-
     def packed(self) -> StoredPart:
         """Return the part as it is stored, a tenth as large."""
         data = {"part": _to_parquet(self.clips, self), "videos": _to_parquet(self.videos, self)}
@@ -153,7 +126,8 @@ class StoredPart:
     def group(self, kind: Kind, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a row group of a table, or what it has of `columns`."""
         file = self._parquet(kind)
-        columns = None if columns is None else _those_of(file.schema, columns)
+        if columns is not None:
+            columns = [name for name in columns if name in file.schema.names]
         wanted = columns
         if columns is not None and kind == "part":
             wanted = list(dict.fromkeys([*columns, *PLACE]))
@@ -211,10 +185,6 @@ class StoredPart:
 AnyPart = PlanPart | StoredPart
 
 
-def _those_of(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
-    return [name for name in columns if name in schema.names]
-
-
 class ShardSpan(NamedTuple):
     """A shard, and where its rows are in the table of its part."""
 
@@ -224,14 +194,14 @@ class ShardSpan(NamedTuple):
     rows: int
 
 
-def shard_spans(part: AnyPart) -> Iterator[ShardSpan]:
+def shard_spans(part: StoredPart) -> Iterator[ShardSpan]:
     """Yield every shard of a part, in the order of its table."""
     for bucket, (first, rows) in part.shards.items():
         for i in range(-(-rows // part.spec.shard_rows)):
             yield span_of(part, bucket, first + i)
 
 
-def span_of(part: AnyPart, bucket: str, shard: int) -> ShardSpan:
+def span_of(part: StoredPart, bucket: str, shard: int) -> ShardSpan:
     """Return where a shard of a part is; of a shard that it lacks, no row."""
     first, rows = part.shards.get(bucket, ShardRange(0, 0))
     names = list(part.shards)

@@ -27,6 +27,7 @@ from reducio_latents.store.plan.parts import (
     Kind,
     ShardRange,
     ShardSpan,
+    StoredPart,
     read_parts,
     span_of,
 )
@@ -162,7 +163,7 @@ class Plan:
     """A plan, from a store or in the making. Parts are only ever added."""
 
     def __init__(self, parts: Sequence[AnyPart]) -> None:
-        self._parts = tuple(parts)
+        self._parts = tuple(part.packed() for part in parts)
         self._groups: dict[tuple[Any, ...], tuple[pa.Table, int]] = {}
 
     @classmethod
@@ -173,7 +174,7 @@ class Plan:
         """Return the plan with one more part."""
         plan = Plan([*self._parts, part])
         if "known" in vars(self):
-            plan.known = _known([part], self.known)
+            plan.known = _known(plan._parts[-1:], self.known)
         return plan
 
     @property
@@ -295,7 +296,7 @@ class Plan:
         return found[0] if len(found) == 1 else pa.concat_tables(found)
 
     def _group(
-        self, part: AnyPart, kind: Kind, number: int, columns: Sequence[str] | None = None
+        self, part: StoredPart, kind: Kind, number: int, columns: Sequence[str] | None = None
     ) -> pa.Table:
         """Return a row group; what was read first is forgotten first."""
         key = part.number, kind, number, None if columns is None else tuple(columns)
@@ -312,7 +313,7 @@ class Plan:
         self._groups = groups
         return table
 
-    def _find(self, bucket: str, shard: int) -> tuple[AnyPart, ShardSpan]:
+    def _find(self, bucket: str, shard: int) -> tuple[StoredPart, ShardSpan]:
         """Return the part that has a shard, and where."""
         parts = self._ranges(bucket)
         at = bisect.bisect_right(parts, shard, key=lambda found: found[1].first) - 1
@@ -325,12 +326,12 @@ class Plan:
         used = [s.first + -(-s.rows // self.spec.shard_rows) for _, s in self._ranges(bucket)]
         return max(used, default=0)
 
-    def _ranges(self, bucket: str) -> list[tuple[AnyPart, ShardRange]]:
+    def _ranges(self, bucket: str) -> list[tuple[StoredPart, ShardRange]]:
         return self._all_ranges.get(bucket, [])
 
     @cached_property
-    def _all_ranges(self) -> dict[str, list[tuple[AnyPart, ShardRange]]]:
-        found: dict[str, list[tuple[AnyPart, ShardRange]]] = {}
+    def _all_ranges(self) -> dict[str, list[tuple[StoredPart, ShardRange]]]:
+        found: dict[str, list[tuple[StoredPart, ShardRange]]] = {}
         for part in self._parts:
             for bucket, shards in part.shards.items():
                 found.setdefault(bucket, []).append((part, shards))
@@ -431,7 +432,7 @@ class Plan:
         return found
 
 
-def _known(parts: Sequence[AnyPart], known: KnownVideos) -> KnownVideos:
+def _known(parts: Sequence[StoredPart], known: KnownVideos) -> KnownVideos:
     for part in parts:
         for table in part.tables("videos", ["video", *Known._fields]):
             known = known.plus(table)
@@ -444,7 +445,7 @@ def _count(column: pa.ChunkedArray, values: Sequence[str]) -> dict[str, int]:
     return {"found": len(column), **{value: found.get(value, 0) for value in shown}}
 
 
-def _own_rows(part: AnyPart) -> int:
+def _own_rows(part: StoredPart) -> int:
     return sum(shards.rows for shards in part.shards.values())
 
 
@@ -455,3 +456,11 @@ def read_plan(files: Files) -> Plan | None:
     """
     parts = read_parts(files)
     return Plan(parts) if parts else None
+
+
+def require_plan(files: Files) -> Plan:
+    """Return the plan of a store; raise StoreError if it has none."""
+    plan = read_plan(files)
+    if plan is None:
+        raise StoreError(f"{files.url} has no plan. Restore its plan folder from a copy.")
+    return plan
