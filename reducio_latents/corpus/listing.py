@@ -31,6 +31,7 @@ from reducio_latents.corpus.patterns import (
     split_pattern,
 )
 from reducio_latents.corpus.readers import TABLE_READERS, is_table_name
+from reducio_latents.corpus.shot_lists import read_shots
 from reducio_latents.corpus.table import TableColumns, list_tables
 from reducio_latents.corpus.tars import is_tar_name, list_tar
 from reducio_latents.corpus.texts import (
@@ -53,6 +54,7 @@ TAR_READERS = 8
 
 
 NOTHING = Described()
+_LISTED_FRAMES = re.compile(r".+\.scenes\.txt", re.IGNORECASE).fullmatch
 
 
 @no_collecting()
@@ -109,6 +111,35 @@ def list_corpus(
         if label == "folder":
             videos = map(_labelled, videos)
         return _checked(videos, printable(public_url(str(corpus))))
+
+
+@no_collecting()
+def list_shots(tables: str) -> list[CorpusVideo]:
+    """Return the videos whose shots tables tell, without looking for the videos.
+
+    `tables` is a table like a clip list, one that is named after its video, or many in a folder or
+    by a pattern: `NAME-Scenes.csv` of PySceneDetect, `NAME.scenes.txt` of TransNetV2, and the like.
+    Raise CorpusError if they tell no times.
+    """
+    shown = printable(public_url(tables))
+    with _explained(tables):
+        location = _locate(tables)
+        tree = open_tree(location.root)
+        if location.table is not None:
+            names = [location.table]
+        else:
+            found = _search(tree, location.patterns)
+            names = [*_not_beside(found), *filter(_LISTED_FRAMES, found.texts)]
+        found_in = {name: read_shots(tree, name) for name in names}
+        lists = [name for name, told in found_in.items() if told is None]
+        rows = [told for told in found_in.values() if told is not None]
+        rows += list_tables(tree, lists, None, TableColumns()) if lists else []
+    if not any(row.spans for row in rows):
+        raise CorpusError(
+            f"{shown} is no table of shots: it gives no times. Write one shot a row: video, start "
+            "and end."
+        )
+    return rows
 
 
 def corpus_root(corpus: str | Path, root: str | Path | None = None) -> str:
@@ -222,14 +253,19 @@ def _list_files(tree: Tree, found: _Sorted, caption_key: str | None) -> list[Cor
 
 def _warn_of_tables(found: _Sorted) -> None:
     """Say that tables lie among the videos, beside none of them, as those of a clip list may."""
-    beside = {side_name(name, ".json") for name in found.found}
-    if unread := [name for name in found.tables if name not in beside]:
+    if unread := _not_beside(found):
         log.warning(
             "%d tables lie among the videos and are not read: %s. For their captions and spans, "
             "give them as the corpus.",
             len(unread),
             few(unread),
         )
+
+
+def _not_beside(found: _Sorted) -> list[str]:
+    """Return the tables that say nothing of one video alone, as JSON of its name does."""
+    beside = {side_name(name, ".json") for name in found.found}
+    return [name for name in found.tables if name not in beside]
 
 
 def _labelled(video: CorpusVideo) -> CorpusVideo:

@@ -69,6 +69,8 @@ def plan_listed(
     an earlier try has probed and not planned, and takes in what this one does; `on_record` is told
     of the latter. Raise StoreError for a plan of another spec, and what `keep` raises.
     """
+    if probing.shots.table is not None:
+        probing.shots.table.among(listed)
     if previous is not None:
         previous.spec.require_same(spec)
         if probing.shots.table is not None:

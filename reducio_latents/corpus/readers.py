@@ -84,12 +84,14 @@ def _read_csv(file: BinaryIO, where: str) -> Iterator[Batch]:
     not sure on, by the latter."""
     delimiter = "\t" if where.lower().endswith(".tsv") else ","
     with file:
-        rest = file.read(BATCH_BYTES)
+        rest, names = file.read(BATCH_BYTES), list[str]()
+        # PySceneDetect writes a line of all cuts above its table.
+        at = rest.find(b"\n") + 1 if rest.startswith(b"Timecode List:") else 0
+        rest, line = rest[at:], int(at > 0)
         head = rest[: rest.find(b"\n") + 1] or rest
-        names, at, line = list[str](), 0, 0
         if head.strip() and len(_ends_of_rows(head, delimiter, last=True)) == 1:
             (cells,) = csv.reader([head.decode("utf-8-sig", "replace")], delimiter=delimiter)
-            names, at, line = _header(cells, where), len(head), 1
+            names, at, line = _header(cells, where), at + len(head), line + 1
         rest = rest[len(head) :]
         while names:
             block = rest + (more := file.read(BATCH_BYTES))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,12 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.core.clips import TIME_TOLERANCE_S, TimeSpan
-from reducio_latents.core.text import printable
-from reducio_latents.corpus.entry import CorpusVideo
-from reducio_latents.corpus.listing import list_corpus
+from reducio_latents.corpus.entry import CorpusVideo, extension, is_video_name
+from reducio_latents.corpus.listing import list_shots
 from reducio_latents.corpus.rows import bare_spans
-from reducio_latents.errors import ConfigError, CorpusError, VideoError
-from reducio_latents.files.source import VideoSource, public_url
+from reducio_latents.errors import ConfigError, VideoError
+from reducio_latents.files.source import VideoSource
 from reducio_latents.video.protocol import Frame
 
 INSTALL = "Install it: pip install 'reducio-latents[shots]'."
@@ -249,15 +250,38 @@ class ShotTable:
     def __init__(self, rows: Sequence[CorpusVideo]) -> None:
         self._by_name = {row.video: row for row in rows}
         self._by_url = {row.source.url: row for row in rows}
+        self._by_stem: dict[str, list[CorpusVideo]] = {}
+        for row in rows:
+            self._by_stem.setdefault(_stem(row.video), []).append(row)
+        self._meant: dict[str, int] = {}
 
-    def of(self, video: CorpusVideo, duration_s: float, rate_fps: float) -> VideoShots:
-        """Return the shots of a video of this length and rate."""
+    def among(self, listed: Iterable[CorpusVideo]) -> None:
+        """Tell it the corpus: a row that may mean several videos means none."""
+        found = (self._row(video) for video in listed if _stem(video.video) in self._by_stem)
+        self._meant = Counter(row.video for row in found if isinstance(row, CorpusVideo))
+
+    def _row(self, video: CorpusVideo) -> CorpusVideo | str:
+        """Return what the table says of a video, or why it is not known: by its name or address,
+        else by as much of its path as the table has."""
         row = self._by_name.get(video.video)
         if row is None and video.source.offset is None:
             row = self._by_url.get(video.source.url)
-        if row is None:
-            return VideoShots(TABLE, problem="the table of shots does not name it")
-        told = [span for span in bare_spans(row.spans) if span.start or span.end is not None]
+        if row is not None:
+            return row
+        rows = self._by_stem.get(_stem(video.video), [])
+        rows = [row for row in rows if _is_end_of(row.video, video.video)]
+        if len(rows) > 1:
+            return "the table of shots has several videos of its name"
+        return rows[0] if rows else "the table of shots does not name it"
+
+    def of(self, video: CorpusVideo, duration_s: float, rate_fps: float) -> VideoShots:
+        """Return the shots of a video of this length and rate."""
+        row = self._row(video)
+        if isinstance(row, str):
+            return VideoShots(TABLE, problem=row)
+        if self._meant.get(row.video, 0) > 1 and row.video != video.video:
+            return VideoShots(TABLE, problem="the table of shots may mean several videos by a name")
+        told = [s for s in bare_spans(row.spans) if s.problem or s.start or s.end is not None]
         found = [span.within(duration_s, rate_fps) for span in told]
         spans = sorted(span for span in found if not isinstance(span, str))
         problem = next((span for span in found if isinstance(span, str)), None)
@@ -266,6 +290,20 @@ class ShotTable:
         if any(one.end_s > other.start_s + TIME_TOLERANCE_S for one, other in pairwise(spans)):
             problem = "two of its shots overlap"
         return VideoShots(TABLE, () if problem else tuple(spans), problem)
+
+
+def _stem(name: str) -> str:
+    """Return a video's name without folders and ending."""
+    file = posixpath.basename(name)
+    return posixpath.splitext(file)[0] if is_video_name(file) else file
+
+
+def _is_end_of(one: str, other: str) -> bool:
+    """Whether one path may be the end of the other; either may lack the ending of its file."""
+    if is_video_name(one) and is_video_name(other) and extension(one) != extension(other):
+        return False
+    pairs = zip(one.split("/")[-2::-1], other.split("/")[-2::-1], strict=False)
+    return _stem(one) == _stem(other) and all(a == b for a, b in pairs)
 
 
 @dataclass(frozen=True)
@@ -290,13 +328,7 @@ def shot_source(text: str) -> ShotSource:
     """
     word, _, name = text.partition(":")
     if word != "detect":
-        rows = list_corpus(text)
-        if not any(row.spans for row in rows):
-            raise CorpusError(
-                f"{printable(public_url(text))} is no table of shots: it gives no times. Write one "
-                "shot a row: video, start and end."
-            )
-        return ShotSource(table=ShotTable(rows))
+        return ShotSource(table=ShotTable(list_shots(text)))
     name = name or "pyscenedetect"
     if name not in DETECTORS:
         raise ConfigError(f"shots is {text!r}; the detectors are {', '.join(DETECTORS)}.")
