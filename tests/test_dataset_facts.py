@@ -372,6 +372,14 @@ def test_conditions_are_pyarrows_but_for_what_is_not_known(
     assert np.flatnonzero(ours).tolist() == theirs
 
 
+@pytest.mark.parametrize("number", [2**60 + 1, 2.0**60, 2.5])
+def test_large_whole_numbers_are_compared_with_any_number(number: float) -> None:
+    table = pa.table({"x": pa.array([2**60 + 1, 1, None], pa.int64())})
+    for op, value in (("in", [number]), (">=", number), ("<", number)):
+        large = passing(parse_conditions([("x", op, value)]), table).tolist()[0]
+        assert large == ((number > 3) if op == "in" else op == ">=")
+
+
 def chosen(store: Store, **selection: Any) -> list[int]:
     ids = store.plan.clips["clip_id"].to_pylist()
     return [ids.index(clip.clip_id) for clip in select_clips(store, Selection(**selection))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,16 @@ def test_the_fingerprint_is_of_the_source(tmp_path: Path, own: Any) -> None:
     assert first.source_sha256 == again.source_sha256 != other.source_sha256
 
 
+def test_a_scorer_lies_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"scorer_here_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text("def score(frames):\n    return {'a': 1}\n")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    assert Scorer.load(f"{name}:score").source_sha256
+
+
 def test_a_clip_that_an_own_scorer_fails_on_is_recorded_and_the_run_goes_on(
     corpus: Path, tmp_path: Path, own: Any
 ) -> None:
@@ -221,6 +232,7 @@ def test_a_clip_that_an_own_scorer_fails_on_is_recorded_and_the_run_goes_on(
         ("return 3", "no dict of numbers"),
         ("return {'a': 'high'}", "no dict of numbers"),
         ("return {'a\\nb': 1}", "no name of a score"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
         ("raise ValueError('weights are missing')", "weights are missing"),
     ],
 )

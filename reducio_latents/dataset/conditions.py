@@ -163,6 +163,8 @@ def _holds(condition: Condition, column: pa.ChunkedArray) -> NDArray[np.bool_]:
         found = pc.invert(found) if op == "not in" else found
     else:
         number = int(value) if isinstance(value, bool) else value
+        if isinstance(number, float) and pa.types.is_integer(column.type):
+            column = column.cast(pa.float64(), safe=False)  # which is as near as floats come
         found = COMPARISONS[op](column, pa.scalar(number))
     flags: NDArray[np.bool_] = np.asarray(pc.and_(known(column), pc.fill_null(found, False)))
     return flags
@@ -173,7 +175,9 @@ def _is_in(column: pa.ChunkedArray, values: Sequence[Scalar]) -> pa.ChunkedArray
         return pc.is_in(column, pa.array(values, pa.string()))
     whole = pa.types.is_integer(column.type) and all(isinstance(v, int) for v in values)
     kind = pa.int64() if whole else pa.float64()
-    return pc.is_in(column.cast(kind), pa.array([kind.to_pandas_dtype()(v) for v in values], kind))
+    return pc.is_in(
+        column.cast(kind, safe=False), pa.array([kind.to_pandas_dtype()(v) for v in values], kind)
+    )
 
 
 def is_text(column: pa.ChunkedArray) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,10 +47,14 @@ class Scorer:
         module, colon, function = name.partition(":")
         if not (module and colon and function):
             raise ConfigError(f"scorer is {name!r}; write module:function.")
+        if (here := str(Path.cwd())) not in sys.path:  # as `python -m` has it, and a command not
+            sys.path.append(here)
         try:
             found = getattr(importlib.import_module(module), function)
         except ModuleNotFoundError as err:
-            raise ConfigError(f"scorer {name}: {err}. Is its folder on PYTHONPATH?") from err
+            raise ConfigError(
+                f"scorer {name}: {err}. Is it in this folder, or its folder on PYTHONPATH?"
+            ) from err
         except Exception as err:  # a module of another may raise anything
             raise ConfigError(f"scorer {name} cannot be imported: {err}.") from err
         if not callable(found):
@@ -70,7 +75,7 @@ class Scorer:
             given = self.function(view)
             items = [(str(name), value) for name, value in given.items()]
             scores = {n: float("nan") if v is None else float(np.float32(v)) for n, v in items}
-        except Exception as err:
+        except (Exception, SystemExit) as err:
             what = f"{type(err).__name__}: {err}".partition("\n")[0].rstrip(".")
             raise ValueError(f"{self.name} gave no dict of numbers ({what})") from err
         if infinite := [name for name, value in scores.items() if np.isinf(value)]:
