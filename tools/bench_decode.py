@@ -117,7 +117,7 @@ class SameProcess:
 
     def __init__(self) -> None:
         self.clips = 0
-        self._memory = bytearray(3 * 16 * 1920 * 1088)
+        self._memory = bytearray(3 * 16 * 256 * 256)
 
     def acquire(self) -> tuple[int, memoryview]:
         return 0, memoryview(self._memory)

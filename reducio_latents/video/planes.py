@@ -14,7 +14,6 @@ float32 is exact: on a CPU the fast way is to multiply matrices, in whatever ord
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ ROW_BITS, COLUMN_BITS = 15, 12
 """Of the weights along each axis."""
 FRACTION_BITS = 3
 COLOUR_BITS = 11
-OUTPUTS_AT_ONCE = 32
+ROWS_AT_ONCE, COLUMNS_AT_ONCE = 16, 32
 """Outputs whose inputs are multiplied at once; more waste products with 0, fewer cost calls."""
 LUMA_WEIGHTS = {1: (0.2126, 0.0722), 4: (0.3, 0.11), 5: (0.299, 0.114), 7: (0.212, 0.087)} | {
     9: (0.2627, 0.0593)
@@ -166,16 +165,16 @@ def _axis(
     whole = np.rint(weight * 2**bits)
     whole[whole.argmax(axis=0), outputs - start] += 2**bits - whole.sum(axis=0)
     low, high = int(first.min()), int((first + taps).max())
-    blocks = []
-    for begin in range(0, size, OUTPUTS_AT_ONCE):
-        end = min(begin + OUTPUTS_AT_ONCE, size)
+    blocks, along_rows = [], bits == ROW_BITS
+    at_once = ROWS_AT_ONCE if along_rows else COLUMNS_AT_ONCE
+    for begin in range(0, size, at_once):
+        end = min(begin + at_once, size)
         least, most = first[begin:end].min(), (first + taps)[begin:end].max()
         matrix = np.zeros((end - begin, most - least), np.float32)
         for i in range(begin, end):
             at = first[i] - least
             matrix[i - begin, at : at + taps[i]] = whole[: taps[i], i]
         needed = slice(int(least) - low, int(most) - low)
-        along_rows = bits == ROW_BITS
         matrix *= 2.0 ** -(bits - FRACTION_BITS if along_rows else bits)
         factor = torch.from_numpy(matrix if along_rows else np.ascontiguousarray(matrix.T))
         blocks.append((slice(begin, end), needed, factor))
@@ -186,21 +185,60 @@ def _axis(
     )
 
 
-class _Memory(threading.local):
-    """A thread's buffers, which stay in its cache from frame to frame; new memory would not."""
+class _Steps:
+    """How `fit_planes` goes by one plan: products of matrices, with the memory that they are in.
 
-    def __init__(self) -> None:
-        self.buffers = [torch.empty(0)] * 3
+    It stays in the cache from frame to frame, which new memory would not.
+    """
+
+    def __init__(self, plan: _Plan, bucket: Bucket) -> None:
+        self.plan = plan
+        self.fitted, self.rgb = torch.empty(2, 3, bucket.height, bucket.width)
+        self.levels = np.empty(self.rgb.shape, np.uint8)
+        self.groups = [self._group(plan.axes[0], self.fitted[:1])]
+        self.groups.append(self._group(plan.axes[1], self.fitted[1:]))  # U and V go the same way
+
+    @staticmethod
+    def _group(axes: tuple[_Axis, _Axis], fitted: Tensor) -> _Group:
+        rows, columns = axes
+        count, across = len(fitted), columns.stop - columns.start
+        memory = torch.empty(max(len(m.T) for _, _, m in rows.blocks), count, across)
+        tall = torch.empty(fitted.shape[1], count, across)
+        down = []
+        for made, needed, matrix in rows.blocks:
+            lines = slice(rows.start + needed.start, rows.start + needed.stop)
+            values = memory[: lines.stop - lines.start]
+            of_planes = [values.numpy()[:, i] for i in range(count)]
+            down.append((lines, of_planes, matrix, values.flatten(1), tall[made].flatten(1)))
+        across_rows = [
+            (tall[:, i, needed], matrix, fitted[i][:, made])
+            for i in range(count)
+            for made, needed, matrix in columns.blocks
+        ]
+        return _Group(slice(columns.start, columns.stop), down, tall, across_rows)
 
 
-_memory = _Memory()
+class _Group(NamedTuple):
+    """Planes that are fitted side by side."""
+
+    columns: slice
+    """Those that are used."""
+    down: list[tuple[slice, list[NDArray[np.float32]], Tensor, Tensor, Tensor]]
+    """Which lines, where those of each plane go, and a product: matrix, values, where it goes."""
+    tall: Tensor
+    across: list[tuple[Tensor, Tensor, Tensor]]
+    """Products: values, matrix, where it goes."""
 
 
-def _scratch(number: int, *shape: int) -> Tensor:
-    count = math.prod(shape)
-    if _memory.buffers[number].numel() < count:
-        _memory.buffers[number] = torch.empty(count)
-    return _memory.buffers[number][:count].view(shape)
+_last = threading.local()
+"""A thread's last steps: clips of a video go the same way."""
+
+
+def _steps(plan: _Plan, bucket: Bucket) -> _Steps:
+    steps: _Steps | None = getattr(_last, "steps", None)
+    if steps is None or steps.plan is not plan:
+        steps = _last.steps = _Steps(plan, bucket)
+    return steps
 
 
 def fit_planes(planes: Planes, bucket: Bucket, mode: str) -> Frame:
@@ -211,27 +249,21 @@ def fit_planes(planes: Planes, bucket: Bucket, mode: str) -> Frame:
         planes.copy_into(packed)
         frame: Frame = _on_device(torch.from_numpy(packed)[None], planes.layout, plan)[0].numpy()
         return frame
-    height, width = bucket.height, bucket.width
-    fitted, place = _scratch(0, 3, height, width), 0
-    for group in (planes.planes[:1], planes.planes[1:]):  # U and V go the same way
-        rows, columns = plan.axes[place]
-        across = columns.stop - columns.start
-        used = [p[rows.start : rows.stop, columns.start : columns.stop] for p in group]
-        tall = _scratch(1, height, len(group), across)
-        for made, needed, matrix in rows.blocks:
-            values = _scratch(2, matrix.shape[1], len(group), across)
-            for i, plane in enumerate(used):
-                np.copyto(values.numpy()[:, i], plane[needed])
-            torch.mm(matrix, values.flatten(1), out=tall[made].flatten(1))
-        tall.round_()
-        for i in range(len(group)):
-            for made, needed, matrix in columns.blocks:
-                torch.mm(tall[:, i, needed], matrix, out=fitted[place, :, made])
-            place += 1
-    rgb = plan.matrix @ fitted.round_().view(3, -1).sub_(plan.black)
-    levels = rgb.round_().clamp_(0, 255).numpy().astype(np.uint8).reshape(3, height, width)
-    frame = np.empty((height, width, 3), np.uint8)
-    for channel, plane in enumerate(levels):
+    steps = _steps(plan, bucket)
+    for group, of_group in zip(steps.groups, (planes.planes[:1], planes.planes[1:]), strict=True):
+        used = [plane[:, group.columns] for plane in of_group]
+        for lines, places, matrix, values, made in group.down:
+            for place, plane in zip(places, used, strict=True):
+                np.copyto(place, plane[lines])
+            torch.mm(matrix, values, out=made)
+        group.tall.round_()
+        for values, matrix, made in group.across:
+            torch.mm(values, matrix, out=made)
+    values = steps.fitted.round_().view(3, -1).sub_(plan.black)
+    torch.mm(plan.matrix, values, out=steps.rgb.view(3, -1))
+    np.copyto(steps.levels, steps.rgb.round_().clamp_(0, 255).numpy(), casting="unsafe")
+    frame = np.empty((bucket.height, bucket.width, 3), np.uint8)
+    for channel, plane in enumerate(steps.levels):
         frame[..., channel] = plane
     return frame
 
