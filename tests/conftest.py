@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.forked import SERVERS, keep_small_models
+from reducio_latents.core.choices import usable_cores
+from tests.forked import SERVERS, keep_small_models, start_server
 
 # An older CPU is one for all libraries: PyTorch alone, held to one, packs for the AMX that oneDNN
 # sees, and fails ("pack_vnni2 is only supported when avx512 is supported").
@@ -28,7 +29,9 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "https_proxy": "http://127.0.0.1:9"}
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-keep_small_models()
+# Many small processes do better with one thread each than with all of them on the same cores; and a
+# process whose libraries have made threads cannot be forked.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MOST_CPU_S = 20.0
 """Of one test, on an idle machine; those that take longer are named at the end."""
@@ -43,8 +46,21 @@ settings.register_profile(
 settings.load_profile("any machine")
 
 
-def pytest_collection_finish() -> None:
-    gc.freeze()  # what was imported and collected stays; it need not be looked through again
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means: tests also wait, for processes that start and for limits of time."""
+    return usable_cores() * 3 // 2
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    gc.disable()  # what is imported and collected stays; it need not be looked through
+    collected = yield
+    if session.items:  # not in the process that only shares them out
+        keep_small_models()
+        start_server()
+        gc.freeze()
+    gc.enable()
+    return collected
 
 
 def pytest_sessionfinish() -> None:
@@ -76,8 +92,7 @@ def cpu_seconds() -> float:
     """
     used_s, ticks_s = sum(os.times()[:4]), os.sysconf("SC_CLK_TCK")
     workers = [worker.pid for worker in multiprocessing.active_children()]
-    servers = [server.pid for server in SERVERS]
-    for pid in (getattr(STARTER, "_forkserver_pid", None), *servers, *workers):
+    for pid in (getattr(STARTER, "_forkserver_pid", None), *SERVERS, *workers):
         try:
             fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         except OSError:  # it has just ended, or there is no /proc

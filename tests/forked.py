@@ -1,28 +1,32 @@
 """Python processes that cost no imports: forked off one that has imported all and used nothing.
 
-A test's own process will not do: autograd refuses to work in a fork of a process that used it.
+It is itself forked off the tests' process once that has collected them. The tests' process will not
+do in its place: autograd refuses to work in a fork of a process that used it.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
+import faulthandler
+import gc
+import importlib
 import json
+import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
-from functools import cache
-from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -48,10 +52,11 @@ class Python:
         }  # fmt: skip
         with _adopting():
             line = json.dumps(request).encode()
-            server = _server()
+            (server,) = SERVERS.values()
             socket.send_fds(server, [len(line).to_bytes(8, "little")], fds)
             server.sendall(line)
             self.pid = int.from_bytes(server.recv(8, socket.MSG_WAITALL), "little")
+            assert self.pid, "the process that others are forked off has ended"
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -93,21 +98,40 @@ class Python:
         return texts[0], texts[1]
 
 
-SERVERS: list[subprocess.Popen[bytes]] = []
-"""The process that others are forked off, once it is there."""
+SERVERS: dict[int, socket.socket] = {}
+"""By process: the one that others are forked off, once it is there; it ends when this one does."""
 
 
-@cache
-def _server() -> socket.socket:
+def start_server() -> None:
+    """Fork it off. This process must have used nothing yet."""
     ours, theirs = socket.socketpair()
-    words = [sys.executable, "-m", __name__, str(theirs.fileno())]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # no threads where forks are made
-    server = subprocess.Popen(
-        words, env=environment, pass_fds=[theirs.fileno()], cwd=Path(__file__).parents[1]
-    )
-    SERVERS.append(server)
-    theirs.close()
-    return ours  # the server ends when this process does
+    server = os.fork()
+    if server:
+        theirs.close()
+        SERVERS[server] = ours
+        return
+    try:
+        _forget_the_tests(theirs.fileno())
+        serve(theirs)
+    finally:
+        os._exit(0)
+
+
+def _forget_the_tests(kept: int) -> None:
+    """Let go of what pytest has open and has put in place of Python's own."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in [int(path.name) for path in Path("/dev/fd").iterdir()]:
+        if fd not in (1, 2, kept, nothing):  # each keeps its number, which something may close
+            with suppress(OSError):
+                os.dup2(nothing, fd)
+    for name in [name for name in sys.modules if name.startswith("huggingface_hub")]:
+        del sys.modules[name]  # it reads the environment when it is imported
+    gc.enable()
+    faulthandler.disable()
+    signal.set_wakeup_fd(-1)
+    sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
+    logging.getLogger().handlers.clear()
+    importlib.reload(warnings)
 
 
 @contextmanager
@@ -122,10 +146,14 @@ def _adopting() -> Iterator[None]:
 
 def serve(requests: socket.socket) -> None:
     """Fork off what is asked for, twice: the parent in between ends, so that the asker adopts."""
+    is_ready = False
     while True:
         size, fds, _, _ = socket.recv_fds(requests, 8, 2)
         if not size:
             return
+        if not is_ready:
+            prepare()
+            is_ready = True
         request = json.loads(requests.recv(int.from_bytes(size, "little"), socket.MSG_WAITALL))
         told, tell = os.pipe()
         between = os.fork()
@@ -148,6 +176,9 @@ def serve(requests: socket.socket) -> None:
 
 def be(request: dict[str, Any]) -> None:
     """Run a script, a module or code in place of this process, and end it as Python would."""
+    sys.stdout = open(1, "w", closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.modules["__main__"] = ModuleType("__main__")
     code: Any = 1
     try:
         code = _run(**request)
@@ -183,6 +214,8 @@ def _run(words: list[str], env: dict[str, str], folder: str, leads: bool) -> int
         exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
     elif words[0] == "-m":
         sys.argv = words[1:]
+        if not hasattr(sys.modules.get(words[1]), "__path__"):  # of a package, __main__ is run
+            sys.modules.pop(words[1], None)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = words
@@ -221,9 +254,9 @@ PRELOADED = [
     "reducio_latents.upkeep.verify",
 ]
 
-if __name__ == "__main__":
+
+def prepare() -> None:
+    """Import what no test that was collected has, and make a model that many ask for."""
     for name in PRELOADED:
-        import_module(name)
-    keep_small_models()
-    import_module("reducio_latents").load_autoencoder("reducio-random:8")
-    serve(socket.socket(fileno=int(sys.argv[1])))
+        importlib.import_module(name)
+    importlib.import_module("reducio_latents").load_autoencoder("reducio-random:8")

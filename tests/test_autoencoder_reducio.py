@@ -181,7 +181,7 @@ def test_compiled_norms_compute_the_same(
 
 @pytest.mark.parametrize(
     ("name", "compile"),
-    [("reducio-random:8", "some"), ("open-sora-1.2:random", "norms"), ("bicubic-32x", "all")],
+    [("reducio-random:8", "some"), ("bicubic-32x", "all")],
 )
 def test_what_cannot_be_compiled_is_refused(name: str, compile: Any) -> None:
     with pytest.raises(ConfigError, match="none"):

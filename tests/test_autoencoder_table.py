@@ -387,6 +387,13 @@ def test_a_corpus_goes_through_every_autoencoder_and_comes_back_as_its_pipelines
                 ours.check_clip(int(usable), side, side)
 
 
+def test_norms_of_others_are_not_compiled_by_themselves(
+    folder: Callable[[str], Path],
+) -> None:
+    with pytest.raises(ConfigError, match="no norms that could be compiled"):
+        load_autoencoder(f"diffusers:{folder('AutoencoderKL')}", compile="norms")
+
+
 def test_what_a_store_was_made_with_before_is_the_same_model(folder: Callable[[str], Path]) -> None:
     for name in map(tiny_models.VIDEO_VAES.get, ("wan", "cosmos", "mochi")):
         ours: Any = load_autoencoder(f"diffusers:{folder(str(name))}", parts="encoder")

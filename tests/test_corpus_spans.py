@@ -512,7 +512,7 @@ def seen(path: Path) -> tuple[Any, ...]:
     return [(v, list(v.spans)) for v in videos], part.clips, part.videos
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.data(), st.sampled_from(["csv", "jsonl", "parquet"]), st.booleans())
 def test_columns_are_read_as_rows_are(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, kind: str, pairs: bool
@@ -535,6 +535,7 @@ def test_columns_are_read_as_rows_are(
         assert found == seen(path)
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from(["a", ",", '"', "\n", "\r\n", "\r", " ", "\0", "b.mp4"]), max_size=14)
 )

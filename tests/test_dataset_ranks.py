@@ -194,9 +194,10 @@ def test_two_iterators_at_once_do_not_disturb_each_other(path: Path) -> None:
     assert [clips(batch) for batch in dataset] == whole_epoch(path, 1)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize("size", [4, 5])
-@pytest.mark.parametrize("slow", [None, 0, 1])
+@pytest.mark.parametrize(
+    ("workers", "size", "slow"),
+    [(1, 5, None), (2, 4, 0), (2, 5, 1), (3, 4, None), (3, 5, 0), (3, 4, 1)],
+)
 def test_a_state_after_whole_epochs_begins_the_next_one_though_workers_persist(
     path: Path, workers: int, size: int, slow: int | None
 ) -> None:

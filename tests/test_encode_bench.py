@@ -6,9 +6,10 @@ import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from reducio_latents.encode.fast_path import made_up_clips
 from reducio_latents.encode.gpu import BatchEncoder
 from reducio_latents.train.config import AdversarialConfig
 from tests.corpora import write_video
+from tests.train_ranks import QUICK
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--model", "reducio-random:8", "--device", "cpu", "--no-compile", "--seconds", "0.01"]
@@ -85,6 +87,10 @@ def test_gpu_report_needs_torch_numpy_and_einops_alone_and_says_what_it_had_no_t
 def test_gpu_report_measures_each_of_its_parts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def once(work: Callable[[], object], device: torch.device, _: float) -> Any:
+        return 0.0, [bench._time(work, device)]
+
+    monkeypatch.setattr(bench, "timed", once)
     monkeypatch.syspath_prepend(ROOT / "tools")
     tool = runpy.run_path(str(ROOT / "tools" / "gpu_report.py"))
     report = tool["Report"](
@@ -110,10 +116,10 @@ def test_bench_train_prints_what_is_recomputed(capsys: pytest.CaptureFixture[str
     tool = runpy.run_path(str(ROOT / "tools" / "bench_train.py"))
     alone = AdversarialConfig(discriminators=())  # which would take most of the time
     base = replace(tool["base_config"](width=8, size_px=32), adversarial=alone)
-    names, batch = ["fp32 channels_last checkpointing"], tool["made_up_batch"](1, 32)
+    names, batch = [f"{QUICK} channels_last checkpointing"], tool["made_up_batch"](1, 32)
     tool["print_table"](names, base, batch, 1, torch.device("cpu"))
     said = capsys.readouterr().out
-    (row,) = (line.split("|")[1:-1] for line in said.splitlines() if line.startswith("| fp32"))
+    (row,) = (line.split("|")[1:-1] for line in said.splitlines() if line.startswith(f"| {QUICK}"))
     assert row[2].split()[0] == "1.00"
     assert re.fullmatch(r"[1-9]\d*%", row[-1].strip())
 

@@ -9,10 +9,6 @@ import torch
 from pytorch_msssim import ssim as peer_ssim
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
 from reducio_latents.errors import ConfigError, GeometryError
 from reducio_latents.metrics.protocol import PROTOCOLS, protocol_named
@@ -31,6 +27,8 @@ def pictures(n: int = 3, height: int = 48, width: int = 64) -> tuple[Tensor, Ten
 
 
 def test_psnr_equals_torchmetrics_a_frame_at_a_time() -> None:
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     x, y = pictures()
     for frame, (a, b) in zip(psnr(x, y), zip(x, y, strict=True), strict=True):
         assert frame.item() == pytest.approx(
@@ -40,6 +38,8 @@ def test_psnr_equals_torchmetrics_a_frame_at_a_time() -> None:
 
 @pytest.mark.parametrize("size", [(48, 64), (33, 11), (96, 40)])
 def test_ssim_equals_pytorch_msssim_and_torchmetrics(size: tuple[int, int]) -> None:
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     x, y = pictures(3, *size)
     peer = peer_ssim(x, y, data_range=1.0, size_average=False)
     torch.testing.assert_close(ssim(x, y), peer, atol=1e-4, rtol=0)

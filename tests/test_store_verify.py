@@ -55,7 +55,7 @@ def found(files: MemoryFiles, plan: Any = None) -> bool:
 def flips(files: MemoryFiles, path: str, step: int = 1) -> Iterator[int]:
     """Yield positions of a file, `step` apart in a small one, while that byte is changed."""
     whole = files.data[path]
-    for position in range(0, len(whole), max(step, len(whole) // 150)):
+    for position in range(0, len(whole), max(step, len(whole) // 50)):
         changed = bytearray(whole)
         changed[position] ^= 1 << (position % 8)
         files.data[path] = bytes(changed)
@@ -108,7 +108,7 @@ def test_flipped_bytes_all_over_a_zarr_store_are_found() -> None:
         (path, position)
         for path in sorted(files.data)
         if not path.endswith(".parquet")
-        for position in flips(files, path, 7)
+        for position in flips(files, path, 19)
         if not found(files, plan)
     ]
     assert missed == []
@@ -124,7 +124,7 @@ def test_flipped_bytes_all_over_a_tar_and_its_commits_are_found() -> None:
         (path, position)
         for path in sorted(files.data)
         if path.startswith(("commits/", BUCKET))
-        for position in flips(files, path, 13 if path.endswith(".tar") else 7)
+        for position in flips(files, path, 19)
         if not found(files, plan)
     ]
     assert missed == []

@@ -186,7 +186,7 @@ def test_a_run_that_lost_its_folder_to_another_saves_nothing_more(
 
     @contextmanager
     def watched(*place: Any) -> Iterator[Lock]:
-        with hold(*place) as lock:
+        with hold(*place, beat_s=1e6) as lock:  # beats in between would race with the other
             held.append(lock)
             yield lock
 

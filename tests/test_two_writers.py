@@ -1,7 +1,8 @@
 """Two writers of one store at once: whoever is held up wherever, nothing is lost or mixed up.
 
-One run is stopped at each of its changes in turn, before it or after it; meanwhile another one runs
-from its beginning to its end. No thread and no clock is needed for any of the races.
+One run is stopped at each of its changes in turn, before it or after it, which take turns unless
+both are asked for; meanwhile another one runs from its beginning to its end. No thread and no clock
+is needed for any of the races.
 """
 
 from __future__ import annotations
@@ -91,9 +92,12 @@ def each_hold_up(
     run: Callable[[Any], object],
     other: Callable[[Files], object],
     only: Sequence[int] = (),
+    both: bool = False,
 ) -> Iterator[Files]:
     """Yield the files that `run` has left, held up at each of its changes in turn by `other`."""
-    turns = [(number, False) for number in only] or ((n // 2, n % 2 == 1) for n in count(2))
+    turns = [(number, False) for number in only] or (
+        ((n // 2, n % 2 == 1) for n in count(2)) if both else ((n, n % 2 == 0) for n in count(1))
+    )
     for number, after in turns:
         files = start()
         held_up = HeldUpFiles(files, number, after, partial(other, files))
@@ -174,7 +178,7 @@ def require_whole(files: Files, videos: Sequence[str], columns: Sequence[str]) -
 
 def test_runs_over_two_corpora_that_begin_one_store_at_once() -> None:
     for files in each_hold_up(
-        in_memory, lambda files: encode(files, ONE), lambda files: encode(files, OTHER)
+        in_memory, lambda files: encode(files, ONE), lambda files: encode(files, OTHER), both=True
     ):
         require_whole(files, [*ONE, *OTHER], ["motion"])
 
