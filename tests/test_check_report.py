@@ -23,7 +23,7 @@ from reducio_latents.errors import StoreError
 from tests.browser import open_browser, require_browser, run, set_width
 from tests.spot_check import make_store, moving, record
 
-HOSTILE = '</script><img src=x onerror="document.title=1"> & "quoted" 🎈\ttab'
+HOSTILE = '</script><img src=x onerror="document.title=1"> & "quoted" 🎈\ttab \u202eback'
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,8 @@ def test_what_the_store_says_is_shown_and_never_run(page: Path) -> None:
     assert "&lt;/script&gt;&lt;img src=x" in text
     assert "<img" not in text
     assert text.count("</script>") == 1
+    assert "\u202e" not in text
+    assert r" \u202eback" in text
 
 
 def test_the_protocol_is_named_and_changes_the_numbers(

@@ -234,6 +234,41 @@ def test_a_snapshot_of_the_hub_cache_is_read(tmp_path: Path) -> None:
         LocalFiles(snapshot).read("y")
 
 
+def test_where_files_are_written_is_no_link_to_another_place(
+    strange: LocalFiles, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "letter").write_text("mine")
+    (strange.root / ".partial").rename(tmp_path / "away")
+    (strange.root / ".partial").symlink_to(own)
+    strange.sweep()
+    for write in (
+        lambda: strange.write("y", b"1"),
+        lambda: strange.create("y", b"1"),
+        lambda: strange.swap("y", None, b"1"),
+    ):
+        with pytest.raises(StoreError, match=r"\.partial is a link, not a folder"):
+            write()
+    assert [path.name for path in own.iterdir()] == ["letter"]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_lies_among_half_written_files_is_not_opened(
+    strange: LocalFiles, tmp_path: Path, kind: str
+) -> None:
+    (strange.root / ".partial").mkdir(exist_ok=True)
+    lock = strange.root / ".partial" / "swapping"
+    if kind == "link":
+        lock.symlink_to(tmp_path / "new")
+    else:
+        os.mkfifo(lock)
+    with pytest.raises(StoreError, match="cannot write"):
+        strange.swap("y", None, b"1")
+    strange.sweep()
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("kind", ["a pipe", "a socket", "a device", "a folder"])
 def test_what_is_not_a_file_is_refused_at_once(strange: LocalFiles, kind: str) -> None:
     path = strange.root / "x"

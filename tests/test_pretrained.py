@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reducio_latents.autoencoders.pretrained import find_model
-from reducio_latents.errors import ConfigError
+from reducio_latents.autoencoders.checkpoint import read_description
+from reducio_latents.autoencoders.pretrained import find_model, read_config
+from reducio_latents.errors import ConfigError, WeightsError
+from reducio_latents.metrics.weights import read_tensors
+from reducio_latents.vae.weights import open_state_dict
 
 hub = pytest.importorskip("huggingface_hub")
 
@@ -105,3 +109,26 @@ def test_a_path_is_never_taken_for_a_hub_name(repository: Any, tmp_path: Path) -
     folder = tmp_path / "own"
     folder.mkdir()
     assert find_model(str(folder)) == folder
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device"])
+def test_weights_and_configs_that_are_no_files_are_refused_at_once(
+    tmp_path: Path, kind: str
+) -> None:
+    def put(path: Path) -> Path:
+        path.parent.mkdir(exist_ok=True)
+        os.mkfifo(path) if kind == "a pipe" else path.symlink_to("/dev/zero")
+        return path
+
+    config, beside = put(tmp_path / "a" / "config.json"), put(tmp_path / "b" / "model.safetensors")
+    (beside.parent / "config.json").write_text("{}")
+    reading: list[Callable[[], object]] = [
+        lambda: open_state_dict(put(tmp_path / "x.ckpt")),
+        lambda: read_tensors(put(tmp_path / "x.pth")),
+        lambda: read_config(config.parent),
+        lambda: read_config(beside.parent),
+    ]
+    for read in reading:
+        with pytest.raises(WeightsError, match=f"cannot be read: it is {kind}, not a file"):
+            read()
+    assert read_description(config.parent) is None

@@ -16,6 +16,8 @@ from reducio_latents.autoencoders.pretrained import CONFIG_FILE
 from reducio_latents.autoencoders.protocol import identity_hash
 from reducio_latents.core.config import from_mapping
 from reducio_latents.core.fetching import WeightsPlace, find_weights
+from reducio_latents.core.parsing import parse_json
+from reducio_latents.core.regular import read_small
 from reducio_latents.errors import ConfigError, StoreError, WeightsError
 from reducio_latents.vae.config import ReducioVAEConfig
 from reducio_latents.vae.model import FINAL_RULE
@@ -152,7 +154,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 def read_description(folder: Path) -> dict[str, Any] | None:
     """Return what our `config.json` in `folder` says, or None if there is none of ours."""
     try:
-        raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        raw = parse_json(read_small(folder / CONFIG_FILE))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):

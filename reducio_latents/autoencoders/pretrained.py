@@ -6,7 +6,6 @@ A name is a folder, a file, or one of the Hugging Face Hub, as `core.fetching` r
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +29,8 @@ from reducio_latents.core.fetching import (
     why_not,
 )
 from reducio_latents.core.libraries import first_line, import_library
+from reducio_latents.core.parsing import parse_json
+from reducio_latents.core.regular import read_small, require_files
 from reducio_latents.errors import ConfigError, WeightsError
 from reducio_latents.vae.weight_files import check_keys, refuse_keys, shapes_of
 from reducio_latents.vae.weights import WeightsDigest
@@ -127,7 +128,8 @@ def read_config(folder: Path, file: str = CONFIG_FILE) -> dict[str, Any]:
     """Return a model's config; raise WeightsError where it is missing or no JSON object."""
     path = folder / file
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        require_files(folder)
+        config = parse_json(read_small(path))
     except FileNotFoundError as err:
         raise WeightsError(
             f"{folder} has no {file}, so it is not known what its weights are. Give the folder "

@@ -25,6 +25,7 @@ from reducio_latents.check.charts import (
 from reducio_latents.check.pictures import make_folder, write_text
 from reducio_latents.check.report import HISTOGRAM_LIMIT, Report, ReportClip, Scores
 from reducio_latents.core.libraries import import_library
+from reducio_latents.core.text import printable
 from reducio_latents.version import __version__
 
 jinja2 = import_library("jinja2", "a report", extra="encode")  # told before clips are decoded
@@ -39,6 +40,9 @@ def render_template(template: str, /, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
+        # What turns the direction of text would hide what stands beside it, of markdown in a
+        # terminal too. Markup is our own.
+        finalize=lambda value: printable(value, "\n\t") if type(value) is str else value,
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     text: str = environment.get_template(template).render(**values)

@@ -28,6 +28,7 @@ from reducio_latents.conditioning.precision import place_encoder
 from reducio_latents.conditioning.presets import CAPTION_MARK, T5, TextRecipe, recipes_of
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.libraries import first_line, import_library
+from reducio_latents.core.regular import require_files
 from reducio_latents.errors import ConfigError, WeightsError
 from reducio_latents.store.text_rows import CaptionTokens
 
@@ -376,6 +377,7 @@ def _load_tokenizer(transformers: Any, folder: Path) -> tuple[Any, Path]:
         )
     place = places[0]
     try:
+        require_files(place)
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             place, local_files_only=True, trust_remote_code=False
         )

@@ -16,6 +16,7 @@ from typing import get_args
 
 from reducio_latents.core.choices import Label
 from reducio_latents.core.collecting import no_collecting
+from reducio_latents.core.regular import NotAFileError
 from reducio_latents.core.text import printable
 from reducio_latents.corpus.entry import (
     VIDEO_EXTENSIONS,
@@ -44,7 +45,6 @@ from reducio_latents.corpus.texts import (
 )
 from reducio_latents.corpus.trees import Found, Tree, open_tree
 from reducio_latents.errors import ConfigError, CorpusError
-from reducio_latents.files.inside import NotAFileError
 from reducio_latents.files.source import VideoSource, is_url, join_url, public_url
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, cast
 
+from reducio_latents.core.regular import A_FOLDER, NotAFileError, file_kind, open_regular
 from reducio_latents.corpus.entry import is_utf8
 from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.files.explained import reason
-from reducio_latents.files.inside import A_FOLDER, NotAFileError, file_kind, open_regular
 from reducio_latents.files.remote import open_filesystem
 from reducio_latents.files.source import is_url, public_url
 

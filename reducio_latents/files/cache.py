@@ -30,8 +30,9 @@ from typing import Any
 
 import google_crc32c
 
+from reducio_latents.core.regular import open_regular
 from reducio_latents.errors import ConfigError, StoreError
-from reducio_latents.files.inside import open_regular, require_inside
+from reducio_latents.files.inside import require_inside
 from reducio_latents.files.protocol import Buffer, Origin
 
 log = logging.getLogger(__name__)

@@ -1,31 +1,13 @@
-"""What may be opened: paths that stay inside their root, and nothing but regular files."""
+"""Paths that stay inside their root."""
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 from reducio_latents.core.text import printable
 from reducio_latents.errors import StoreError
-
-A_FOLDER = "a folder"
-FILE_KINDS = (
-    (stat.S_ISDIR, A_FOLDER),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
-
-
-class NotAFileError(OSError):
-    """It is there, and it is a folder, pipe, socket or device."""
-
-    def __init__(self, path: str | Path, kind: str) -> None:
-        super().__init__(errno.EINVAL, f"it is {kind}, not a file", str(path))
 
 
 def require_inside(path: str, url: str) -> str:
@@ -77,23 +59,3 @@ def _leads_on(root: Path, path: str) -> bool:
 def _hub_blobs(home: str) -> list[str]:
     revisions = [f for f in Path(home, "_").parents if f.parent.name == "snapshots"]
     return [f"{revision.parent.parent}/blobs" for revision in revisions]
-
-
-def file_kind(mode: int) -> str | None:
-    """Return what is no regular file, by its mode, in words; None for a regular file."""
-    return next((words for test, words in FILE_KINDS if test(mode)), None)
-
-
-def open_regular(path: str | Path) -> BinaryIO:
-    """Open a regular file, or a link to one, for reading.
-
-    Raise NotAFileError, at once, for anything else: reading a pipe waits for ever for somebody to
-    write, reading a device never ends.
-    """
-    if kind := file_kind(Path(path).stat().st_mode):
-        raise NotAFileError(path, kind)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    if kind := file_kind(os.fstat(descriptor).st_mode):  # put in its place since
-        os.close(descriptor)
-        raise NotAFileError(path, kind)
-    return os.fdopen(descriptor, "rb")

@@ -12,9 +12,10 @@ from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
+from reducio_latents.core.regular import NotAFileError, file_kind, open_regular
 from reducio_latents.core.text import printable
 from reducio_latents.errors import StoreError
-from reducio_latents.files.inside import NotAFileError, file_kind, open_regular, place_inside
+from reducio_latents.files.inside import place_inside
 from reducio_latents.files.protocol import Buffer, joined
 
 PARTIAL = ".partial"
@@ -133,10 +134,9 @@ class LocalFiles:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Keep out everybody else who swaps files of this folder, also from other machines."""
-        path = self.root / PARTIAL / "swapping"
-        path.parent.mkdir(exist_ok=True)
+        path = _partial_folder(self.root) / "swapping"
         while True:
-            file = path.open("ab")
+            file = _open_own(path, os.O_CREAT)
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             with suppress(FileNotFoundError):
@@ -154,16 +154,14 @@ class LocalFiles:
         folder = self.root
         if target.parent.stat().st_dev != folder.stat().st_dev:  # a part of the store is a mount
             folder = target.parent
-        folder /= PARTIAL
-        folder.mkdir(exist_ok=True)
-        return folder / f"{target.name}.{os.uname().nodename}-{os.getpid()}-{next(_numbers)}"
+        own = f"{os.uname().nodename}-{os.getpid()}-{next(_numbers)}"
+        return _partial_folder(folder) / f"{target.name}.{own}"
 
     def sweep(self) -> None:
         """Remove what writers that were killed have left half-written; living ones hold a lock."""
-        folder = self.root / PARTIAL
         with suppress(OSError):
-            for path in list(folder.iterdir()):
-                with suppress(OSError), path.open("r+b") as file:
+            for path in list(_partial_folder(self.root, make=False).iterdir()):
+                with suppress(OSError), _open_own(path) as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
 
@@ -198,6 +196,26 @@ class LocalFiles:
 
     def _at(self, path: str) -> Path:
         return place_inside(self.root, path)
+
+
+def _partial_folder(folder: Path, *, make: bool = True) -> Path:
+    """Return where files of `folder` are written; raise StoreError for a link to another place,
+    where they would be written and whose files would be swept up."""
+    partial = folder / PARTIAL
+    if make:
+        partial.mkdir(exist_ok=True)
+    if stat.S_ISLNK(partial.lstat().st_mode):
+        raise StoreError(f"{printable(str(partial))} is a link, not a folder. Remove it.")
+    return partial
+
+
+def _open_own(path: Path, flags: int = 0) -> BinaryIO:
+    """Open a file that is being written, and nothing that somebody has put in its place."""
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    if kind := file_kind(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotAFileError(path, kind)
+    return os.fdopen(descriptor, "r+b", buffering=0)
 
 
 def _unless_missing(err: OSError) -> None:

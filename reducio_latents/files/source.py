@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import BinaryIO, cast
 from urllib.parse import unquote
 
+from reducio_latents.core.regular import NotAFileError, open_regular
 from reducio_latents.core.text import without_secrets
 from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.files.explained import reason
-from reducio_latents.files.inside import NotAFileError, open_regular
 from reducio_latents.files.remote import open_filesystem
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reducio_latents.core.fetching import one_at_a_time
+from reducio_latents.core.regular import open_regular
 from reducio_latents.errors import ConfigError, WeightsError
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Nothing in the file is executed: a TorchScript archive, which is a program, is refused.
     Raises WeightsError for anything that is not a flat dict of tensors.
     """
+    try:
+        open_regular(path).close()
+    except FileNotFoundError as err:
+        raise WeightsError(f"{path}: there is no such file. Check the path.") from err
+    except OSError as err:
+        raise WeightsError(f"{path} cannot be read: {err.strerror}.") from err
     if is_torchscript(path):
         raise WeightsError(
             f"{path} is a TorchScript archive, a program that would have to be run, and not one "
@@ -55,8 +62,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             found: object = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as err:
-        raise WeightsError(f"{path}: there is no such file. Check the path.") from err
     except pickle.UnpicklingError as err:  # its message advises to run what is in the file
         raise WeightsError(
             f"{path} is not a file of weights, or holds more than tensors, which is not loaded. "

@@ -13,6 +13,7 @@ from typing import Any
 
 from reducio_latents.core.config import from_mapping
 from reducio_latents.core.libraries import import_library
+from reducio_latents.core.regular import read_small
 from reducio_latents.errors import ConfigError
 from reducio_latents.train.config import TrainConfig, flat
 
@@ -101,7 +102,7 @@ def _text(name: str) -> str:
     path = Path(name)
     if path.is_file():
         try:
-            return path.read_text("utf-8")
+            return read_small(path).decode("utf-8")
         except (OSError, UnicodeDecodeError) as err:
             raise ConfigError(f"{name} cannot be read as text: {err}.") from err
     known = presets()

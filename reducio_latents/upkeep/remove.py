@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from reducio_latents.core.regular import open_regular
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files, open_files
 from reducio_latents.files.parquet import read_parquet
@@ -241,8 +242,9 @@ def _read_ids(clip_ids: Sequence[str] | str | Path) -> pa.Array:
     path = Path(clip_ids)
     try:
         if path.suffix == ".parquet":
-            return read_parquet(path, ["clip_id"])["clip_id"].combine_chunks().cast(pa.string())
-        with path.open("rb") as file:
+            with open_regular(path) as file:
+                return read_parquet(file, ["clip_id"])["clip_id"].combine_chunks().cast(pa.string())
+        with open_regular(path) as file:
             data = file.read(MOST_ID_BYTES + 1)
         if len(data) > MOST_ID_BYTES:
             raise ConfigError(f"{path} has more than {MOST_ID_BYTES >> 20} MiB. Split it.")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from reducio_latents.core.libraries import first_line
+from reducio_latents.core.regular import open_regular
 from reducio_latents.errors import WeightsError
 
 MODEL_FILE = "model.safetensors"
@@ -114,7 +115,7 @@ def _weights_in(path: Path) -> Path:
 
 def _first_bytes(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(512)
     except FileNotFoundError as err:
         raise WeightsError(f"{path}: there is no such weights file. Check the path.") from err

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reducio_latents.core.geometry import Bucket
+from reducio_latents.core.regular import open_regular
 from reducio_latents.errors import StoreError
 from reducio_latents.store.text_rows import CaptionTokens, pack_text_row
 
@@ -65,6 +66,7 @@ def read_header(path: Path) -> ExtractedFile:
     from safetensors import SafetensorError, safe_open
 
     try:
+        open_regular(path).close()
         with safe_open(path, framework="np") as file:
             there = set(file.keys())
             parts = {key: file.get_slice(key) for key in KEYS if key in there}
@@ -93,6 +95,7 @@ def read_text(path: Path) -> bytes:
     from safetensors import SafetensorError, safe_open
 
     try:
+        open_regular(path).close()
         with safe_open(path, framework="np") as file:
             vectors = np.asarray(file.get_tensor("caption_embs"), np.float32)
             mask = np.asarray(file.get_tensor("emb_masks")).astype(bool)
