@@ -17,7 +17,7 @@ from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video import ClipFrames, backend_for
 from reducio_latents.video.still import StillBackend
-from tests.videos import barcode
+from tests.videos import barcode, read_number
 
 PICTURE = np.dstack([barcode(5), barcode(9)[..., 0] // 2, barcode(3)[..., 0]])[:, :, [0, 3, 4]]
 
@@ -181,13 +181,18 @@ def test_pages_are_no_picture_and_several_frames_are_no_clip_of_one(tmp_path: Pa
         read(save(tmp_path / "p.png", image), frames=2)
 
 
-def test_an_animation_is_a_video_whatever_it_is_called(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["png", "webp", "avif"])
+def test_an_animation_is_a_video_whatever_it_is_called(ending: str, tmp_path: Path) -> None:
     frames = [Image.fromarray(barcode(number)) for number in range(8)]
-    moving = save(
-        tmp_path / "p.png", frames[0], save_all=True, append_images=frames[1:], duration=125
-    )
+    times: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": 125}
+    moving = save(tmp_path / f"p.{ending}", frames[0], **times)
     backend = backend_for(moving.name, "pyav")
-    assert backend.probe(VideoSource(str(moving))).frames == 8
+    info = backend.probe(VideoSource(str(moving)))
+    assert (info.frames, info.duration_s, info.rate_fps) == pytest.approx((8, 1.0, 8.0))
     (clip,) = backend.read_clips(VideoSource(str(moving)), [0.0], frames=8, rate_fps=8.0)
     assert isinstance(clip, ClipFrames)
-    assert len(clip.frames) == 8
+    assert [read_number(frame) for frame in clip.frames] == list(range(8))
+    late, past = backend.read_clips(VideoSource(str(moving)), [0.5, 0.625], frames=4, rate_fps=8.0)
+    assert isinstance(late, ClipFrames)
+    assert read_number(late.frames[0]) == 4
+    assert isinstance(past, VideoError)

@@ -2,7 +2,7 @@
 
 They are shown as browsers do it: turned as their EXIF says, colours brought to sRGB by the profile
 that they carry, 16 bits a sample made 8; transparent ones are laid on black, as videos are.
-PNG, WebP and AVIF files that move are left to the backend for videos.
+PNG and AVIF files that move are left to the backend for videos; of WebP FFmpeg knows none that do.
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ class StillBackend:
             if image is not None:
                 orientation = _orientation(image)
                 width, height = orientation.size(*image.size)
+                frames, duration_s = 0, 0.0
+                for _, end_s in _times(image):
+                    frames, duration_s = frames + 1, end_s
+                    alive()
                 return VideoInfo(
                     codec=str(image.format).lower(),
                     pix_fmt=image.mode,
@@ -74,9 +78,9 @@ class StillBackend:
                     height=height,
                     rotation=orientation.rotation,
                     mirrored=orientation.mirrored,
-                    rate_fps=0.0,
-                    duration_s=STILL_DURATION_S,
-                    frames=1,
+                    rate_fps=0.0 if frames == 1 else frames / duration_s,
+                    duration_s=duration_s,
+                    frames=frames,
                 )
         return self._videos.probe(source, alive=alive)
 
@@ -97,8 +101,12 @@ class StillBackend:
                 if image is None:
                     yield from self._videos.read_clips(source, starts_s, **asked)
                     return
-                yield from clips.show(lambda: _shown(image), 0.0, STILL_DURATION_S)
-            yield from clips.fail_rest("it is a picture, of one frame")
+                end_s = 0.0
+                for at_s, end_s in _times(image):
+                    yield from clips.show(lambda: _shown(image), at_s, end_s)
+            is_still = end_s == STILL_DURATION_S
+            rest = "it is a picture, of one frame" if is_still else f"it ends at {end_s:.3f} s"
+            yield from clips.fail_rest(rest)
         except VideoError as err:
             yield from clips.fail_rest(str(err).removeprefix(f"{source}: ").rstrip("."))
 
@@ -127,7 +135,30 @@ def _opened(source: VideoSource) -> Iterator[Image.Image | None]:
             if image.format == "TIFF" and pages > 1:
                 raise VideoError(f"{source}: it has {pages} pages, and is not one picture.")
             # An MPO holds other views of the same picture; the first is the one to show.
-            yield None if pages > 1 and image.format != "MPO" else image
+            yield None if pages > 1 and image.format not in ("MPO", "WEBP") else image
+
+
+def _times(image: Image.Image) -> Iterator[tuple[float, float]]:
+    """Go through the frames of a picture; yield when each one, which it is at then, is shown.
+
+    Raise VideoError for one that cannot be decoded.
+    """
+    pages = getattr(image, "n_frames", 1)
+    if image.format != "WEBP" or pages == 1:
+        yield 0.0, STILL_DURATION_S
+        return
+    at_ms = 0
+    for number in range(pages):
+        try:
+            image.seek(number)
+            image.load()
+        except Exception as err:  # as above
+            raise VideoError(f"frame {number} cannot be decoded ({err})") from err
+        # As browsers show what gives no time, or next to none.
+        lasts_ms = int(image.info.get("duration", 0))
+        lasts_ms = 100 if lasts_ms <= 10 else lasts_ms
+        yield at_ms / 1000, (at_ms + lasts_ms) / 1000
+        at_ms += lasts_ms
 
 
 def _orientation(image: Image.Image) -> Orientation:
