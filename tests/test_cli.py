@@ -232,7 +232,7 @@ def test_a_dry_run_prints_what_would_be_done_and_does_nothing(corpus: Path, tmp_
     for command in ("plan", "encode-corpus"):
         result = invoke(command, corpus, tmp_path / "s", "--resolution", "32", "--dry-run")
         assert result.exit_code == 0, result.output
-        assert "5 found" in result.output
+        assert re.search(r"6 found: \d planned, 1 without a clip, ", result.output)
         assert "hours" in result.output
         assert "16x32x32: 4 clips" in result.output
     assert not (tmp_path / "s").exists()

@@ -140,7 +140,9 @@ def print_changes(captions: int, gone: int, *, updated: bool = False) -> None:
 def print_summary(summary: PlanSummary) -> None:
     """Print what a run would do."""
     for what, counts in (("videos", summary.counts.videos), ("clips", summary.counts.clips)):
-        rest = {name: number for name, number in counts.items() if name != "found"}
+        # One may be too short, a picture for which there is no bucket, or have spans of no times.
+        rest = {name: n for name, n in counts.items() if name != "found"}
+        rest = {"without a clip" if k == "too_short" else k: n for k, n in rest.items()}
         parts = ", ".join(f"{show.count(number)} {name}" for name, number in rest.items())
         show.echo(f"{what:<7} {show.count(counts['found'])} found: {parts}")
     if spans := summary.counts.spans:
