@@ -338,7 +338,7 @@ def test_spans_that_are_listed_later_become_clips_of_their_own(
     assert new.plan.counts().spans["found"] == 7
     caplog.clear()
     again = plan(tmp_path / "t.csv", new.plan)
-    assert (len(again.parts), again.gone, caplog.text) == (0, 0, "")
+    assert (len(again.parts), again.gone, caplog.text) == (0, (), "")
     last = plan(write(tmp_path / "t.csv", rows[:1] + rows[2:]), new.plan)
     assert (len(last.parts), probed) == (0, ["a.mp4", "b.mp4", "c.mp4"])
     assert "lie in spans that the corpus does not list any more" in caplog.text

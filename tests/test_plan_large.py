@@ -174,7 +174,7 @@ def test_adding_videos_probes_them_alone_and_holds_no_whole_table(
     monkeypatch.setattr(StoredPart, "_whole", None)
     new = plan_into(tmp_path, listing(50))
     assert prober.probed == [f"{n:04d}.mp4" for n in range(45, 50)]
-    assert (new.captions, new.gone, len(new.parts)) == ({}, 0, 1)
+    assert (new.captions, new.gone, len(new.parts)) == ({}, (), 1)
 
 
 def test_clip_ids_that_collide_with_those_of_an_earlier_part_are_refused(

@@ -71,7 +71,7 @@ def plan_part(
     if previous is not None:
         previous.spec.require_same(spec)
     part = plan_some(listing, records, spec, previous, retry_failed=retry_failed, replaced=replaced)
-    left = () if previous is None else gone([video.video for video in listing], previous)
+    left = () if previous is None else gone([names_of(listing)], previous)
     return replace(part, gone=left)
 
 
@@ -163,12 +163,17 @@ def not_planned(
     ]
 
 
-def gone(listed: Sequence[str], plan: Plan) -> tuple[str, ...]:
+def gone(listed: Iterable[pa.Array], plan: Plan) -> tuple[str, ...]:
     """Return the videos of the plan that are not listed any more."""
-    names = plan.known.names
-    left = names.filter(pc.invert(pc.is_in(names, pa.array(listed, pa.string()))))
+    left = plan.known.names
+    for names in listed:
+        left = left.filter(pc.invert(pc.is_in(left, names)))
     removed = plan.known.with_status(REMOVED).combine_chunks()
     return tuple(left.filter(pc.invert(pc.is_in(left, removed))).to_pylist())
+
+
+def names_of(videos: Iterable[CorpusVideo]) -> pa.Array:
+    return pa.array([video.video for video in videos], pa.string())
 
 
 def _has_changed(sha256: str | None, record: ProbeRecord | None) -> bool:

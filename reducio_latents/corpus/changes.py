@@ -44,13 +44,14 @@ def changes_of(listed: Sequence[CorpusVideo], plan: Plan) -> Changes:
     about = plan.video_columns("video", "status", "duration_s", "rate_fps")
     names = pa.array([video.video for video in listed], pa.string())
     about = about.take(pc.index_in(names, about["video"].combine_chunks()))
+    known = names.filter(pc.is_valid(about["video"])).to_pylist()
     lasts, rates = (np.nan_to_num(about[n].to_numpy()) for n in ("duration_s", "rate_fps"))
     counts = np.array([max(1, len(video.spans)) for video in listed], np.int64)
     begins = np.cumsum(counts) - counts
     seen = np.zeros(counts.sum(), bool)
     found, lost = dict[str, tuple[str, ...]](), 0
     columns = ("clip_id", "video", "status", "captions", *SPAN_SCHEMA.names)
-    for clips in plan.clip_tables(*columns):
+    for clips in plan.clip_tables(*columns, videos=known):
         ends = pc.min_max(clips["video"]).as_py()  # only the names between are looked through
         low = bisect_left(listed, ends["min"] or "", key=attrgetter("video"))
         high = bisect_right(listed, ends["max"] or "", key=attrgetter("video"))

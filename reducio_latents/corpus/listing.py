@@ -24,6 +24,7 @@ from reducio_latents.corpus.entry import (
     is_video_name,
     storable,
 )
+from reducio_latents.corpus.listed import EarlierListing, Listing, list_tables
 from reducio_latents.corpus.patterns import (
     compile_glob,
     expand_braces,
@@ -33,7 +34,7 @@ from reducio_latents.corpus.patterns import (
 )
 from reducio_latents.corpus.readers import TABLE_READERS, is_table_name
 from reducio_latents.corpus.shot_lists import read_shots
-from reducio_latents.corpus.table import TableColumns, list_tables
+from reducio_latents.corpus.table import TableColumns, read_tables
 from reducio_latents.corpus.tars import is_tar_name, list_tar
 from reducio_latents.corpus.texts import (
     SIDE_FILES,
@@ -46,6 +47,7 @@ from reducio_latents.corpus.texts import (
 from reducio_latents.corpus.trees import Found, Tree, open_tree
 from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.files.source import VideoSource, is_url, join_url, public_url
+from reducio_latents.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,6 @@ NOTHING = Described()
 _LISTED_FRAMES = re.compile(r".+\.scenes\.txt", re.IGNORECASE).fullmatch
 
 
-@no_collecting()
 def list_corpus(
     corpus: str | Path,
     *,
@@ -83,6 +84,21 @@ def list_corpus(
     A video that a table names but that is missing stays in the list: it fails when it is probed,
     with a reason. Raise CorpusError if the corpus as a whole cannot be listed or has no video.
     """
+    columns = TableColumns(
+        path=path_column, caption=caption_column, start=start_column, end=end_column
+    )
+    return list_changed(corpus, columns, None if root is None else str(root), label).videos
+
+
+@no_collecting()
+def list_changed(
+    corpus: str | Path,
+    columns: TableColumns,
+    root: str | None,
+    label: str,
+    before: EarlierListing | None = None,
+) -> Listing:
+    """List a corpus as `list_corpus` does, without reading rows of tables that are as they were."""
     if label not in get_args(Label):
         raise ConfigError(f"label is {label!r}; choose one of {', '.join(get_args(Label))}.")
     with _explained(corpus):
@@ -91,26 +107,28 @@ def list_corpus(
         found = _Sorted() if location.table is not None else _search(tree, location.patterns)
         tables = [] if found.found else found.tables
         tables = tables if location.table is None else [location.table]
-        columns = TableColumns(
-            path=path_column, caption=caption_column, start=start_column, end=end_column
-        )
         videos: Iterable[CorpusVideo]
+        listing = Listing([])
         if tables:
-            base = None if root is None else _absolute(str(root))
-            videos = list_tables(tree, tables, base, columns)
+            base = None if root is None else _absolute(root)
+            settings = repr((__version__, location.root, base, columns, label))
+            videos, listing = list_tables(
+                tree, tables, base, columns, settings, before or EarlierListing()
+            )
         else:
-            given = {"path_column": path_column, "root": root} | {
-                "start_column": start_column, "end_column": end_column
+            given = {"path_column": columns.path, "root": root} | {
+                "start_column": columns.start, "end_column": columns.end
             }  # fmt: skip
             for option in (name for name, value in given.items() if value is not None):
                 shown = printable(public_url(str(corpus)))
                 raise ConfigError(
                     f"{option} is for tables, and {shown} is not a table. Leave it out."
                 )
-            videos = _list_files(tree, found, caption_column)
+            videos = _list_files(tree, found, columns.caption)
         if label == "folder":
             videos = map(_labelled, videos)
-        return _checked(videos, printable(public_url(str(corpus))))
+        shown, whole = printable(public_url(str(corpus))), not len(listing.unread)
+        return listing._replace(videos=_checked(videos, shown, whole))
 
 
 @no_collecting()
@@ -133,7 +151,7 @@ def list_shots(tables: str) -> list[CorpusVideo]:
         found_in = {name: read_shots(tree, name) for name in names}
         lists = [name for name, told in found_in.items() if told is None]
         rows = [told for told in found_in.values() if told is not None]
-        rows += list_tables(tree, lists, None, TableColumns()) if lists else []
+        rows += read_tables(tree, lists, None, TableColumns()).listed() if lists else []
     if not any(row.spans for row in rows):
         raise CorpusError(
             f"{shown} is no table of shots: it gives no times. Write one shot a row: video, start "
@@ -322,15 +340,15 @@ def _list_tars(tree: Tree, names: list[str], side: SideFiles) -> Iterable[Corpus
             yield from videos
 
 
-def _checked(videos: Iterable[CorpusVideo], corpus: str) -> list[CorpusVideo]:
-    """Sort by name, bytewise, and refuse a corpus that is empty or names one video twice."""
+def _checked(videos: Iterable[CorpusVideo], corpus: str, whole: bool) -> list[CorpusVideo]:
+    """Sort by name, bytewise, and refuse one name twice, and a whole corpus without a video."""
     listing = sorted(videos, key=lambda video: video.video)  # code points sort as UTF-8 bytes do
-    if not listing:
+    if not listing and whole:
         raise CorpusError(
             f"{corpus} holds no video and no picture. Videos end in .mp4, .mkv, .mov, .webm, .avi "
             f"or one of {len(VIDEO_EXTENSIONS) - 5} other ways; name others in a table."
         )
-    if all(video.problem is not None for video in listing):
+    if whole and all(video.problem is not None for video in listing):
         first = listing[0]
         raise CorpusError(
             f"{corpus} holds no video that can be read: {printable(first.video)}: {first.problem}."

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from reducio_latents.core.clips import ClipSpec, TimeSpan, parse_policy
 from reducio_latents.core.text import printable
-from reducio_latents.corpus.build import PROBED, gone, not_planned, plan_some
+from reducio_latents.corpus.build import PROBED, gone, names_of, not_planned, plan_some
 from reducio_latents.corpus.changes import Changes, changes_of
 from reducio_latents.corpus.entry import CorpusVideo
 from reducio_latents.corpus.fate import MAX_DURATION_S, Sizes
@@ -45,8 +45,10 @@ class NewPlan:
     """What `stamp_of` said of the videos that were probed, before their bytes were hashed."""
     captions: Mapping[str, tuple[str, ...]]
     """Clip id -> captions, where the corpus has others now than the plan."""
-    gone: int
+    gone: Collection[str]
     """Videos of the plan that the corpus does not list any more."""
+    lost: int
+    """Clips in spans that it does not list any more."""
 
 
 def plan_listed(
@@ -61,13 +63,15 @@ def plan_listed(
     records: dict[str, ProbeRecord] | None = None,
     keep: Callable[[PlanPart], StoredPart] = PlanPart.packed,
     on_record: OnRecord = lambda _, __: None,
+    unread: pa.Array | None = None,
 ) -> NewPlan:
     """Probe and plan what `previous` does not have, and those of `replaced` with other bytes now.
 
     `listed` is in order of name. A part of `PART_CLIPS` is handed to `keep` when it is planned, and
     the next one begun. With `retry_failed` also what failed before is planned. `records` holds what
     an earlier try has probed and not planned, and takes in what this one does; `on_record` is told
-    of the latter. Raise StoreError for a plan of another spec, and what `keep` raises.
+    of the latter. `unread` are names of further videos, of which nothing has changed. Raise
+    StoreError for a plan of another spec, and what `keep` raises.
     """
     if probing.shots.table is not None:
         probing.shots.table.among(listed)
@@ -104,15 +108,16 @@ def plan_listed(
         )
     assert plan is not None, "a listing has a video"
     if previous is None:
-        return NewPlan(plan, parts, stamps, {}, 0)
+        return NewPlan(plan, parts, stamps, {}, (), 0)
     if changes.lost:
         log.warning(
             "%d clips lie in spans that the corpus does not list any more. They stay; to take them "
             "out, use `remove`.",
             changes.lost,
         )
-    left = gone([video.video for video in listed], previous)
-    return NewPlan(plan, parts, stamps, changes.captions, len(left))
+    every = [names_of(listed)] if unread is None else [names_of(listed), unread]
+    left = gone(every, previous)
+    return NewPlan(plan, parts, stamps, changes.captions, left, changes.lost)
 
 
 def _probed(

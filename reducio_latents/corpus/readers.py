@@ -41,6 +41,18 @@ Numbered = Iterator[tuple[Any, dict[str, Any], int]]
 """Rows, each with its number and its size."""
 
 
+class Place(NamedTuple):
+    """A place between two rows of a table."""
+
+    end: int = 0
+    """Bytes up to there."""
+    number: int = 0
+    """Of the last line, or row, before it."""
+
+
+BEGINNING = Place()
+
+
 class Batch(NamedTuple):
     """Some rows of a table."""
 
@@ -50,6 +62,8 @@ class Batch(NamedTuple):
     """Where they stand, for messages: `line`, and the number of the line."""
     rows: Sequence[dict[str, Any]] = ()
     """As they were read, if not as columns."""
+    end: int = -1
+    """Bytes of the table up to the next row, wherever that is sure whatever may follow; else -1."""
 
     def row(self, i: int) -> dict[str, Any]:
         """Return the cells of a row; one that JSON does not have is not there."""
@@ -64,22 +78,23 @@ class Batch(NamedTuple):
         return f"{self.kind} {self.numbers[i]}"
 
 
-def _batches(rows: Numbered, kind: str) -> Iterator[Batch]:
-    """Yield so many rows together as are small."""
+def _batches(rows: Numbered, kind: str, end: int = -1) -> Iterator[Batch]:
+    """Yield so many rows together as are small; they begin at `end` if sizes are of bytes."""
     numbers, some, size = list[Any](), list[dict[str, Any]](), 0
     for number, row, length in chain(rows, [(None, None, BATCH_BYTES)]):
         if row is not None:
             numbers.append(number)
             some.append(row)
         size += length
+        end += length if row is not None and end >= 0 else 0
         if some and (len(some) == BATCH or size >= BATCH_BYTES):
             names = dict.fromkeys(chain.from_iterable(some))
             columns = {name: cells_of([row.get(name) for row in some]) for name in names}
-            yield Batch(columns, kind, numbers, some)
+            yield Batch(columns, kind, numbers, some, end)
             numbers, some, size = [], [], 0
 
 
-def _read_csv(file: BinaryIO, where: str) -> Iterator[Batch]:
+def _read_csv(file: BinaryIO, where: str, begin: Place) -> Iterator[Batch]:
     """Read by Arrow what it and Python's parser, which is strict, read alike; from where that is
     not sure on, by the latter."""
     delimiter = "\t" if where.lower().endswith(".tsv") else ","
@@ -93,6 +108,9 @@ def _read_csv(file: BinaryIO, where: str) -> Iterator[Batch]:
             (cells,) = csv.reader([head.decode("utf-8-sig", "replace")], delimiter=delimiter)
             names, at, line = _header(cells, where), at + len(head), line + 1
         rest = rest[len(head) :]
+        if names and begin.end:
+            file.seek(begin.end)
+            rest, (at, line) = b"", begin
         while names:
             block = rest + (more := file.read(BATCH_BYTES))
             if not block:
@@ -105,7 +123,8 @@ def _read_csv(file: BinaryIO, where: str) -> Iterator[Batch]:
             columns = _parsed(block[:size], names, delimiter)
             if columns is None or len(columns[names[0]]) != len(ends):
                 break
-            yield Batch(columns, "line", array("q", (line + ends[:, 1]).tobytes()))
+            last = at + size + (not block[:size].endswith(b"\n"))
+            yield Batch(columns, "line", array("q", (line + ends[:, 1]).tobytes()), (), last)
             rest, at, line = block[size:], at + size, line + lines
         file.seek(at)
         yield from _batches(_python_csv(file, where, delimiter, names, line), "line")
@@ -199,25 +218,28 @@ _LISTED = re.compile(r"(.*?)((?:\s+\d+)*)\s*")
 
 def _name_rows(file: BinaryIO, where: str) -> Numbered:
     """Read a list without a header, as UCF-101 has them: a name a line, then maybe numbers."""
-    for number, line in enumerate(_lines(file, where), start=1):
+    for number, line, size in _lines(file, where):
         match = _LISTED.fullmatch(line.strip())
         if match and match[1]:
             numbers = {f"column_{i}": n for i, n in enumerate(match[2].split(), start=2)}
-            yield number, {"path": match[1], **numbers}, len(line)
+            yield number, {"path": match[1], **numbers}, size
 
 
-def _lines(file: BinaryIO, where: str) -> Iterator[str]:
-    number, rest = 0, b""
+def _lines(file: BinaryIO, where: str, begin: Place = BEGINNING) -> Iterator[tuple[int, str, int]]:
+    """Yield lines, each with its number and its bytes: of a last one without an end, one more."""
+    number, rest = begin.number, b""
     with file:
+        file.seek(begin.end)
         while True:
             piece = file.read(1 << 20)
             *lines, rest = (rest + piece).split(b"\n") if piece else (rest, b"")
             for line in lines:
                 number += 1
                 try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as err:
                     raise not_utf8(f"{where}, line {number}", err) from err
+                yield number, text, len(line) + 1
             if len(rest) >= MAX_ROW:
                 at = f"{where}, line {number + 1}"
                 raise CorpusError(f"{at} is longer than {MAX_ROW >> 20} MiB.")
@@ -225,15 +247,22 @@ def _lines(file: BinaryIO, where: str) -> Iterator[str]:
                 return
 
 
-def _json_line_rows(file: BinaryIO, where: str) -> Numbered:
-    for number, line in enumerate(_lines(file, where), start=1):
+def _read_json_lines(file: BinaryIO, where: str, begin: Place) -> Iterator[Batch]:
+    return _batches(_json_line_rows(_lines(file, where, begin), where), "line", begin.end)
+
+
+def _json_line_rows(lines: Iterator[tuple[int, str, int]], where: str) -> Numbered:
+    size = 0
+    for number, line, length in lines:
+        size += length
         if line.strip():
             at = f"{where}, line {number}"
             try:
                 row = parse_json(line, unique=True)
             except ValueError as err:
                 raise CorpusError(f"{at} is not JSON: {err}. Correct it.") from err
-            yield number, _object(row, at), len(line)
+            yield number, _object(row, at), size
+            size = 0
 
 
 def _object(row: Any, at: str) -> dict[str, Any]:
@@ -321,7 +350,7 @@ def _decoded(file: BinaryIO, where: str) -> Iterator[str]:
             raise not_utf8(where, err) from err
 
 
-def _read_parquet(file: BinaryIO, where: str) -> Iterator[Batch]:
+def _read_parquet(file: BinaryIO, where: str, begin: Place) -> Iterator[Batch]:
     try:
         with pq.ParquetFile(file) as table:
             schema, about = table.schema_arrow, table.metadata
@@ -338,9 +367,12 @@ def _read_parquet(file: BinaryIO, where: str) -> Iterator[Batch]:
                 names.append(f"{videos}.path")
             sizes = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
             some = min(BATCH, max(1, BATCH_BYTES * about.num_rows // max(1, sizes)))
-            row = 0
-            for batch in table.iter_batches(some, columns=names, use_threads=False):
+            ends, row, group = group_ends(about), begin.number, 0
+            for batch in _batches_of_groups(table, ends, begin, some, names):
                 numbers = range(row, row := row + batch.num_rows)
+                while group < len(ends) and ends[group].number < row:
+                    group += 1
+                end = ends[group].end if batch.num_rows and ends[group].number == row else -1
                 found = zip(batch.schema.names, batch.columns, strict=True)
                 columns = {name: _plain(column, name) for name, column in found}
                 if leaf:
@@ -352,11 +384,35 @@ def _read_parquet(file: BinaryIO, where: str) -> Iterator[Batch]:
                         pairs = zip(numbers, titles, strict=True)
                         titles = [_as_picture(number, title) for number, title in pairs]
                     columns[videos] = list(map(InParquet, numbers, titles))
-                yield Batch(columns, "row", [number + 1 for number in numbers])
+                yield Batch(columns, "row", [number + 1 for number in numbers], (), end)
     except CorpusError:
         raise
     except (pa.ArrowException, OSError) as err:
         raise CorpusError(f"{where} is not a readable Parquet file: {err}. Check it.") from err
+
+
+def group_ends(about: pq.FileMetaData) -> list[Place]:
+    """Return where the row groups of a Parquet file end: how many bytes and rows come before."""
+    ends = [Place()]
+    for i in range(about.num_row_groups):
+        group = about.row_group(i)
+        chunks = (group.column(k) for k in range(group.num_columns))
+        begins = ((c.dictionary_page_offset or c.data_page_offset, c) for c in chunks)
+        end = max((at + c.total_compressed_size for at, c in begins), default=0)
+        ends.append(Place(end, ends[-1].number + group.num_rows))
+    return ends[1:]
+
+
+def _batches_of_groups(
+    table: pq.ParquetFile, ends: Sequence[Place], begin: Place, some: int, names: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield rows after `begin`, about so many together: some batches end where groups do."""
+    groups, first = list[int](), begin.number
+    for i, (_, last) in enumerate(ends):
+        groups += [i] if last > begin.number else []
+        if groups and (last - first >= some or i == len(ends) - 1):
+            yield from table.iter_batches(some, groups, columns=names, use_threads=False)
+            groups, first = [], last
 
 
 class InParquet(NamedTuple):
@@ -402,19 +458,20 @@ def _plain(column: pa.Array, name: str) -> pa.Array:
 
 def _in_batches(
     rows: Callable[[BinaryIO, str], Numbered], kind: str
-) -> Callable[[BinaryIO, str], Iterator[Batch]]:
-    return lambda file, where: _batches(rows(file, where), kind)
+) -> Callable[[BinaryIO, str, Place], Iterator[Batch]]:
+    return lambda file, where, _: _batches(rows(file, where), kind)
 
 
-TABLE_READERS: dict[str, Callable[[BinaryIO, str], Iterator[Batch]]] = {
+TABLE_READERS: dict[str, Callable[[BinaryIO, str, Place], Iterator[Batch]]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".json": _in_batches(_json_rows, "row"),
-    ".jsonl": _in_batches(_json_line_rows, "line"),
-    ".ndjson": _in_batches(_json_line_rows, "line"),
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
     ".parquet": _read_parquet,
     ".txt": _in_batches(_name_rows, "line"),
 }
+"""How the rows after a place are read; those of some kinds all are, wherever it is."""
 UNTYPED = (".csv", ".tsv", ".txt")
 """Tables whose cells are all text, numbers too."""
 

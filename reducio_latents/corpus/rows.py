@@ -72,23 +72,31 @@ def carried_of(rows: Sequence[Mapping[str, Scalar]]) -> dict[str, pa.Array]:
 
 
 def joined_columns(
-    chunks: Sequence[tuple[int, dict[str, pa.Array]]], *, untyped: bool = False
+    chunks: Sequence[tuple[int, dict[str, pa.Array]]],
+    *,
+    untyped: bool = False,
+    known: Mapping[str, pa.DataType] | None = None,
 ) -> Carried:
     """Join columns of so many rows each; with `untyped`, as in CSV, texts that are numbers become
-    numbers."""
-    columns = {}
-    for name in sorted({name for _, chunk in chunks for name in chunk}):
+    numbers. `known` are the types of columns by what is not among these rows."""
+    columns, known = {}, known or {}
+    for name in sorted({*known, *(name for _, chunk in chunks for name in chunk)}):
         found = [(rows, chunk.pop(name, None)) for rows, chunk in chunks]
-        kind = common_type(list(dict.fromkeys(a.type for _, a in found if a is not None)))
+        typed = {known[name]} if name in known else set()
+        kinds = {a.type for _, a in found if a is not None}
+        kind = common_type(list(kinds if untyped and kinds else kinds | typed))
         pieces = [pa.nulls(n, kind) if a is None else a.cast(kind) for n, a in found]
         column = pa.chunked_array(pieces, kind)
-        columns[name] = _typed(column) if untyped and pa.types.is_string(kind) else column
+        is_text = untyped and pa.types.is_string(kind)
+        columns[name] = _typed(column, known.get(name)) if is_text else column
     return Carried(columns)
 
 
-def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _typed(column: pa.ChunkedArray, known: pa.DataType | None) -> pa.ChunkedArray:
     """Make a column of texts numbers if each is one and nothing is lost: `007` stays text."""
     for pattern, kind in ((_INTEGER, pa.int64()), (_NUMBER, pa.float64())):
+        if known is not None and common_type(list({known, kind})) != kind:
+            continue
         if pc.all(pc.match_substring_regex(column, pattern)).as_py():
             numbers = column.cast(kind)
             if kind == pa.int64() or pc.all(pc.is_finite(numbers)).as_py():
@@ -241,12 +249,19 @@ class Gatherer:
             there = {k: column for k, column in carried.items() if column.null_count < len(column)}
             self._carried.append((len(entries), there))
 
-    def finish(self, rank: Column, untyped: bool, conflict: Conflict | None = None) -> SpanTable:
+    def finish(
+        self,
+        rank: Column,
+        untyped: bool,
+        known: Mapping[str, pa.DataType],
+        conflict: Conflict | None = None,
+    ) -> SpanTable:
         """Return all of it, of rows that say the same once.
 
         `rank` is the place of each video in the order of names. Two rows of one video are two
         spans, if they have other times, else one with the captions of both. With a `conflict` they
         are to be equal: it makes an error of the place of the video and the numbers of the rows.
+        `known` are types of columns, as in `joined_columns`.
         """
         entries, at = np.empty(sum(map(len, self._entries)), ENTRY), 0
         while self._entries:  # which are let go of one by one
@@ -256,7 +271,7 @@ class Gatherer:
         entries["owner"] = rank[entries["owner"]]
         captions, carried = self._captions, self._carried
         del self._captions, self._carried
-        columns = joined_columns(carried, untyped=untyped).columns
+        columns = joined_columns(carried, untyped=untyped, known=known).columns
         order = ("owner",) if conflict else ORDER
         if not _in_order(entries, (*order, "number")):
             index = np.lexsort([entries[key] for key in ("number", *reversed(order))])

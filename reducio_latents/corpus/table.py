@@ -43,7 +43,14 @@ from reducio_latents.corpus.entry import (
     match_name,
     storable,
 )
-from reducio_latents.corpus.readers import TABLE_READERS, UNTYPED, Batch, InParquet
+from reducio_latents.corpus.readers import (
+    BEGINNING,
+    TABLE_READERS,
+    UNTYPED,
+    Batch,
+    InParquet,
+    Place,
+)
 from reducio_latents.corpus.rows import (
     ENTRY,
     CarriedRow,
@@ -77,20 +84,24 @@ class TableColumns:
     end: str | None = None
 
 
-def list_tables(
-    tree: Tree, names: Sequence[str], root: str | None, columns: TableColumns
-) -> Iterator[CorpusVideo]:
-    """Yield the videos that tables name, relative paths being relative to `root` or their table.
+def read_tables(
+    tree: Tree,
+    names: Sequence[str],
+    root: str | None,
+    columns: TableColumns,
+    begins: Mapping[str, Place] | None = None,
+) -> TableRows:
+    """Read the videos that tables name, relative paths being relative to `root` or their table.
 
-    Rows are read one after another. Several rows may name a video if they list spans of it; else
-    those that are equal count once. Raise CorpusError for a table that cannot be read, has no rows
-    or no column of paths, or whose rows of one video differ and list no spans.
+    Rows are read one after another, of some tables from where they begin only. Raise CorpusError
+    for a table that cannot be read, has no rows or no column of paths.
     """
-    found = _Found()
+    found, begins = TableRows(names), begins or {}
     for name in names:
         where = printable(public_url(join_url(tree.root, name)))
         finder = _Finder(root or tree.root, "" if root else posixpath.dirname(name), bool(root))
-        batches = TABLE_READERS[extension(name)](tree.open(name), where)
+        read, begin = TABLE_READERS[extension(name)], begins.get(name, BEGINNING)
+        batches = read(tree.open(name), where, BEGINNING)
         first, sample = list[Batch](), list[dict[str, Any]]()
         while len(sample) < SAMPLE and (batch := next(batches, None)) is not None:
             first.append(batch)
@@ -98,44 +109,29 @@ def list_tables(
         if not first:
             raise CorpusError(f"{where} has no rows. Name one video a row.")
         table = _Table(where, name, sample[:SAMPLE], columns, finder)
+        if begin.end:
+            first, batches = [], read(tree.open(name), where, begin)
         for batch in chain(first, batches):
             table.take(batch, found)
             found.rows += len(batch.numbers)
+            if batch.end >= 0:
+                found.ends.append((name, Place(batch.end, batch.numbers[-1]), len(found.names)))
+        found.ends.append((name, None, len(found.names)))
         first, batch = [], None
     if lost := found.lost:
         log.warning("%d captions of more than 1 MiB are left out, %s first.", len(lost), lost[0])
-    untyped = all(extension(name) in UNTYPED for name in names)
-    names = sorted(found.names)
-    rank = np.empty(len(names), np.int32)
-    rank[[found.names[name] for name in names]] = np.arange(len(names))
-    of_spans, rows = found.spans.rows, found.values.finish(rank, untyped, found.conflict)
-    spans = found.spans.finish(rank, untyped)
-    if repeated := of_spans - len(spans.entries):
-        log.warning(
-            "%d rows repeat a span of another row: they count once, with the captions of all.",
-            repeated,
-        )
-    row_of = np.full(len(names), -1)
-    row_of[rows.entries["owner"]] = np.arange(len(rows.entries))
-    ends = np.searchsorted(spans.entries["owner"], np.arange(-1, len(names)), "right")
-    texts = chain.from_iterable(chunk.to_pylist() for chunk in rows.captions.chunks)
-    each = zip(names, row_of.tolist(), ends.tolist(), ends[1:].tolist(), strict=False)
-    for name, row, begin, end in each:
-        number = found.names[name]
-        yield CorpusVideo(
-            name,
-            found.sources[number],
-            tuple(next(texts)) if row >= 0 else (),
-            CarriedRow(rows.carried, row) if row >= 0 else {},
-            found.problems.get(number),
-            ListedSpans(spans, begin, end) if begin < end else (),
-        )
+    return found
 
 
-class _Found:
+class TableRows:
     """What the rows of tables name and say."""
 
-    def __init__(self) -> None:
+    def __init__(self, tables: Sequence[str]) -> None:
+        self.untyped = all(extension(name) in UNTYPED for name in tables)
+        self.ends: list[tuple[str, Place | None, int]] = []
+        """Places in tables, or the end of one, and how many videos were named up to there."""
+        self.types: dict[str, dict[str, pa.DataType]] = {"videos": {}, "spans": {}}
+        """Of the columns that are carried."""
         self.rows = 0
         self.names: dict[str, int] = {}
         self.sources: list[VideoSource] = []
@@ -154,6 +150,41 @@ class _Found:
             if problem is not None:
                 self.problems[number] = problem
         return number
+
+    def listed(self) -> Iterator[CorpusVideo]:
+        """Yield the videos in order of name; what the rows say is given up.
+
+        Several rows may name a video if they list spans of it; else those that are equal count
+        once. Raise CorpusError for rows of one video that differ and list no spans.
+        """
+        names = sorted(self.names)
+        rank = np.empty(len(names), np.int32)
+        rank[[self.names[name] for name in names]] = np.arange(len(names))
+        of_spans, untyped = self.spans.rows, self.untyped
+        rows = self.values.finish(rank, untyped, self.types["videos"], self.conflict)
+        spans = self.spans.finish(rank, untyped, self.types["spans"])
+        for kind, said in (("videos", rows), ("spans", spans)):
+            self.types[kind] = {name: c.type for name, c in said.carried.columns.items()}
+        if repeated := of_spans - len(spans.entries):
+            log.warning(
+                "%d rows repeat a span of another row: they count once, with the captions of all.",
+                repeated,
+            )
+        row_of = np.full(len(names), -1)
+        row_of[rows.entries["owner"]] = np.arange(len(rows.entries))
+        ends = np.searchsorted(spans.entries["owner"], np.arange(-1, len(names)), "right")
+        texts = chain.from_iterable(chunk.to_pylist() for chunk in rows.captions.chunks)
+        each = zip(names, row_of.tolist(), ends.tolist(), ends[1:].tolist(), strict=False)
+        for name, row, begin, end in each:
+            number = self.names[name]
+            yield CorpusVideo(
+                name,
+                self.sources[number],
+                tuple(next(texts)) if row >= 0 else (),
+                CarriedRow(rows.carried, row) if row >= 0 else {},
+                self.problems.get(number),
+                ListedSpans(spans, begin, end) if begin < end else (),
+            )
 
     def conflict(self, rank: int, one: int, other: int) -> CorpusError:
         """Return what is wrong with two rows of one video that say different things."""
@@ -221,7 +252,7 @@ class _Table:
                 return name
         return None
 
-    def take(self, batch: Batch, found: _Found) -> None:
+    def take(self, batch: Batch, found: TableRows) -> None:
         """Take rows in: videos, or spans of some."""
         columns, rows = dict(batch.columns), len(batch.numbers)
         owners = self._owners(batch, columns.pop(self.path, [None] * rows), found)
@@ -267,7 +298,7 @@ class _Table:
         texts = pa.array([span.captions for span in spans], CAPTIONS)
         gathered.add(entries, texts, carried_of([span.extra for span in spans]))
 
-    def _owners(self, batch: Batch, cells: Cells, found: _Found) -> Column:
+    def _owners(self, batch: Batch, cells: Cells, found: TableRows) -> Column:
         """Return the number of the video that each row names; -1 of one that names none, which
         becomes a video with that problem."""
         rows, urls = len(batch.numbers), cells
@@ -291,7 +322,7 @@ class _Table:
             self._owner(batch, i, cells[i].as_py(), None, found)
         return owners
 
-    def _owner(self, batch: Batch, i: int, cell: Any, url: Any, found: _Found) -> int:
+    def _owner(self, batch: Batch, i: int, cell: Any, url: Any, found: TableRows) -> int:
         if cell is None and batch.rows and self.path not in batch.rows[i]:
             raise CorpusError(
                 f"{self.where}, {batch.place(i)}: {self.path} is None, not a path. Correct it, or "

@@ -163,7 +163,7 @@ def _lacks_exact_content(opened: Store, encoders: Sequence[ColumnEncoder]) -> st
 
 def _list(corpus: str | Path, options: EncodeOptions, why: str) -> dict[str, VideoSource]:
     try:
-        listed = list_by(corpus, options)
+        listed = list_by(corpus, options).videos
     except CorpusError as err:
         raise CorpusError(f"videos are needed, because {why}; but {err} Give --corpus.") from err
     return {video.video: video.source for video in listed}

@@ -12,10 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reducio_latents.core.geometry import Bucket
-from reducio_latents.corpus import CorpusVideo, list_corpus
+from reducio_latents.corpus import corpus_root
+from reducio_latents.corpus.listed import EarlierListing, Listing, read_listed, write_listed
+from reducio_latents.corpus.listing import list_changed
 from reducio_latents.corpus.planning import plan_listed
 from reducio_latents.corpus.probe import OnProbe, ProbeRecord, Probing
 from reducio_latents.corpus.shots import ShotSource, shot_source
+from reducio_latents.corpus.table import TableColumns
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.probed import ProbedSoFar
 from reducio_latents.encode.source import PlannedClip, ShardWork
@@ -99,17 +102,17 @@ class Planned:
         return ShardWork(key, clips)
 
 
-def list_by(corpus: str | Path, options: EncodeOptions) -> list[CorpusVideo]:
-    """List a corpus as the options say."""
-    return list_corpus(
-        corpus,
-        path_column=options.path_column,
-        caption_column=options.caption_column,
-        start_column=options.start_column,
-        end_column=options.end_column,
-        label=options.label,
-        root=options.root,
+def list_by(
+    corpus: str | Path, options: EncodeOptions, before: EarlierListing | None = None
+) -> Listing:
+    """List a corpus as the options say; of what is as it was `before`, only names."""
+    columns = TableColumns(
+        path=options.path_column,
+        caption=options.caption_column,
+        start=options.start_column,
+        end=options.end_column,
     )
+    return list_changed(corpus, columns, options.root, options.label, before)
 
 
 def make_plan(
@@ -126,7 +129,10 @@ def make_plan(
     With `write` the new part is stored.
     """
     shots = shot_source(options.shots) if options.shots else ShotSource()
-    listed = list_by(corpus, options)
+    replaced = failed_videos(files, f"{CHANGED} planned")
+    needs_all = options.retry_failed or replaced or shots.table is not None
+    listing = list_by(corpus, options, None if needs_all else read_listed(files))
+    listed = listing.videos
     spec = PlanSpec(
         clip=options.clip_spec,
         buckets=tuple(buckets),
@@ -163,10 +169,11 @@ def make_plan(
                 probing,
                 on_probe,
                 retry_failed=options.retry_failed,
-                replaced=failed_videos(files, f"{CHANGED} planned"),
+                replaced=replaced,
                 records=records,
                 keep=store if write else PlanPart.packed,
                 on_record=(lambda _, __: None) if probed is None else probed.keep,
+                unread=listing.unread,
             )
             break
         except PlanTakenError:
@@ -175,8 +182,17 @@ def make_plan(
         probed.forget()
     if write and spec.shots and (new.parts or files.size(SHOTS) is None):
         files.write(SHOTS, shots_parquet(new.plan))
-    find = {video.video: video.source for video in listed}.get
-    return Planned(find, new.plan, new.stamps, new.captions, new.gone)
+    if write and (new.parts or new.captions or new.lost or len(listed)):
+        write_listed(files, None if new.captions or new.lost else listing.record())
+    sources = {video.video: video.source for video in listed}
+    left, root = frozenset(new.gone), corpus_root(corpus, options.root)
+
+    def find(video: str) -> VideoSource | None:
+        found = sources.get(video)
+        unread = found is None and len(listing.unread) and video not in left
+        return new.plan.source(video, root) if unread else found
+
+    return Planned(find, new.plan, new.stamps, new.captions, len(left))
 
 
 def take_captions(

@@ -36,7 +36,9 @@ from reducio_latents.store.turns import AT_WORK
 
 PROBED_FOLDER = "probed"
 """Of what a run that has no plan yet has found out."""
-BEFORE = ("plan/", "runs/", f"{AT_WORK}/", f"{PROBED_FOLDER}/", SHOTS)
+LISTED = "listed/tables"
+"""What tables listed when the plan was made of them: a shortcut, and no part of the store."""
+BEFORE = ("plan/", "runs/", f"{AT_WORK}/", f"{PROBED_FOLDER}/", LISTED, SHOTS)
 """How names begin that are there before a store's description."""
 
 

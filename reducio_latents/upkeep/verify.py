@@ -20,9 +20,9 @@ from reducio_latents.store.plan.parts import PART_KINDS, PENDING, part_path
 from reducio_latents.store.reports import ERRORS, QUALITY, SHOTS, Reports, report_damage
 from reducio_latents.store.store import Store
 from reducio_latents.store.turns import ALONE, AT_WORK
-from reducio_latents.store.writer import PROBED_FOLDER, row_checksum
+from reducio_latents.store.writer import LISTED, PROBED_FOLDER, row_checksum
 
-WORKING = ("runs/", "attempts/", f"{PROBED_FOLDER}/", f"{PENDING}/", f"{AT_WORK}/")
+WORKING = ("runs/", "attempts/", f"{PROBED_FOLDER}/", f"{PENDING}/", f"{AT_WORK}/", LISTED)
 """Folders of runs that are under way, or were killed."""
 BESIDE = ("README.md", "LICENSE", ".gitattributes")
 FOLDERS_BESIDE = ("preview/", ".cache/")

@@ -172,7 +172,9 @@ def _follow(request: RunRequest, rank: Rank, run: RunFiles) -> EncodeReport:
         if order.signed:
             options = request.options
             root = corpus_root(request.corpus, options.root)
-            moved |= {video.video: video.source for video in list_by(request.corpus, options)}
+            moved |= {
+                video.video: video.source for video in list_by(request.corpus, options).videos
+            }
         job = join(request.store, request.options, root, moved, request.stop)
         todo, left = order.todo(), job.missing()  # a task that was requeued has done some already
         announce(job, todo, request.progress, rank.of)

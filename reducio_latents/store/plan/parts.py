@@ -309,6 +309,11 @@ def edit_part(
     files.write(where, (first + sums).encode())
 
 
+def plan_sums(files: Files) -> list[str]:
+    """Return the checksums of all parts: others, once any was edited."""
+    return [_read_sums(files, number) for number in _numbers(files)]
+
+
 def first_sums(files: Files) -> bytes:
     """Return the checksums that the plan's first part was made with, whatever was edited since: no
     two stores share them."""

@@ -229,10 +229,15 @@ class Plan:
         tables = [*self.clip_tables(*wanted.names), wanted.empty_table()]
         return concat_parts(tables).select(names)
 
-    def clip_tables(self, *names: str) -> Iterator[pa.Table]:
-        """Yield some columns of `clips`, or all, piece by piece."""
+    def clip_tables(self, *names: str, videos: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield some columns of `clips`, or all, piece by piece: those in which one of `videos`,
+        which are sorted, may be."""
         for part in self._parts:
-            yield from part.tables("part", names or None)
+            if videos is None:
+                yield from part.tables("part", names or None)
+                continue
+            for number in part.groups_with("part", videos):
+                yield part.group("part", number, names or None)
 
     @cached_property
     def owns_row(self) -> NDArray[np.bool_]:
