@@ -285,7 +285,9 @@ def test_what_is_not_there_is_refused_and_nothing_changes(tmp_path: Path) -> Non
     folder = tmp_path / "store"
     make_store(folder, "zarr")
     before = bytes_of(folder)
+    (tmp_path / "empty.txt").write_text("\n")
     for given, why in (
+        ({"clip_ids": tmp_path / "empty.txt"}, r"empty\.txt names no clip"),
         ({"videos": ["folder/0001.mp4"]}, "did you mean 'folder/00001.mp4'"),
         ({"videos": [NAME], "clip_ids": ["x"]}, "1 clips are not in the plan, such as x"),
         ({"clip_ids": tmp_path / "none.txt"}, "is no list of clip ids"),

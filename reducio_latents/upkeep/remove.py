@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from reducio_latents.core.regular import open_regular
+from reducio_latents.core.text import printable
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files, open_files
 from reducio_latents.files.parquet import read_parquet
@@ -192,7 +193,9 @@ class _Chosen:
 def _chosen(plan: Plan, videos: Sequence[str], clip_ids: Sequence[str] | str | Path) -> _Chosen:
     ids = _read_ids(clip_ids)
     if not videos and not len(ids):
-        raise ConfigError("name the videos or the clips that are to be removed.")
+        said = isinstance(clip_ids, str | Path)
+        where = f"{printable(str(clip_ids))} names no clip: " if said else ""
+        raise ConfigError(f"{where}name the videos or the clips that are to be removed.")
     known = plan.known.named(sorted(videos))
     for name in videos:
         if name not in known:
