@@ -152,6 +152,7 @@ def test_filters_stand_beside_other_ones(store: Store) -> None:
         ([[[("motion", ">", 2)]]], "no condition"),
         (pc.field("motion") > 2, "write a list of conditions"),
         ("motion", "or motion > 2"),
+        ("motion >=", "or motion > 2"),
         ("[('motion', '>', os)]", "write a list"),
         ({"motion": 2}, "write a list"),
         ([("motion", ">", 1000)], r"leave no sample.*filters=\[\[\('motion', '>', 1000\)\]\]"),

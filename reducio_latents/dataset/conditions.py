@@ -31,7 +31,7 @@ OPERATORS = (*COMPARISONS, "in", "not in")
 MAX_TEXT = 1 << 20
 LIKE_THIS = 'write a list of conditions, as [("motion", ">", 2.0)]'
 ONE_CONDITION = re.compile(
-    r"""\s*(?P<name>'[^']+'|"[^"]+"|.+?)\s*(?P<op>\bnot\s+in\b|\bin\b|[=!<>]=|[=<>])"""
+    r"""\s*(?P<name>'[^']+'|"[^"]+"|.+?)\s*(?P<op>\bnot\s+in\b|\bin\b|[=!<>]=|[=<>](?!=))"""
     r"\s*(?P<value>.+?)\s*",
     re.DOTALL,
 )
