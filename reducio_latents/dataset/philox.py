@@ -6,6 +6,7 @@ On the CPU NumPy's own, in C; elsewhere the same in PyTorch's integers, which wr
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -32,10 +33,20 @@ def philox_numbers(keys: Tensor, count: int) -> Tensor:
     return words.flatten().view(torch.int16).view(len(keys), BLOCK_NUMBERS * blocks)[:, :count]
 
 
+class _Own(threading.local):
+    """A thread's generator, which takes longer to make than the noise of a clip."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.Philox(key=0)
+        self.fresh: Any = dict(self.generator.state)
+        self.fresh["buffer"] = (0,) * 4  # read four times as fast as the array that it was
+
+
+_own = _Own()
+
+
 def _words_by_numpy(keys: Tensor, blocks: int) -> Tensor:
-    generator = np.random.Philox(key=0)
-    fresh: Any = generator.state
-    fresh |= {"buffer": (0,) * 4}  # read four times as fast as the array that it was
+    generator, fresh = _own.generator, _own.fresh
     words = np.empty((len(keys), 4 * blocks), np.uint64)
     for row, key in zip(words, keys.numpy().view(np.uint64).tolist(), strict=True):
         fresh["state"] = {"counter": (0,) * 4, "key": (key, 0)}  # the counter that was used last

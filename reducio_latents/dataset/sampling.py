@@ -14,7 +14,9 @@ from reducio_latents.core.gaussian import FinalRule, final_latents
 from reducio_latents.core.values import Posterior
 from reducio_latents.dataset.philox import philox_numbers
 
-NORMAL_LEVELS = 2**16
+PIECE_VALUES = 2**17
+"""Latents that a CPU draws at a time, so that what comes between stays in a core's cache."""
+QUARTER = 2**14
 
 
 def sample_moments(
@@ -70,37 +72,52 @@ class Undrawn:
 
     def draw(self) -> Tensor:
         """Return final latents, float32."""
-        noise, (mean, logvar) = None, Posterior.of_moments(self.moments)
+        posterior = Posterior.of_moments(self.moments)
+        size, count = len(self.moments), posterior.mean[:1].numel()
+        step = max(1, size if self.moments.is_cuda else PIECE_VALUES // max(1, count))
         if self.keys is not None:
-            numbers = philox_numbers(self.keys, mean[:1].numel())
-            noise = normal(numbers).view(mean.shape)
-        latents = final_latents(Posterior(mean, logvar), noise, self.rule)
-        if self.statistics is not None:
-            latents = normalize_channels(latents, *self.statistics)
+            numbers = philox_numbers(self.keys, -(-count // 2))
+        for start in range(0, max(1, size), step):
+            piece = slice(start, start + step)
+            mean, logvar = (half[piece] for half in posterior)
+            noise = None
+            if self.keys is not None:
+                noise = normal(numbers[piece])[:, :count].reshape(mean.shape)
+            drawn = final_latents(Posterior(mean, logvar), noise, self.rule)
+            if self.statistics is not None:
+                drawn = normalize_channels(drawn, *self.statistics)
+            if start == 0:
+                latents = drawn if size <= step else drawn.new_empty(size, *drawn.shape[1:])
+            if size > step:
+                latents[piece] = drawn
         if self.clips == 1:
             return latents
         return latents.view(len(latents) // self.clips, self.clips, *latents.shape[1:])
 
 
 def normal(numbers: Tensor) -> Tensor:
-    """Return the standard normal number, float32, of each number of 16 bits (int16)."""
-    table = _normal_levels(numbers.device)
+    """Return two standard normal numbers for each of 16 bits: (N, n) int16 to (N, 2n) float32."""
+    points = _normal_points(numbers.device)
     if numbers.device.type == "cpu":
-        found = torch.empty(numbers.shape)
-        for row, out in zip(numbers.numpy().view(np.uint16), found.numpy(), strict=True):
-            table.numpy().take(row, out=out, mode="wrap")  # row by row: indices stay in the cache
-        return found
-    return table[numbers.to(torch.int32)]  # -1 is the last one
+        indices = numbers.numpy().view(np.uint16)
+        found = torch.from_numpy(points.numpy().take(indices, mode="wrap"))
+    else:
+        found = points[numbers.to(torch.int32)]  # -1 is the last one
+    return torch.view_as_real(found).flatten(1)
 
 
 @lru_cache
-def _normal_levels(device: torch.device) -> Tensor:
-    """Return the middles of NORMAL_LEVELS parts of a standard normal, all as likely, in order.
+def _normal_points(device: torch.device) -> Tensor:
+    """Return 2^16 points of the plane, complex64, that lie as pairs of standard normals do.
 
-    They end at 4.32 and are scaled to variance 1; their kurtosis is 2.999. Looked up, a draw costs
-    less than Box and Muller's logarithm and cosine, and is the same bits on every device.
+    Radii are Box and Muller's (1958), sqrt(-2 log u), of u evenly apart; angles go on by the golden
+    ratio, as in a sunflower; and each point comes turned to all four quarters, so that means and
+    covariances are exact. Along any line the distribution is wrong by 3.3e-4 at most, the kurtosis
+    is 3.001, the end 4.56. Looked up, a normal number takes 8 random bits and no logarithm, and has
+    the same bits on every device.
     """
-    middles = (torch.arange(NORMAL_LEVELS, dtype=torch.float64) + 0.5) / NORMAL_LEVELS
-    levels = torch.special.ndtri(middles)
-    table: Tensor = (levels / levels.std(correction=0)).float().to(device)
-    return table
+    turns = torch.arange(QUARTER, dtype=torch.float64)
+    radii = torch.sqrt(-2 * torch.log((turns + 0.5) / QUARTER))
+    radii /= (radii.square().mean() / 2).sqrt()
+    quarter = torch.polar(radii, torch.pi / 2 * (turns * (5**0.5 - 1) / 2 % 1))
+    return torch.cat([quarter * 1j**k for k in range(4)]).to(torch.complex64).to(device)
