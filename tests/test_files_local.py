@@ -269,6 +269,17 @@ def test_what_lies_among_half_written_files_is_not_opened(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["x.json", "x"])
+def test_a_file_too_long_to_be_read_whole_is_refused_at_once(
+    strange: LocalFiles, name: str
+) -> None:
+    with (strange.root / name).open("wb") as file:
+        file.truncate(max(2 << 30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    with pytest.raises(StoreError, match=rf"{name} has [\d,]+ bytes, and cannot be right"):
+        strange.read(name)
+    assert strange.read_range(name, 0, 2) == b"\0\0"
+
+
 @pytest.mark.parametrize("kind", ["a pipe", "a socket", "a device", "a folder"])
 def test_what_is_not_a_file_is_refused_at_once(strange: LocalFiles, kind: str) -> None:
     path = strange.root / "x"

@@ -20,6 +20,8 @@ def parse_json(data: bytes | str, limit: int = MAX_DEPTH, *, unique: bool = Fals
         found = json.loads(data, object_pairs_hook=once if unique else None)
     except RecursionError:
         raise ValueError(f"it nests deeper than {limit} levels") from None
+    except MemoryError:
+        raise ValueError("there is no memory for all of it") from None
     return bounded(found, limit)
 
 

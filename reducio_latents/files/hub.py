@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.files.inside import require_inside
-from reducio_latents.files.protocol import Buffer
+from reducio_latents.files.protocol import Buffer, require_readable
 
 READ_BYTES = 8 << 20
 
@@ -61,6 +61,7 @@ class HubFiles:
             self._system.ls(self._root, detail=False)
 
     def read(self, path: str) -> bytes:
+        require_readable(self._url, path, self.size(path) or 0)
         return b"".join(self.stream(path))
 
     def read_range(self, path: str, start: int, length: int) -> bytes:

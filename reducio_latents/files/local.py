@@ -16,7 +16,7 @@ from reducio_latents.core.regular import NotAFileError, file_kind, open_regular
 from reducio_latents.core.text import printable
 from reducio_latents.errors import StoreError
 from reducio_latents.files.inside import place_inside
-from reducio_latents.files.protocol import Buffer, joined
+from reducio_latents.files.protocol import Buffer, joined, require_readable
 
 PARTIAL = ".partial"
 """Folder of files that are being written. What is in there is not in the store."""
@@ -40,6 +40,7 @@ class LocalFiles:
 
     def read(self, path: str) -> bytes:
         with self._open(path) as file:
+            require_readable(self.url, path, os.fstat(file.fileno()).st_size)
             return file.read()
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
@@ -276,6 +277,10 @@ def _explained(verb: str, path: Path) -> Iterator[None]:
         yield
     except StoreError:
         raise
+    except MemoryError as err:
+        raise StoreError(
+            f"cannot {verb} {printable(str(path))}: there is no memory for it."
+        ) from err
     except OSError as err:
         if verb != "write" and isinstance(err, FileNotFoundError | NotADirectoryError):
             raise

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from reducio_latents.core.text import printable
+from reducio_latents.errors import StoreError
+
 Buffer = bytes | bytearray | memoryview
+MOST_JSON_BYTES = 1 << 30
+"""An index of 100 million clips has half of that."""
 
 
 def joined(data: Buffer | Sequence[Buffer]) -> bytes:
     return bytes(data) if isinstance(data, Buffer) else b"".join(data)
+
+
+def require_readable(url: str, path: str, size: int) -> None:
+    """Raise StoreError for a file of so many bytes that it cannot be read whole.
+
+    A file of nothing but a hole costs its maker nothing, and who reads it all memory.
+    """
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if path.endswith(".json"):
+        most = min(most, MOST_JSON_BYTES)
+    if size > most:
+        raise StoreError(
+            f"{url}/{printable(path)} has {size:,} bytes, and cannot be right: it is read whole, "
+            f"and at most {most:,} are. Restore it from a copy."
+        )
 
 
 LISTING = "listing.txt"

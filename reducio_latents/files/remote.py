@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files.explained import Explained
 from reducio_latents.files.inside import require_inside
-from reducio_latents.files.protocol import LISTING, Buffer, Origin, joined
+from reducio_latents.files.protocol import LISTING, Buffer, Origin, joined, require_readable
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,12 @@ class ObjectFiles:
                 obstore.head(store, "zarr.json")  # some may read a bucket and not list it
 
     def read(self, path: str) -> bytes:
-        return self._call("read", path, lambda o, store: bytes(o.get(store, path).bytes()))
+        def whole(obstore: Any, store: Any) -> bytes:
+            found = obstore.get(store, path)
+            require_readable(self._url, path, found.meta["size"])
+            return bytes(found.bytes())
+
+        return self._call("read", path, whole)
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
         if length == 0:
