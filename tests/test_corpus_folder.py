@@ -14,6 +14,7 @@ import fsspec
 import pytest
 
 from reducio_latents.corpus import CorpusVideo, corpus_root, list_corpus
+from reducio_latents.corpus.entry import is_video_name
 from reducio_latents.errors import ConfigError, CorpusError, VideoError
 from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource, join_url, open_source
@@ -52,6 +53,26 @@ def test_a_folder_is_searched_through_and_listed_in_order_of_name(tmp_path: Path
     for video in videos:
         with open_source(video.source) as file:
             assert file.read().decode() == video.video
+
+
+def test_endings_of_videos_are_those_of_containers_and_bare_streams() -> None:
+    for ending in [
+        "264",
+        "265",
+        "hevc",
+        "dv",
+        "ivf",
+        "obu",
+        "m4v",
+        "mxf",
+        "apng",
+        "gif",
+        "y4m",
+        "MOV",
+        "m2ts",
+    ]:
+        assert is_video_name(f"folder/clip.v2.{ending}"), ending
+    assert not any(map(is_video_name, ("a.txt", "a.json", "a.wav", "mp4", "a.mp4.part")))
 
 
 def test_the_order_does_not_depend_on_the_file_system(

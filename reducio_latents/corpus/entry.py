@@ -18,12 +18,12 @@ from reducio_latents.video import is_still_name
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset({
-    ".264", ".265", ".266", ".3g2", ".3gp", ".3gpp", ".asf", ".av1", ".avc", ".avi", ".dif",
-    ".divx", ".dv", ".f4v", ".flv", ".gif", ".gxf", ".h263", ".h264", ".h265", ".h266", ".hevc",
-    ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mk3d", ".mkv",
-    ".mod", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".obu", ".ogm",
-    ".ogv", ".qt", ".rm", ".rmvb", ".swf", ".tod", ".tp", ".trp", ".ts", ".vc1", ".vob", ".vvc",
-    ".webm", ".wm", ".wmv", ".wtv", ".y4m", ".yuv",
+    ".264", ".265", ".266", ".3g2", ".3gp", ".3gpp", ".apng", ".asf", ".av1", ".avc", ".avi",
+    ".dif", ".divx", ".dv", ".f4v", ".flv", ".gif", ".gxf", ".h263", ".h264", ".h265", ".h266",
+    ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mk3d",
+    ".mkv", ".mod", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".obu",
+    ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".swf", ".tod", ".tp", ".trp", ".ts", ".vc1", ".vob",
+    ".vvc", ".webm", ".wm", ".wmv", ".wtv", ".y4m", ".yuv",
 })
 # fmt: on
 """What makes a file in a folder or a tar a video. A table may name anything."""
