@@ -170,6 +170,8 @@ def test_a_name_that_means_two_things_is_asked_about(tmp_path: Path) -> None:
         numbers(store, [("motion", ">", 2)])
     assert numbers(store, [("corpus.motion", ">", 4)]) == of_videos(5)
     assert numbers(store, [("scores.motion", ">", 22)]) == {23}
+    with pytest.raises(ConfigError, match=r"known are clip_id, .*corpus\.motion, scores\.motion, "):
+        numbers(store, [("nothing like it", ">", 2)])
 
 
 def test_a_store_without_scores_says_how_to_have_them(tmp_path: Path) -> None:

@@ -91,11 +91,19 @@ def find_fact(store: Store, name: str) -> Fact:
         raise ConfigError(f"{where} knows {len(meant)} things as {name!r}; write {choices}.")
     names = [name for fact in facts for name in (fact.name, f"{fact.home}.{fact.name}")]
     close = get_close_matches(name, names, n=1)
-    shown = ", ".join([fact.name for fact in facts][:SHOWN_NAMES])
+    shown = ", ".join([*_called(facts)][:SHOWN_NAMES])
     hint = f"did you mean {close[0]!r}?" if close else f"known are {shown}."
     if SCORES_COLUMN not in store.meta.columns:
         hint += f" It has no scores: `add-column {where} scores` makes them."
     raise NoSuchFactError(f"{where} knows nothing of its clips as {name!r}; {hint}", hint)
+
+
+def _called(facts: Sequence[Fact]) -> dict[str, Fact]:
+    """Return facts by a name that means nothing else."""
+    names = [fact.name for fact in facts]
+    taken = {*CLIP_SCHEMA.names, *(name for name in names if names.count(name) > 1)}
+    plain = {fact: fact.home == "plan" or fact.name not in taken for fact in facts}
+    return {fact.name if plain[fact] else f"{fact.home}.{fact.name}": fact for fact in facts}
 
 
 def split_columns(store: Store, columns: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -156,9 +164,7 @@ def summarise_facts(store: Store) -> dict[str, FactSummary]:
     if store.files.size(QUALITY) is None:
         facts = [fact for fact in facts if fact.home != "quality"]
     found = {}
-    names = [fact.name for fact in facts]
-    taken = {*CLIP_SCHEMA.names, *(name for name in names if names.count(name) > 1)}
-    called = {f"{f.home}.{f.name}" if f.name in taken else f.name: f for f in facts}
+    called = _called(facts)
     scores = [name for name, fact in called.items() if fact.home == "scores"]
     for group in [scores, *([name] for name in called if name not in scores)]:
         try:
