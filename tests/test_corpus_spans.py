@@ -227,25 +227,75 @@ def test_curator(tmp_path: Path) -> None:
         assert clips(planned(corpus), "aesthetic_score", "span_uuid") == wanted
 
 
-def test_tables_that_lie_among_videos_are_not_left_out_in_silence(
+def test_clips_that_curator_has_cut_have_what_its_metas_say(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """So lie the clips that Curator has cut, and what it says of them."""
-    for name in ("clips/0f3e.mp4", "clips/0f3e.json", "clips/1a2b.mp4"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("{}")
-    assert len(list_corpus(tmp_path)) == 2
+    """In its own folder, times are of the clip, and neither previews nor rejects are clips."""
+    meta = {
+        "span_uuid": "0f3e", "source_video": "/raw/a.mp4", "duration_span": [10.0, 210.0],
+        "clip_location": "/out/clips/0f/0f3e.mp4", "aesthetic_score": 4.5, "valid": True,
+        "windows": [
+            {"start_frame": 0, "end_frame": 250, "qwen_caption": "a dog"},
+            {"start_frame": 250, "end_frame": 500, "qwen_caption": "the dog sleeps"},
+        ],
+    }  # fmt: skip
+    metas = [meta, {**meta, "clip_location": "/out/clips/1a/1a2b.mp4", "windows": []}]
+    metas.append({**meta, "clip_location": "/out/filtered_clips/77/77cc.mp4", "valid": False})
+    for one in metas:
+        path = tmp_path / "metas/v0" / f"{Path(str(one['clip_location'])).stem}.json"
+        write(path, [one])
+        path.write_text(json.dumps(one))
+    files = ["clips/0f/0f3e.mp4", "clips/1a/1a2b.mp4", "filtered_clips/77/77cc.mp4"]
+    touch(tmp_path, *files, "previews/0f3e_0_250.webp", "ce1_embd/0f3e.pickle")
+    write(tmp_path / "processed_videos/a.mp4.json", [{"video": "/raw/a.mp4", "clips": ["0f3e"]}])
+    pq.write_table(pa.table({"id": ["0f3e"], "embedding": [[1.0]]}), tmp_path / "embd.parquet")
+    plan = planned(tmp_path)
+    assert clips(plan, "aesthetic_score")[:2] == [
+        ("clips/0f/0f3e.mp4", 0, 10, "a dog", 4.5),
+        ("clips/0f/0f3e.mp4", 10, 20, "the dog sleeps", 4.5),
+    ]
+    assert plan.clips["aesthetic_score"].to_pylist() == [4.5] * 3
+    assert plan.videos["video"].to_pylist() == files[:2]
+    assert "2 files in filtered_clips and previews are left out" in caplog.text
+    assert (
+        "1 tables lie among the videos, name none of them and are not read: embd.p" in caplog.text
+    )
+
+
+def test_what_tools_write_beside_a_folder_of_videos_is_theirs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Texts in a folder of their own; a table that names the files, as `videofolder` has it."""
+    touch(tmp_path, "videos/a.mp4", "videos/b.mp4", "videos/c.mp4", "x/d.mp4", "y/d.mp4")
+    for name, text in {
+        "captions/a.txt": "said of a", "captions/d.txt": "of which?", "labels/b.txt": "0 0.5 0.5",
+        "metas/b.json": '{"caption": "said of b", "score": 7}',
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    rows = [
+        {"file_name": "videos/b.mp4", "start": 1, "end": 3, "text": "first"},
+        {"file_name": "/elsewhere/b.mp4", "start": 5, "end": 9, "text": "then"},
+        {"file_name": "videos/gone.mp4", "start": 5, "end": 9, "text": "nowhere"},
+    ]
+    write(tmp_path / "metadata.csv", rows[:1])
+    found = {video.video: video for video in list_corpus(tmp_path)}
     assert not caplog.text
-    for name in ("metas/v0/0f3e.json", "metadata.csv"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}")
-    assert len(list_corpus(tmp_path)) == 2
-    assert "2 tables lie among the videos and are not read: metadata.csv; metas" in caplog.text
-    assert "0f3e.json. For their captions and spans, give them as the corpus." in caplog.text
+    assert [found[f"videos/{v}.mp4"].captions for v in "abc"] == [
+        ("said of a",),
+        ("said of b",),
+        (),
+    ]
+    assert [span.captions for span in found["videos/b.mp4"].spans] == [("first",)]
+    assert (found["x/d.mp4"].captions, found["y/d.mp4"].captions) == ((), ())
+    write(tmp_path / "more.jsonl", rows[1:])
+    (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
+    found = {video.video: video for video in list_corpus(tmp_path)}
+    assert sorted(span.start for span in found["videos/b.mp4"].spans) == [1, 5]
+    assert "1 videos of metadata.csv; more.jsonl are not in the folder" in caplog.text
+    assert "1 tables lie among the videos, name none of them and are not read: notes" in caplog.text
     caplog.clear()
-    assert len(list_corpus(tmp_path / "clips/*.mp4")) == 2
+    assert len(list_corpus(tmp_path / "videos/*.mp4")) == 3
     assert not caplog.text
 
 

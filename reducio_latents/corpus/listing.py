@@ -6,11 +6,12 @@ import logging
 import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -42,6 +43,7 @@ from reducio_latents.corpus.texts import (
     SideFiles,
     few,
     read_beside,
+    side_files,
     side_name,
 )
 from reducio_latents.corpus.trees import Found, Tree, open_tree
@@ -56,6 +58,10 @@ TAR_READERS = 8
 
 
 NOTHING = Described()
+_METAS = re.compile(r"((?:.*/)?)metas/v\d+/[^/]+\.json")
+_NO_CLIPS = ("filtered_clips", "previews")
+_NO_TABLES = ("metas", "processed_videos", "processed_clip_chunks", "iv2_embd", "ce1_embd")
+"""What Curator writes beside `clips`."""
 _LISTED_FRAMES = re.compile(r".+\.scenes\.txt", re.IGNORECASE).fullmatch
 
 
@@ -251,8 +257,12 @@ def _list_files(tree: Tree, found: _Sorted, caption_key: str | None) -> list[Cor
     side = SideFiles(caption_key)
     in_tars = set(tars)
     items = [item for item in found.found.values() if item.path not in in_tars]
+    curators = {match[1] for name in found.texts if (match := _METAS.fullmatch(name))}
+    items = _without_rejects(items, curators)
     videos = [_file_entry(tree, item) for item in items]
-    beside = read_beside(tree, [video.video for video in videos], found.texts, side)
+    names = [video.video for video in videos]
+    of = side_files(names, found.texts)
+    beside = read_beside(tree, names, of, found.texts, side)
     for number, said in enumerate(beside):
         if said != NOTHING:
             videos[number] = replace(
@@ -265,16 +275,71 @@ def _list_files(tree: Tree, found: _Sorted, caption_key: str | None) -> list[Cor
         )
     videos += _list_tars(tree, tars, side)
     side.finish()
-    _warn_of_tables(found)
+    known = {*of.values()}
+    its_own = tuple(f"{folder}{name}" for folder in curators for name in _NO_TABLES)
+    known |= {name for name in found.tables if name.startswith(its_own)}
+    if tables := [name for name in _not_beside(found) if name not in known]:
+        _take_from_tables(tree, videos, tables)
     return videos
 
 
-def _warn_of_tables(found: _Sorted) -> None:
-    """Say that tables lie among the videos, beside none of them, as those of a clip list may."""
-    if unread := _not_beside(found):
+def _without_rejects(items: list[Found], curators: set[str]) -> list[Found]:
+    """Leave out what Curator has filtered out, and its previews, of the folders that it wrote."""
+    beside = tuple(f"{folder}{name}/" for folder in curators for name in _NO_CLIPS)
+    kept = [item for item in items if not item.path.startswith(beside)]
+    if left := len(items) - len(kept):
         log.warning(
-            "%d tables lie among the videos and are not read: %s. For their captions and spans, "
-            "give them as the corpus.",
+            "%d files in %s are left out, as Curator means them. Give such a folder as the corpus "
+            "to take them.",
+            left,
+            " and ".join(_NO_CLIPS),
+        )
+    return kept
+
+
+def _take_from_tables(tree: Tree, videos: list[CorpusVideo], tables: list[str]) -> None:
+    """Add to videos what rows of the tables among them say of them, and name the other tables."""
+    numbers = {video.source.url: i for i, video in enumerate(videos)}
+    files = Counter(map(posixpath.basename, numbers))
+    by_file = {posixpath.basename(url): i for url, i in numbers.items()}
+
+    def number(row: CorpusVideo) -> int | None:
+        file = posixpath.basename(row.source.url)
+        if row.source.offset is not None:
+            return None
+        return numbers.get(row.source.url, by_file.get(file) if files[file] == 1 else None)
+
+    rows_of = dict[str, list[CorpusVideo]]()
+    for name in tables:
+        with suppress(CorpusError):  # it is of something else
+            rows = list(read_tables(tree, [name], None, TableColumns()).listed())
+            if any(number(row) is not None for row in rows):
+                rows_of[name] = rows
+    if len(rows_of) > 1:  # which may have rows of one video
+        rows_of = {"": list(read_tables(tree, list(rows_of), None, TableColumns()).listed())} | {
+            name: [] for name in rows_of
+        }
+    without, beside = 0, {i for i, video in enumerate(videos) if video.spans}
+    for row in chain.from_iterable(rows_of.values()):
+        if (i := number(row)) is None:
+            without += 1
+            continue
+        video = videos[i]
+        own = video.spans or row.spans
+        videos[i] = replace(
+            video,
+            captions=video.captions or row.captions,
+            extra={**row.extra, **video.extra},
+            spans=(*video.spans, *row.spans) if video.spans and i not in beside else own,
+        )
+    if without:
+        log.warning(
+            "%d videos of %s are not in the folder.", without, few([*filter(None, rows_of)])
+        )
+    if unread := [name for name in tables if name not in rows_of]:
+        log.warning(
+            "%d tables lie among the videos, name none of them and are not read: %s. For their "
+            "captions and spans, give them as the corpus.",
             len(unread),
             few(unread),
         )

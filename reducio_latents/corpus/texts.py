@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +29,11 @@ log = logging.getLogger(__name__)
 NAMED = 20
 """Files that a message names; of more it gives the number."""
 SIDE_FILES = (".txt", ".json")
+_FOLDERS = {
+    *("caption", "captions", "cap", "caps", "text", "texts", "txt", "prompt", "prompts"),
+    *("meta", "metas", "metadata", "json", "jsons"),
+}
+"""Names of folders of such files that tools write beside a folder of videos."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,8 @@ class SideFiles:
         where, lost = values[0], list[str]()
         try:
             said = self._values(values[1], where)
-            names = [name for name in said if name != self.caption_key]
+            not_times = {self.caption_key, "duration_span" if _is_of_clip(said, where) else None}
+            names = [name for name in said if name not in not_times]
             times = find_times(names, [said], where)
             key = self.caption_key or match_name(CAPTION_NAMES, list(said))
             if times is not None:
@@ -122,15 +129,41 @@ def side_name(video: str, ending: str) -> str:
     return posixpath.splitext(video)[0] + ending
 
 
-def read_beside(
-    tree: Tree, videos: Sequence[str], texts: Mapping[str, str | None], side: SideFiles
-) -> list[Described]:
-    """Return what stands beside each of these videos.
+def _is_of_clip(said: Mapping[str, Any], where: str) -> bool:
+    """Whether JSON is of a clip that was cut, whose `duration_span` is of what it was cut from."""
+    names = (posixpath.basename(str(name)) for name in (said.get("clip_location", ""), where))
+    return len({posixpath.splitext(name)[0] for name in names}) == 1
 
-    `texts` has the names of what there is, and why it cannot be read, if that is known.
+
+def side_files(videos: Sequence[str], texts: Iterable[str]) -> dict[str, str]:
+    """Return `side_name` -> which of the texts it is: that one, or the only one of its file's name
+    in a folder for such files, if no other video is called so."""
+    there, apart = set(texts), dict[str, list[str]]()
+    wanted = list({side_name(video, ending): 0 for video in videos for ending in SIDE_FILES})
+    called = Counter(map(posixpath.basename, wanted))
+    for name in there.difference(wanted):
+        if not _FOLDERS.isdisjoint(name.lower().split("/")[:-1]):
+            apart.setdefault(posixpath.basename(name), []).append(name)
+    found = {name: name for name in wanted if name in there}
+    for name in wanted:
+        file = posixpath.basename(name)
+        if name not in found and called[file] == 1 and len(apart.get(file, ())) == 1:
+            found[name] = apart[file][0]
+    return found
+
+
+def read_beside(
+    tree: Tree,
+    videos: Sequence[str],
+    of: Mapping[str, str],
+    texts: Mapping[str, str | None],
+    side: SideFiles,
+) -> list[Described]:
+    """Return what stands beside each of these videos, as `side_files` says.
+
+    `texts` says of what there is why it cannot be read, if that is known.
     """
-    wanted = {side_name(video, ending) for video in videos for ending in SIDE_FILES}
-    names = sorted(texts.keys() & wanted)
+    names = sorted({*of.values()})
     for name in names:
         if (problem := texts[name]) is not None:
             side.leave_out(_shown(tree, name), problem)
@@ -142,7 +175,7 @@ def read_beside(
         else:
             found[name] = (_shown(tree, name), data)
     return [
-        side.read(*(found.get(side_name(video, ending)) for ending in SIDE_FILES))
+        side.read(*(found.get(of.get(side_name(video, ending), "")) for ending in SIDE_FILES))
         for video in videos
     ]
 
