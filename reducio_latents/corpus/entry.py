@@ -34,6 +34,7 @@ NO_CAPTION = {"", "nan", "n/a", "#n/a", "<na>", "null", "none"}
 """What tables write where there is no caption; case does not matter."""
 MAX_CAPTION = 1 << 20
 """Characters. A larger text is no caption, whatever it is; nor are as many in one cell."""
+LOST = "larger than 1 MiB or not UTF-8"
 
 
 # fmt: off
@@ -139,7 +140,7 @@ def storable(text: str) -> str:
 def as_captions(value: Any, *, where: str, lost: list[str]) -> tuple[str, ...]:
     """Return a text or a list of texts as captions; nothing and empty texts are no captions.
 
-    Where they are too large, `where` is added to what is `lost`.
+    Where they are `LOST`, `where` is added to what is `lost`.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ()
@@ -150,9 +151,8 @@ def as_captions(value: Any, *, where: str, lost: list[str]) -> tuple[str, ...]:
                 f"{where}: a caption must be text, got {text!r}. Name the column that holds the "
                 "captions (--caption-column)."
             )
-        if text and not is_utf8(text):
-            raise CorpusError(f"{where}: the caption holds half a surrogate pair. Correct it.")
-    if sum(map(len, filter(None, texts))) > MAX_CAPTION:
+    some = [text for text in texts if text]
+    if not all(map(is_utf8, some)) or len(texts) + sum(map(len, some)) - 1 > MAX_CAPTION:
         lost.append(where)
         return ()
     return tuple(text for text in texts if text and text.strip().lower() not in NO_CAPTION)
@@ -169,9 +169,7 @@ def as_scalar(value: Any, *, where: str) -> Scalar | None:
     if isinstance(value, list | dict):
         value = json.dumps(value, ensure_ascii=False, default=str)
     text = str(value)
-    if not is_utf8(text):
-        raise CorpusError(f"{where}: {text!r} holds half a surrogate pair. Correct it.")
-    return text
+    return text if is_utf8(text) else text.encode("utf-8", "backslashreplace").decode()
 
 
 def as_extra(raw: Mapping[str, Any], *, where: str) -> dict[str, Scalar]:

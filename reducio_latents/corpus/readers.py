@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from reducio_latents.core.parsing import bounded, once, parse_json
+from reducio_latents.core.text import printable
 from reducio_latents.corpus.cells import Cells, cells_of
 from reducio_latents.corpus.entry import extension, file_columns, is_utf8
 from reducio_latents.corpus.spans import is_time_name
-from reducio_latents.corpus.texts import not_utf8
 from reducio_latents.errors import CorpusError
 from reducio_latents.files.parquet import PICTURE_NAMES, video_leaf
 from reducio_latents.video import PICTURE, is_still_name
@@ -97,15 +97,16 @@ def _batches(rows: Numbered, kind: str, end: int = -1) -> Iterator[Batch]:
 def _read_csv(file: BinaryIO, where: str, begin: Place) -> Iterator[Batch]:
     """Read by Arrow what it and Python's parser, which is strict, read alike; from where that is
     not sure on, by the latter."""
-    delimiter = "\t" if where.lower().endswith(".tsv") else ","
+    likely = b"\t" if where.lower().endswith(".tsv") else b","
     with file:
         rest, names = file.read(BATCH_BYTES), list[str]()
         # PySceneDetect writes a line of all cuts above its table.
         at = rest.find(b"\n") + 1 if rest.startswith(b"Timecode List:") else 0
         rest, line = rest[at:], int(at > 0)
         head = rest[: rest.find(b"\n") + 1] or rest
+        delimiter = max((likely, b",", b"\t", b";", b"|"), key=head.count).decode()
         if head.strip() and len(_ends_of_rows(head, delimiter, last=True)) == 1:
-            (cells,) = csv.reader([head.decode("utf-8-sig", "replace")], delimiter=delimiter)
+            (cells,) = csv.reader([_decode(head, first=True)], delimiter=delimiter)
             names, at, line = _header(cells, where), at + len(head), line + 1
         rest = rest[len(head) :]
         if names and begin.end:
@@ -176,7 +177,8 @@ def _python_csv(
 ) -> Numbered:
     """Yield the rows that follow `line`; raise CorpusError for what is wrong with one."""
     csv.field_size_limit(MAX_FIELD)
-    with TextIOWrapper(file, "utf-8" if names else "utf-8-sig", newline="") as text:
+    encoding = "utf-8" if names else "utf-8-sig"
+    with TextIOWrapper(file, encoding, "surrogateescape", newline="") as text:
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         try:
             for row in filter(None, reader):
@@ -191,8 +193,6 @@ def _python_csv(
                     )
                 cells = {name: cell or None for name, cell in zip(names, row, strict=True)}
                 yield number, cells, sum(map(len, row))
-        except UnicodeDecodeError as err:
-            raise not_utf8(where, err) from err
         except csv.Error as err:
             raise CorpusError(
                 f"{where}, line {line + reader.line_num}: {err}. Correct it."
@@ -202,6 +202,7 @@ def _python_csv(
 
 
 def _header(row: list[str], where: str) -> list[str]:
+    _require_utf8("".join(row), where)
     names = [name.strip() or f"column_{i}" for i, name in enumerate(row, start=1)]
     _require_once(names, where)
     return names
@@ -225,6 +226,18 @@ def _name_rows(file: BinaryIO, where: str) -> Numbered:
             yield number, {"path": match[1], **numbers}, size
 
 
+def _decode(line: bytes, *, first: bool) -> str:
+    """Return text, a byte that is not UTF-8 as half a surrogate pair: it costs its cell."""
+    return line.decode("utf-8-sig" if first else "utf-8", "surrogateescape")
+
+
+def _require_utf8(text: str, where: str) -> None:
+    for i in range(len(text)):
+        if not is_utf8(text[i]):
+            byte = f"byte {ord(text[i]) & 0xFF:#04x} at {i}"
+            raise CorpusError(f"{printable(where)} is not UTF-8: {byte}. Save it as UTF-8.")
+
+
 def _lines(file: BinaryIO, where: str, begin: Place = BEGINNING) -> Iterator[tuple[int, str, int]]:
     """Yield lines, each with its number and its bytes: of a last one without an end, one more."""
     number, rest = begin.number, b""
@@ -235,10 +248,8 @@ def _lines(file: BinaryIO, where: str, begin: Place = BEGINNING) -> Iterator[tup
             *lines, rest = (rest + piece).split(b"\n") if piece else (rest, b"")
             for line in lines:
                 number += 1
-                try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as err:
-                    raise not_utf8(f"{where}, line {number}", err) from err
+                text = _decode(line, first=number == 1)
+                _require_utf8(text[:2] if number == 1 else "", where)
                 yield number, text, len(line) + 1
             if len(rest) >= MAX_ROW:
                 at = f"{where}, line {number + 1}"
@@ -293,7 +304,7 @@ def _json_rows(file: BinaryIO, where: str) -> Numbered:
     if len(lists) == 1 and not _names_a_video(found):
         for number, item in enumerate(lists[0], start=1):
             yield number, _object(item, where), 0
-    elif len(found) > 1 and all(isinstance(value, dict) for value in found.values()):
+    elif found and all(isinstance(value, dict) for value in found.values()):
         for name, value in found.items():
             yield repr(name), {"video_id": name, **_object(value, where)}, 0
     else:
@@ -342,12 +353,12 @@ _BETWEEN = re.compile(r"[ \t\r\n,]*")
 
 
 def _decoded(file: BinaryIO, where: str) -> Iterator[str]:
-    with TextIOWrapper(file, "utf-8-sig") as text:
-        try:
-            while piece := text.read(1 << 20):
-                yield piece
-        except UnicodeDecodeError as err:
-            raise not_utf8(where, err) from err
+    with TextIOWrapper(file, "utf-8-sig", "surrogateescape") as text:
+        piece = text.read(1 << 20)
+        _require_utf8(piece[:2], where)
+        while piece:
+            yield piece
+            piece = text.read(1 << 20)
 
 
 def _read_parquet(file: BinaryIO, where: str, begin: Place) -> Iterator[Batch]:

@@ -32,6 +32,7 @@ from reducio_latents.corpus.cells import (
 from reducio_latents.corpus.entry import (
     CAPTION_NAMES,
     ID_NAMES,
+    LOST,
     URL_NAMES,
     CorpusSpan,
     CorpusVideo,
@@ -119,7 +120,7 @@ def read_tables(
         found.ends.append((name, None, len(found.names)))
         first, batch = [], None
     if lost := found.lost:
-        log.warning("%d captions of more than 1 MiB are left out, %s first.", len(lost), lost[0])
+        log.warning("%d captions are left out, %s: %s first.", len(lost), LOST, lost[0])
     return found
 
 
@@ -221,9 +222,10 @@ class _Table:
             if path == match_name(ID_NAMES, columns):
                 self.kind = "identity"
         if path is None:
+            no_header = "" if not any(map(is_video_name, columns)) else "write a first line, or "
             raise CorpusError(
                 f"{where} has no column of paths by name; it has {', '.join(columns)}. "
-                "Name it (--path-column)."
+                f"Name it ({no_header}--path-column)."
             )
         self.path = path
         url = match_name(URL_NAMES, columns)
@@ -329,6 +331,8 @@ class _Table:
                 "remove the row."
             )
         source = None
+        if type(cell) is int and self.kind == "identity":
+            cell = str(cell)
         if cell is None and self.untyped:
             cell = ""
         if isinstance(cell, InParquet):

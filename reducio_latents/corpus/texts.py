@@ -14,6 +14,7 @@ from reducio_latents.core.parsing import parse_json
 from reducio_latents.core.text import printable
 from reducio_latents.corpus.entry import (
     CAPTION_NAMES,
+    LOST,
     CorpusSpan,
     as_captions,
     as_extra,
@@ -94,7 +95,7 @@ class SideFiles:
             self.bad.append(str(err))
             return Described(captions)
         for _ in lost:
-            self.leave_out(where, TOO_LARGE)
+            self.leave_out(where, LOST)
         return found
 
     def _values(self, data: bytes, where: str) -> dict[str, Any]:
