@@ -91,10 +91,10 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
         load_lpips("vgg", other)
     text = tmp_path / "text.pth"
     text.write_text("no weights")
-    with pytest.raises(WeightsError, match="not a file of weights") as refused:
+    with pytest.raises(WeightsError, match="not a weights file") as refused:
         load_lpips("vgg", text)
     assert "weights_only" not in str(refused.value)
-    with pytest.raises(WeightsError, match="no such file"):
+    with pytest.raises(WeightsError, match="no such weights file"):
         load_lpips("vgg", tmp_path / "missing.pth")
 
 
@@ -105,7 +105,7 @@ def test_a_file_that_would_run_code_is_never_run(tmp_path: Path) -> None:
 
     evil = tmp_path / "evil.pth"
     torch.save({"features.0.weight": Payload()}, evil)
-    with pytest.raises(WeightsError, match="holds more than tensors"):
+    with pytest.raises(WeightsError, match="only running code could rebuild"):
         load_lpips("alex", evil)
     script = tmp_path / "i3d_torchscript.pt"
     with zipfile.ZipFile(script, "w") as archive:
@@ -202,9 +202,9 @@ def test_i3d_loads_strictly_and_says_when_it_cannot_be_had(
     torch.testing.assert_close(loaded.features(clips), FVDNetwork(i3d).features(clips))
     short = {key: value for key, value in i3d.state_dict().items() if "Mixed_4b" not in key}
     torch.save(short, tmp_path / "short.pt")
-    with pytest.raises(WeightsError, match=r"does not fit.*Mixed_4b") as refused:
+    with pytest.raises(WeightsError, match=r"another architecture.*Mixed_4b") as refused:
         load_i3d(tmp_path / "short.pt")
-    assert str(refused.value).count("Mixed_4b") == 1
+    assert str(refused.value).count("Mixed_4b") == 5  # of 36
 
 
 @pytest.mark.parametrize("size", [7, 8, 9, 14, 15])

@@ -18,10 +18,10 @@ from reducio_latents.core.config import from_mapping
 from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.core.parsing import parse_json
 from reducio_latents.core.regular import read_small
+from reducio_latents.core.weight_files import MODEL_FILE, StateDict, open_tensor_file
 from reducio_latents.errors import ConfigError, StoreError, WeightsError
 from reducio_latents.vae.config import ReducioVAEConfig
 from reducio_latents.vae.model import FINAL_RULE
-from reducio_latents.vae.weight_files import MODEL_FILE, StateDict, open_tensor_file
 from reducio_latents.vae.weights import (
     WeightsDigest,
     check_config,

@@ -33,7 +33,6 @@ from reducio_latents.autoencoders.pretrained import (
     find_model,
     import_class,
     load_strictly,
-    load_tensors,
     read_config,
     renamed,
 )
@@ -41,9 +40,9 @@ from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.core.libraries import import_library
 from reducio_latents.core.values import Posterior
+from reducio_latents.core.weight_files import load_tensors, open_tensor_file
 from reducio_latents.errors import ConfigError, GeometryError, WeightsError
 from reducio_latents.vae.tiling import Tiling
-from reducio_latents.vae.weight_files import open_tensor_file
 
 LDM_PREFIX = "first_stage_model."
 """Before every key of the VAE in a whole Stable Diffusion checkpoint."""

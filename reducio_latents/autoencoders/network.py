@@ -27,10 +27,10 @@ from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.core.gaussian import final_channels, final_latents, undo_final_rule
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
+from reducio_latents.core.weight_files import check_keys, open_tensor_file, shapes_of
 from reducio_latents.errors import ConfigError, GeometryError, WeightsError
 from reducio_latents.vae.model import check_pixels
 from reducio_latents.vae.tiling import Tiling
-from reducio_latents.vae.weight_files import check_keys, open_tensor_file, shapes_of
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 

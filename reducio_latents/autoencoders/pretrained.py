@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from reducio_latents.core.fetching import (
     HUB_TIMEOUT_S,
@@ -31,8 +31,8 @@ from reducio_latents.core.fetching import (
 from reducio_latents.core.libraries import first_line, import_library
 from reducio_latents.core.parsing import parse_json
 from reducio_latents.core.regular import read_small, require_files
+from reducio_latents.core.weight_files import refuse_keys
 from reducio_latents.errors import ConfigError, WeightsError
-from reducio_latents.vae.weight_files import check_keys, refuse_keys, shapes_of
 from reducio_latents.vae.weights import WeightsDigest
 
 ModelT = TypeVar("ModelT")
@@ -189,12 +189,6 @@ def load_strictly(
         of_another_shape=(str(key[0]) for key in info["mismatched_keys"]),
     )
     return model
-
-
-def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Copy weights into a model: every one of its own and no other, or a WeightsError."""
-    check_keys(where, shapes_of(tensors), shapes_of(model.state_dict()))
-    model.load_state_dict(tensors, strict=True)
 
 
 def renamed(key: str, rules: Iterable[tuple[str, str]]) -> str:

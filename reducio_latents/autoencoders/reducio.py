@@ -20,12 +20,12 @@ from reducio_latents.core.devices import usable_device
 from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
+from reducio_latents.core.weight_files import StateDict
 from reducio_latents.errors import ConfigError, WeightsError
 from reducio_latents.vae.config import ReducioVAEConfig
 from reducio_latents.vae.model import FINAL_RULE, PARTS, ReducioVAE
 from reducio_latents.vae.norm import fuse_norms
 from reducio_latents.vae.tiling import Tiling
-from reducio_latents.vae.weight_files import StateDict
 from reducio_latents.vae.weights import (
     check_config,
     infer_config,

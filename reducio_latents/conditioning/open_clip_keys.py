@@ -11,13 +11,12 @@ from torch import Tensor
 
 from reducio_latents.autoencoders.pretrained import (
     CONFIG_FILE,
-    load_tensors,
     read_config,
     renamed,
 )
 from reducio_latents.core.libraries import import_library
+from reducio_latents.core.weight_files import load_tensors, open_tensor_file
 from reducio_latents.errors import WeightsError
-from reducio_latents.vae.weight_files import open_tensor_file
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _NAMES = (

@@ -19,14 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reducio_latents.core.fetching import WeightsPlace, find_weights
+from reducio_latents.core.weight_files import is_torchscript, load_tensors, open_tensor_file
 from reducio_latents.errors import GeometryError
-from reducio_latents.metrics.weights import (
-    MetricUnavailableError,
-    fill,
-    hub_path,
-    is_torchscript,
-    read_tensors,
-)
+from reducio_latents.metrics.weights import MetricUnavailableError, hub_path
 
 FILE = "i3d_pretrained_400.pt"
 PROGRAM_FILE = "i3d_torchscript.pt"
@@ -171,7 +166,8 @@ def load_i3d(weights: WeightsPlace | None = None, device: torch.device | str = "
         if hashlib.sha256(data).hexdigest() == PROGRAM_SHA256:
             return FVDNetwork(torch.jit.load(io.BytesIO(data), map_location=device), device)  # type: ignore[no-untyped-call]
     i3d = I3D()
-    fill(i3d, read_tensors(path), str(path))
+    file = open_tensor_file(path)
+    load_tensors(i3d, {key: file.read(key) for key in file.shapes}, str(path))
     return FVDNetwork(i3d, device)
 
 

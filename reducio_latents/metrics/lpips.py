@@ -15,13 +15,9 @@ from torch import Tensor, nn
 from reducio_latents.core.choices import LpipsNet
 from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.core.libraries import first_line
+from reducio_latents.core.weight_files import load_tensors, open_tensor_file
 from reducio_latents.errors import WeightsError
-from reducio_latents.metrics.weights import (
-    MetricUnavailableError,
-    download,
-    hub_path,
-    read_tensors,
-)
+from reducio_latents.metrics.weights import MetricUnavailableError, download, hub_path
 
 MEAN = (-0.030, -0.088, -0.188)
 STD = (0.458, 0.448, 0.450)
@@ -88,9 +84,9 @@ class LPIPS(nn.Module):
     def __init__(self, net: LpipsNet) -> None:
         super().__init__()
         self.features = BACKBONES[net].build()
-        heads = read_tensors(HEADS_FILE)
+        heads = open_tensor_file(HEADS_FILE)
         for stage, number in enumerate(BACKBONES[net].taken_after):
-            self.register_buffer(f"head_{number}", heads[f"{net}.{stage}"])
+            self.register_buffer(f"head_{number}", heads.read(f"{net}.{stage}").clone())
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
         self.register_buffer("std", torch.tensor(STD)[:, None, None])
         self.requires_grad_(False)
@@ -126,14 +122,14 @@ def load_lpips(net: LpipsNet, weights: WeightsPlace | None = None) -> LPIPS:
                 f"({first_line(err)}). Download {backbone.url} to that place, or give the file by "
                 "--lpips-weights."
             ) from err
-    tensors = read_tensors(path)
+    file, start = open_tensor_file(path), "features."
+    features = {key: file.read(key) for key in file.shapes if key.startswith(start)}
     try:
-        state = {key: tensors[f"features.{key}"] for key in network.features.state_dict()}
-        network.features.load_state_dict(state)
-    except (KeyError, RuntimeError) as err:
-        reason = str(err).splitlines()[-1].strip()
+        load_tensors(nn.ModuleDict({"features": network.features}), features, str(path))
+    except WeightsError as err:
+        reason = str(err).removeprefix(f"{path}: ").rstrip(".")
         raise WeightsError(
-            f"{path} does not hold the backbone that torchvision publishes ({reason}). "
+            f"{path} does not hold the backbone that torchvision publishes: {reason}. "
             f"Take {backbone.url}."
         ) from err
     return network.eval()

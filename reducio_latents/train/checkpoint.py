@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from reducio_latents.autoencoders.checkpoint import read_all, write_weights
 from reducio_latents.core.fetching import WeightsPlace, find_weights
+from reducio_latents.core.weight_files import open_tensor_file
 from reducio_latents.errors import LatentsError, TrainingError, WeightsError
 from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.settings import SETTINGS, to_yaml
 from reducio_latents.train.state import Best, TrainState, update_average
 from reducio_latents.vae import ReducioVAE
-from reducio_latents.vae.weight_files import open_tensor_file
 from reducio_latents.vae.weights import check_config, infer_config, open_state_dict
 
 FORMAT = 1

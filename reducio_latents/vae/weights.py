@@ -13,11 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reducio_latents.errors import ConfigError, WeightsError
-from reducio_latents.vae.config import ReducioVAEConfig
-from reducio_latents.vae.model import DIFFERENCE_SCALE, PARTS, Parts, ReducioVAE
-from reducio_latents.vae.rule_weights import rule_weight
-from reducio_latents.vae.weight_files import (
+from reducio_latents.core.weight_files import (
     Shapes,
     StateDict,
     check_keys,
@@ -25,6 +21,10 @@ from reducio_latents.vae.weight_files import (
     shapes_of,
     some,
 )
+from reducio_latents.errors import ConfigError, WeightsError
+from reducio_latents.vae.config import ReducioVAEConfig
+from reducio_latents.vae.model import DIFFERENCE_SCALE, PARTS, Parts, ReducioVAE
+from reducio_latents.vae.rule_weights import rule_weight
 
 TRAINING_PREFIX = "loss."
 """Discriminator and loss: of use to training only."""

@@ -9,6 +9,7 @@ refused.
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reducio_latents.core.libraries import first_line
 from reducio_latents.core.regular import open_regular
@@ -72,6 +73,12 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
 
 
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy weights into a model: every one of its own and no other, or a WeightsError."""
+    check_keys(where, shapes_of(tensors), shapes_of(model.state_dict()))
+    model.load_state_dict(tensors, strict=True)
+
+
 def some(keys: Iterable[str]) -> str:
     """Return the first few keys in words, and how many more there are."""
     names = list(keys)
@@ -95,11 +102,23 @@ def open_tensor_file(path: Path) -> StateDict:
                 f"{path} is a torch checkpoint under the name of a safetensors file. "
                 f"Rename it to {path.stem}.ckpt."
             )
+        if is_torchscript(path):
+            raise WeightsError(
+                f"{path} is a TorchScript archive, a program that would have to be run, and not "
+                "one that is known here. Give a state dict (.pt of tensors, or .safetensors)."
+            )
         return _open_torch(path, is_zip=head.startswith(b"PK"))
     raise WeightsError(
         f"{path} is {_kind_of(head)}, not a weights file. Give a .ckpt or .safetensors file; if it "
         "was downloaded, download it again."
     )
+
+
+def is_torchscript(path: Path) -> bool:
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(Path(name).name == "constants.pkl" for name in archive.namelist())
 
 
 def _weights_in(path: Path) -> Path:
