@@ -40,18 +40,10 @@ class Baseline:
 
     def __init__(self, options: LoadOptions) -> None:
         self.device = usable_device(options.device)
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint_of({"architecture": self.name})
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return {"architecture": self.name, "tiling": self.tiling, "precision": self.precision}
-
-    @property
-    def precision(self) -> dict[str, Any]:
-        return {"dtype": "float32", "device": self.device.type}
+        self.fingerprint = fingerprint_of({"architecture": self.name})
+        self.precision = {"dtype": "float32", "device": self.device.type}
+        described = {"architecture": self.name, "tiling": self.tiling}
+        self.config: dict[str, Any] = {**described, "precision": self.precision}
 
     def check_clip(self, frames: int, height: int, width: int) -> None:
         self.geometry.latent_shape(frames, height, width)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -177,15 +178,11 @@ def load_strictly(
             f"{folder} cannot be loaded as {_owner(load)}: {first_line(err)}. Its weights are "
             "damaged or of another architecture than its config says."
         ) from err
-    unexpected = [
-        key
-        for key in info["unexpected_keys"]
-        if not any(re.match(pattern, key) for pattern in allowed)
-    ]
+    beside = re.compile("|".join(allowed) or r"\Z")
     refuse_keys(
         f"{folder} ({_owner(load)})",
         missing=info["missing_keys"],
-        unexpected=unexpected,
+        unexpected=(key for key in info["unexpected_keys"] if not beside.match(key)),
         of_another_shape=(str(key[0]) for key in info["mismatched_keys"]),
     )
     return model
@@ -225,29 +222,20 @@ def _weight_files(folder: Path) -> Iterator[Path]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep the libraries' advice and bars off the terminal; what matters of it is raised."""
-    names = ("transformers", "diffusers")
-    levels = {name: logging.getLogger(name).level for name in names}
-    switch = _progress_switch()
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    switch(False)
+    levels = {log: log.level for log in map(logging.getLogger, ("transformers", "diffusers"))}
+    library = sys.modules.get("transformers.utils.logging")
+    bars = library is not None and library.is_progress_bar_enabled()
+    for log in levels:
+        log.setLevel(logging.ERROR)
+    if library is not None and bars:
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        switch(True)
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
-def _progress_switch() -> Callable[[bool], None]:
-    """Return what turns transformers' own bars on and off; nothing if it is not in use."""
-    import sys
-
-    library = sys.modules.get("transformers.utils.logging")
-    if library is None or not library.is_progress_bar_enabled():
-        return lambda _: None
-    turn_on, turn_off = library.enable_progress_bar, library.disable_progress_bar
-    return lambda on: turn_on() if on else turn_off()
+        if library is not None and bars:
+            library.enable_progress_bar()
+        for log, level in levels.items():
+            log.setLevel(level)
 
 
 def _owner(load: Callable[..., Any]) -> str:

@@ -182,23 +182,14 @@ def is_untrained(model: Autoencoder) -> bool:
     """
     if model.config.get("random_weights", False):
         return True
-    return model.model is not None and _is_untouched(model.model)
-
-
-def _is_untouched(network: nn.Module) -> bool:
-    """Whether there are normalisation layers and each of them has its first weights."""
-    seen = False
-    for module in network.modules():
-        if "norm" not in type(module).__name__.lower():
-            continue
-        for name, parameter in module.named_parameters(recurse=False):
-            first = {"weight": 1.0, "bias": 0.0}.get(name)
-            if first is None:
-                continue
-            if not torch.all(parameter == first):
-                return False
-            seen = True
-    return seen
+    untouched = [
+        bool(torch.all(parameter == first))
+        for module in (model.model.modules() if model.model is not None else ())
+        if "norm" in type(module).__name__.lower()
+        for name, first in (("weight", 1.0), ("bias", 0.0))
+        if (parameter := dict(module.named_parameters(recurse=False)).get(name)) is not None
+    ]
+    return bool(untouched) and all(untouched)
 
 
 def decoded_psnr(autoencoder: Autoencoder, posterior: Posterior, video_BCTHW: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from reducio_latents.autoencoders.checkpoint import (
 from reducio_latents.autoencoders.protocol import LoadOptions, precision_of, tiling_record
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.fetching import WeightsPlace, find_weights
-from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
 from reducio_latents.core.weight_files import StateDict
 from reducio_latents.errors import ConfigError, WeightsError
@@ -55,21 +54,14 @@ class ReducioAutoencoder:
     def __init__(
         self, name: str, model: ReducioVAE, weights_sha256: str, options: LoadOptions
     ) -> None:
-        self.name = name
-        self.model = model
-        self.weights_sha256 = weights_sha256
+        self.name, self.model, self.weights_sha256 = name, model, weights_sha256
+        self.geometry, self.check_clip = model.config.geometry, model.config.check_clip
+        self.final_latents = model.final_latents
+        self.fingerprint = reducio_fingerprint(model.config, weights_sha256)
         self.tiling: Tiling | None
         self.tiling = PUBLISHED_TILING if options.tiling == "auto" else options.tiling
         self.device, self.dtype = model.device, model.dtype
         self.precision = precision_of(self.device, self.dtype, options)
-
-    @property
-    def geometry(self) -> LatentGeometry:
-        return self.model.config.geometry
-
-    @property
-    def fingerprint(self) -> str:
-        return reducio_fingerprint(self.model.config, self.weights_sha256)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -84,9 +76,6 @@ class ReducioAutoencoder:
             "precision": self.precision,
         }
 
-    def check_clip(self, frames: int, height: int, width: int) -> None:
-        self.model.config.check_clip(frames, height, width)
-
     @torch.inference_mode()
     def encode(self, video_BCTHW: Tensor) -> Posterior:
         """Return the posterior, float32; moved to this device first where it is not there.
@@ -94,9 +83,6 @@ class ReducioAutoencoder:
         Raises GeometryError or PixelError for input that the model does not take.
         """
         return self.model.encode(self._to_device(video_BCTHW), self.tiling)
-
-    def final_latents(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
-        return self.model.final_latents(posterior, noise)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, content_image: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 WIDTH, HEIGHT = 560, 220
 SPARK_WIDTH, SPARK_HEIGHT = 120, 28
@@ -92,10 +92,8 @@ class _Scale(NamedTuple):
         return [Tick(self(value), f"{value:g}") for value in rounded]
 
 
-def line_chart(
-    series: Mapping[str, Sequence[float]], *, x_label: str, y_label: str, title: str
-) -> Chart | None:
-    """Return lines over 0, 1, 2, ...; each series is a name and its values."""
+def line_chart(series: Mapping[str, Sequence[float]], **labels: Any) -> Chart | None:
+    """Return lines over 0, 1, 2, ...; each series is a name and its values, `labels` a chart's."""
     values = [value for line in series.values() for value in line if math.isfinite(value)]
     if not values:
         return None
@@ -110,23 +108,12 @@ def line_chart(
         )
         for number, (name, line) in enumerate(series.items())
     ]
-    return Chart(
-        title=title,
-        x_label=x_label,
-        y_label=y_label,
-        x_ticks=[Tick(x(i), str(i)) for i in range(0, longest, max(1, (longest - 1) // 5))],
-        y_ticks=y.ticks(),
-        lines=lines,
-    )
+    ticks = [Tick(x(i), str(i)) for i in range(0, longest, max(1, (longest - 1) // 5))]
+    return Chart(x_ticks=ticks, y_ticks=y.ticks(), lines=lines, **labels)
 
 
 def bar_chart(
-    values: Sequence[float],
-    *,
-    x_label: str,
-    y_label: str,
-    title: str,
-    spread: Sequence[float] = (),
+    values: Sequence[float], *, spread: Sequence[float] = (), **labels: Any
 ) -> Chart | None:
     """Return one bar for each value, from 0, with whiskers of +- `spread`."""
     if not values:
@@ -144,12 +131,10 @@ def bar_chart(
         left, right = x(i + 0.15), x(i + 0.85)
         bars.append(Bar(left, top, _px(right - left), _px(max(0.5, bottom - top)), text, whisker))
     ticks = [Tick(x(i + 0.5), str(i)) for i in range(0, len(values), max(1, len(values) // 8))]
-    return Chart(
-        title=title, x_label=x_label, y_label=y_label, x_ticks=ticks, y_ticks=y.ticks(), bars=bars
-    )
+    return Chart(x_ticks=ticks, y_ticks=y.ticks(), bars=bars, **labels)
 
 
-def histogram(values: Sequence[float], *, x_label: str, title: str, bins: int = 24) -> Chart | None:
+def histogram(values: Sequence[float], *, bins: int = 24, **labels: Any) -> Chart | None:
     """Return how many of `values` lie in each of `bins` equal steps from the least to the most."""
     if not values:
         return None
@@ -159,20 +144,13 @@ def histogram(values: Sequence[float], *, x_label: str, title: str, bins: int = 
     for value in values:
         counts[min(bins - 1, int((value - x.low) / step))] += 1
     y = _Scale(0, max(counts), BOTTOM, TOP)
-    bars = []
+    found = []
     for i, count in enumerate(counts):
         low, high = x.low + i * step, x.low + (i + 1) * step
         left, right = x(low + 0.06 * step), x(high - 0.06 * step)
         text = f"{low:.2f} to {high:.2f}: {count}"
-        bars.append(Bar(left, y(count), _px(right - left), _px(BOTTOM - y(count)), text))
-    return Chart(
-        title=title,
-        x_label=x_label,
-        y_label="clips",
-        x_ticks=x.ticks(),
-        y_ticks=y.ticks(),
-        bars=bars,
-    )
+        found.append(Bar(left, y(count), _px(right - left), _px(BOTTOM - y(count)), text))
+    return Chart(y_label="clips", x_ticks=x.ticks(), y_ticks=y.ticks(), bars=found, **labels)
 
 
 def spark_line(values: Sequence[float], label: str) -> Chart | None:

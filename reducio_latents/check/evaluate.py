@@ -17,7 +17,7 @@ from torch import Tensor
 from reducio_latents.autoencoders import Autoencoder, load_autoencoder
 from reducio_latents.autoencoders.protocol import is_untrained
 from reducio_latents.check.benchmarks import as_videos
-from reducio_latents.check.options import EvaluateOptions, ModelChoice
+from reducio_latents.check.options import EvaluateOptions
 from reducio_latents.check.pictures import (
     Frames,
     Panel,
@@ -110,11 +110,6 @@ def round_trip(model: Autoencoder, frames_BTHWC: Frames, rule: FrameRule) -> Rou
     return RoundTrip(pixels, seconds, stored)
 
 
-def count_parameters(model: Autoencoder) -> int:
-    """Return how many weights the model has; 0 for one that has none."""
-    return 0 if model.model is None else sum(p.numel() for p in model.model.parameters())
-
-
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -159,25 +154,6 @@ class MethodResult:
     frames: str
     """Frames given, and what they were filled up to."""
     datasets: dict[str, DatasetScores]
-
-    @classmethod
-    def of(
-        cls,
-        choice: ModelChoice,
-        model: Autoencoder,
-        rule: FrameRule,
-        datasets: dict[str, DatasetScores],
-    ) -> MethodResult:
-        geometry = model.geometry
-        return cls(
-            name=choice.name if choice.weights is None else f"{choice.name} ({choice.weights})",
-            channels=geometry.channels,
-            strides=(geometry.temporal_stride, geometry.spatial_stride),
-            parameters=count_parameters(model),
-            untrained=is_untrained(model),
-            frames=str(rule),
-            datasets=datasets,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +202,15 @@ def evaluate(
     )
     for remedy in suite.unavailable.values():
         on_missing(remedy)
+    load = partial(
+        load_autoencoder,
+        device=device,
+        dtype=getattr(torch, options.dtype),
+        trust_config=options.trust_config,
+    )
     # Each is loaded once now: an unusable one is told before an hour has passed.
-    rules = [_frame_rule(_load(choice, options, device), options) for choice in options.models]
+    size = (spec.bucket.frames, spec.bucket.height, spec.bucket.width)
+    rules = [frame_rule(load(choice.name, choice.weights), *size) for choice in options.models]
     if out is not None:
         make_folder(out)
     with ExitStack() as stack:
@@ -239,13 +222,26 @@ def evaluate(
             trials.append(_Trial.of(stack.enter_context(sample), suite, options.pictures))
         methods = []
         for choice, rule in zip(options.models, rules, strict=True):
-            model = _load(choice, options, device)
+            model = load(choice.name, choice.weights)
             told = partial(on_clip, model.name)
             datasets = {
                 trial.sample.name: trial.run(model, rule, options.batch_size, told)
                 for trial in trials
             }
-            methods.append(MethodResult.of(choice, model, rule, datasets))
+            weights = "" if choice.weights is None else f" ({choice.weights})"
+            geometry, network = model.geometry, model.model
+            found = MethodResult(
+                name=f"{choice.name}{weights}",
+                channels=geometry.channels,
+                strides=(geometry.temporal_stride, geometry.spatial_stride),
+                parameters=sum(p.numel() for p in network.parameters())
+                if network is not None
+                else 0,
+                untrained=is_untrained(model),
+                frames=str(rule),
+                datasets=datasets,
+            )
+            methods.append(found)
         if out is not None:
             make_folder(out / "pictures")
             for trial in trials:
@@ -260,22 +256,6 @@ def evaluate(
             fvd_file=suite.fvd_file,
             machine=f"{device.type}, {options.dtype}, batch {options.batch_size}",
         )
-
-
-def _load(choice: ModelChoice, options: EvaluateOptions, device: torch.device) -> Autoencoder:
-    dtype: torch.dtype = getattr(torch, options.dtype)
-    return load_autoencoder(
-        choice.name,
-        choice.weights,
-        device=device,
-        dtype=dtype,
-        trust_config=options.trust_config,
-    )
-
-
-def _frame_rule(model: Autoencoder, options: EvaluateOptions) -> FrameRule:
-    bucket = options.sample.bucket
-    return frame_rule(model, bucket.frames, bucket.height, bucket.width)
 
 
 @dataclass

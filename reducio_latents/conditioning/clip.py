@@ -20,7 +20,7 @@ from reducio_latents.autoencoders.pretrained import (
 )
 from reducio_latents.conditioning.open_clip_keys import load_open_clip, open_clip_weights
 from reducio_latents.conditioning.options import ContentClipOptions
-from reducio_latents.conditioning.precision import place_encoder, probe_pixels
+from reducio_latents.conditioning.precision import FrozenEncoder, place_encoder, probe_pixels
 from reducio_latents.core.devices import usable_device
 from reducio_latents.errors import ConfigError
 
@@ -96,10 +96,8 @@ FAMILIES: dict[str, Family] = {
 """`model_type` of a config -> what it is."""
 
 
-class ImageEncoder:
+class ImageEncoder(FrozenEncoder):
     """A frozen image encoder, on one device."""
-
-    model: Any
 
     def __init__(self, options: ContentClipOptions, device: torch.device | str = "cpu") -> None:
         folder = find_model(options.model, part="image_encoder")
@@ -112,7 +110,7 @@ class ImageEncoder:
             self._side_px, self._pixels = _read_preprocessing(folder, model, self._family)
         self.name = f"transformers:{type(model).__name__}"
         self.options = options
-        self._identity = {
+        self.identity = {
             "model": {key: getattr(model.config, key, None) for key in _ARCHITECTURE},
             "weights_sha256": digest_of(model),
             "resize_to": {"side_px": self._side_px, "mode": options.resize},
@@ -128,17 +126,6 @@ class ImageEncoder:
         codes = self.encode(probe_pixels(self._side_px)[:1])
         self.tokens_shape = (int(codes.tokens.shape[1]), int(codes.tokens.shape[2]))
         self.pooled_dim = None if codes.pooled is None else int(codes.pooled.shape[1])
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """All that changes numbers, as JSON."""
-        precision = {"dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type}
-        return {**self._identity, "precision": precision}
 
     def encode(self, images_BCHW: Tensor) -> ImageCodes:
         """Return the codes of pixels in [-1, 1], squeezed to the encoder's square."""

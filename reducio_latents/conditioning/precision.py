@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,26 @@ TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16":
 AUTO_LIMIT = 0.02
 """Relative error above which `auto` stays with float32. bfloat16 has 8 bits, 2**-9 = 0.002 a step;
 a sound encoder of tens of layers ends below 0.01."""
+
+
+class FrozenEncoder:
+    """A model that is not trained, on one device."""
+
+    model: Any
+    dtype: torch.dtype
+    identity: Mapping[str, Any]
+    """All that changes numbers but the precision, as JSON."""
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that changes numbers, as JSON."""
+        precision = {"dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type}
+        return {**self.identity, "precision": precision}
 
 
 def settle(

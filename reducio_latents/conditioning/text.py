@@ -24,7 +24,7 @@ from reducio_latents.autoencoders.pretrained import (
 )
 from reducio_latents.conditioning.cleaning import REVISIONS, get_cleaning
 from reducio_latents.conditioning.options import POOLED_SUFFIX, TextOptions, text_name
-from reducio_latents.conditioning.precision import place_encoder
+from reducio_latents.conditioning.precision import FrozenEncoder, place_encoder
 from reducio_latents.conditioning.presets import CAPTION_MARK, T5, TextRecipe, recipes_of
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.libraries import first_line, import_library
@@ -68,10 +68,8 @@ ROOMY = 2.0**14
 """Values beyond it leave float16 too little room: they are stored as bfloat16."""
 
 
-class TextEncoder:
+class TextEncoder(FrozenEncoder):
     """A frozen text encoder and its tokenizer, on one device, for a column."""
-
-    model: Any
 
     def __init__(
         self, options: TextOptions, device: torch.device | str = "cpu", column: str = "text"
@@ -94,7 +92,7 @@ class TextEncoder:
                 f"{self._vocabulary}: it is another model's tokenizer. Copy the right one."
             )
         self.name = f"transformers:{type(model).__name__}"
-        self._identity = {
+        self.identity = {
             "model": describe_config(config),
             "weights_sha256": digest_of(model),
             "tokenizer_sha256": digest_of_files(tokenizer_folder, TOKENIZER_FILES),
@@ -106,23 +104,14 @@ class TextEncoder:
         where = usable_device(device)
         self.model, self.dtype, self.error = place_encoder(model, options.dtype, where, self._probe)
         self.empty = self._encode_cleaned([""])[""]
-        self.values = options.values or self._roomy_values()
+        probed, empty = self._probe(self.model).abs(), np.abs(self.empty.vectors)
+        roomy = probed.max().item() < ROOMY and empty.max(initial=0) < ROOMY
+        self.values = options.values or ("float16" if roomy else "bfloat16")
 
     @property
     def dim(self) -> int:
         """Length of a token's vector."""
         return int(self.empty.vectors.shape[1])
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """All that changes numbers, as JSON."""
-        precision = {"dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type}
-        return {**self._identity, "precision": precision}
 
     def encode(self, captions: Sequence[str]) -> list[CaptionTokens]:
         """Return the token vectors of each caption; equal captions are encoded once.
@@ -155,7 +144,8 @@ class TextEncoder:
         """Return the tokens of each caption in its template, and how many were cut off it."""
         if self.recipe.glyphs and captions == [""]:  # no quotes: not even an end mark
             return [[]], [0]
-        limit = self._limit
+        limit = self.recipe.max_tokens + (self.recipe.drop or 0)  # with the template
+        limit = min(limit, self._room or limit)
         texts = [self._filled(caption) for caption in captions]
         padding = "max_length" if self.recipe.pads else False
         ids = self._ids(texts, truncation=True, max_length=limit, padding=padding)
@@ -229,11 +219,6 @@ class TextEncoder:
     def _probe(self, model: Any) -> Tensor:
         return self._forward(model, self._tokenize([PROBE_CAPTION])[0])[0]
 
-    def _roomy_values(self) -> str:
-        probed, empty = self._probe(self.model).abs(), np.abs(self.empty.vectors)
-        roomy = probed.max().item() < ROOMY and empty.max(initial=0) < ROOMY
-        return "float16" if roomy else "bfloat16"
-
     def _by_hand(self, recipe: TextRecipe, folder: Path, config: Any) -> TextRecipe:
         """Return the recipe with what was set by hand; raise ConfigError for what cannot be."""
         options = self.options
@@ -260,12 +245,6 @@ class TextEncoder:
             raise ConfigError(f"{folder}: its tokenizer has no token to fill captions up with.")
         self._room = room
         return replace(recipe, **{k: v for k, v in hand.items() if v is not None or k == "drop"})
-
-    @property
-    def _limit(self) -> int:
-        """Tokens that a caption has with its template, at most."""
-        limit = self.recipe.max_tokens + (self.recipe.drop or 0)
-        return min(limit, self._room or limit)
 
     def _settle_template(self, tokenizer_folder: Path) -> None:
         """Settle how many tokens are left out; raise ConfigError if the tokenizer lacks some."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +18,21 @@ IMAGE_MEDIA_TYPES = {
     "raw": "pixels",
 }
 """Codec -> what a row holds. `webp` is lossless, as `png` and `raw` are; `jpeg` is quality 95."""
+_SETTINGS: dict[str, dict[str, Any]] = {
+    # A quarter of the time of the default settings, for 7 % more bytes.
+    "webp": {"lossless": True, "quality": 0, "method": 1},
+    "png": {"compress_level": 4},
+    "jpeg": {"quality": 95, "subsampling": 0},
+}
 LOSSLESS = ("webp", "png", "raw")
 
 
 def encode_image(pixels_HWC: NDArray[np.uint8], codec: str) -> bytes:
     """Return an image file; raise ConfigError for a codec that makes none."""
-    out = io.BytesIO()
-    image = Image.fromarray(pixels_HWC)
-    if codec == "webp":
-        # A quarter of the time of the default settings, for 7 % more bytes.
-        image.save(out, "WEBP", lossless=True, quality=0, method=1)
-    elif codec == "png":
-        image.save(out, "PNG", compress_level=4)
-    elif codec == "jpeg":
-        image.save(out, "JPEG", quality=95, subsampling=0)
-    else:
+    if codec not in _SETTINGS:
         raise ConfigError(f"image codec is {codec!r}; choose one of webp, png, jpeg, raw.")
+    out = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(out, codec.upper(), **_SETTINGS[codec])
     return out.getvalue()
 
 
