@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from reducio_latents.autoencoders import load_autoencoder
+from reducio_latents.autoencoders.diffusers import PUBLISHED
 from reducio_latents.autoencoders.protocol import is_untrained
-from reducio_latents.autoencoders.published import PUBLISHED
 from reducio_latents.errors import ConfigError, WeightsError
 from tests import tiny_models
 

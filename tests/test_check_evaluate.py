@@ -41,8 +41,7 @@ from reducio_latents.errors import (
     WeightsError,
 )
 from reducio_latents.metrics.i3d import I3D
-from reducio_latents.metrics.protocol import PROTOCOLS
-from reducio_latents.metrics.psnr import psnr
+from reducio_latents.metrics.psnr import PROTOCOLS, psnr
 from reducio_latents.metrics.suite import load_suite
 from reducio_latents.video import reading
 from reducio_latents.video.processes import Channel

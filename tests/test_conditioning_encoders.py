@@ -350,7 +350,7 @@ def test_a_model_too_large_for_the_device_goes_there_lowered(
     def no_memory(*_: Any) -> Any:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(precision, "_cast_copy", no_memory)
+    monkeypatch.setattr(precision, "deepcopy", no_memory)
     encoder = TextEncoder(TextOptions(model=str(models["t5"]), dtype="bfloat16"))
     assert (encoder.dtype, encoder.error) == (torch.bfloat16, None)
     assert next(encoder.model.parameters()).dtype == torch.bfloat16

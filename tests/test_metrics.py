@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reducio_latents.errors import ConfigError, GeometryError
-from reducio_latents.metrics.protocol import PROTOCOLS, protocol_named
-from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr, ssim
+from reducio_latents.metrics.psnr import PROTOCOLS, clip_psnr, flicker, protocol_named, psnr, ssim
 
 PAPER = PROTOCOLS["paper"]
 

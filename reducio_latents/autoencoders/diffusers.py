@@ -1,4 +1,5 @@
-"""Autoencoders of diffusers behind the `Autoencoder` protocol: `diffusers:DIR_OR_NAME`."""
+"""Autoencoders of diffusers behind the `Autoencoder` protocol: `diffusers:DIR_OR_NAME`, and by the
+names they are known by the baselines of the Reducio paper's table that diffusers has."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,17 @@ from reducio_latents.autoencoders.diffusers_rules import (
     AUTOENCODERS,
     REFUSED,
     ModelRules,
+    assumed_rules,
     colour_channels,
     decoded_pixels,
     final_rule_of,
+    in_words,
     latent_steps,
     ltx_strides,
     moments_of,
     unfit,
 )
-from reducio_latents.autoencoders.diffusers_trial import assumed_rules, in_words
-from reducio_latents.autoencoders.network import NetworkAutoencoder
+from reducio_latents.autoencoders.network import HINT, NetworkAutoencoder, random_seed, untrained
 from reducio_latents.autoencoders.pretrained import (
     describe_config,
     find_model,
@@ -167,10 +170,7 @@ class DiffusersNetwork:
         return rearrange(whole, "(b t) d h w -> b d t h w", b=clips)
 
     def _patched(self, z: Tensor) -> Tensor:
-        if self.patch == 1:
-            return z
-        side = {"p": self.patch, "q": self.patch}
-        return rearrange(z, "b d t (h p) (w q) -> b (d p q) t h w", **side)
+        return rearrange(z, "b d t (h p) (w q) -> b (d p q) t h w", p=self.patch, q=self.patch)
 
     def _forget(self) -> None:
         """Drop what a call that failed half way has left for the next chunk."""
@@ -179,9 +179,7 @@ class DiffusersNetwork:
 
     def decode(self, z_BDthw: Tensor) -> Tensor:
         rules, (batch, _, steps, _, _), z = self.rules, z_BDthw.shape, z_BDthw
-        if self.patch > 1:
-            side = {"p": self.patch, "q": self.patch}
-            z = rearrange(z, "b (d p q) t h w -> b d t (h p) (w q)", **side)
+        z = rearrange(z, "b (d p q) t h w -> b d t (h p) (w q)", p=self.patch, q=self.patch)
         parts = self._parts(z, split=not rules.decodes_clips)
         video = self._joined([self._pixels(part) for part in parts], batch)
         wanted = self.geometry.frames_of(steps)
@@ -349,3 +347,85 @@ def adapt(model: nn.Module, config: Mapping[str, Any], options: LoadOptions) -> 
         if getattr(model, half) is None:
             setattr(model, half, nn.Module())
     return made
+
+
+@dataclass(frozen=True)
+class Published:
+    """What tells one model of an architecture from the others."""
+
+    architecture: str
+    """Its class in diffusers."""
+    sizes: Mapping[str, Any]
+    """Of its config; the class's defaults are the published ones otherwise."""
+    place: str
+    """Where its weights are."""
+
+
+def _image(scale: float) -> dict[str, Any]:
+    return {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "scaling_factor": scale,
+    }
+
+
+def _cosmos(spatial: int) -> dict[str, Any]:
+    return {
+        "latent_channels": 16,
+        "spatial_compression_ratio": spatial,
+        "temporal_compression_ratio": 8,
+    }
+
+
+PUBLISHED: dict[str, Published] = {
+    "sd21-vae": Published("AutoencoderKL", _image(0.18215), "folder vae of Stable Diffusion 2.1"),
+    "sdxl-vae": Published("AutoencoderKL", _image(0.13025), "stabilityai/sdxl-vae"),
+    "cosmos-cv8x8x8": Published(
+        "AutoencoderKLCosmos", _cosmos(8), "nvidia/Cosmos-1.0-Tokenizer-CV8x8x8, folder vae"
+    ),
+    "cosmos-cv8x16x16": Published(
+        "AutoencoderKLCosmos",
+        _cosmos(16),
+        "nvidia/Cosmos-0.1-Tokenizer-CV8x16x16, converted to diffusers",
+    ),
+}
+
+
+def load_published(
+    name: str, weights: WeightsPlace | None, options: LoadOptions
+) -> NetworkAutoencoder:
+    """Load a model of `PUBLISHED` from a folder, a file or a Hub name in its place; or, with
+    `:random[:SEED]` after the name, make it untrained.
+
+    Raises WeightsError for weights of other sizes, and where none are given.
+    """
+    key, _, rest = name.partition(":")
+    wanted = PUBLISHED[key]
+    if rest:
+        seed = random_seed(name, rest, weights)
+        model_class = import_class("diffusers", wanted.architecture)
+        model = untrained(lambda: model_class(**wanted.sizes), seed)
+        made = adapt(model, describe_config(model.config), options)
+        made.name = f"{key}:random:{seed}"
+        return made
+    if weights is None:
+        raise WeightsError(
+            f"{key} needs its weights ({wanted.place}): {key}=DIR, in diffusers' format. {HINT}"
+        )
+    loaded = load_diffusers(f"{DIFFUSERS}:{wanted.architecture}", weights, options)
+    for size, value in wanted.sizes.items():
+        found = loaded.config["model"].get(size, value)
+        if _plain(found) != _plain(value):
+            raise WeightsError(
+                f"{weights} is not {key}: its {size} is {found}, not {_plain(value)}. "
+                f"Evaluate it under its own name: {DIFFUSERS}:{weights}."
+            )
+    loaded.name = key
+    return loaded
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -100,18 +100,12 @@ def _at_positions(store: Store, shards: _Shards, positions: list[int]) -> Iterat
         before += len(here)
 
 
-def _planned(store: Store, clip_ids: Sequence[str]) -> dict[str, StoredClip]:
-    """Return those of these clips that the plan has, by their ids."""
-    table = store.plan.clips
-    wanted = pa.array(clip_ids, pa.string())
-    rows = table.filter(pc.is_in(table["clip_id"], value_set=wanted)).to_pylist()
-    return {clip.clip_id: clip for clip in _rows(rows)}
-
-
 def _by_id(
     store: Store, shards: _Shards, ids: Sequence[str], buckets: Sequence[str]
 ) -> list[StoredClip]:
-    clips = _planned(store, ids)
+    wanted = pa.array(ids, pa.string())
+    planned = store.plan.clips.filter(pc.is_in(store.plan.clips["clip_id"], value_set=wanted))
+    clips = {clip.clip_id: clip for clip in _rows(planned.to_pylist())}
     for clip_id in ids:
         if clip_id not in clips:
             some = store.plan.clips["clip_id"].slice(0, 10_000).to_pylist()
@@ -176,15 +170,15 @@ def recorded_quality(store: Store) -> list[RecordedClip]:
     ]
 
 
-def _rows(rows: list[dict[str, object]]) -> list[StoredClip]:
+def _rows(rows: list[dict[str, Any]]) -> list[StoredClip]:
     return [
         StoredClip(
-            clip_id=str(row["clip_id"]),
-            video=str(row["video"]),
-            start_s=float(row["start_s"]),  # type: ignore[arg-type]
-            key=ShardKey(str(row["bucket"]), int(row["shard"])),  # type: ignore[call-overload]
-            row=int(row["row"]),  # type: ignore[call-overload]
-            captions=tuple(row["captions"] or ()),  # type: ignore[arg-type]
+            clip_id=row["clip_id"],
+            video=row["video"],
+            start_s=row["start_s"],
+            key=ShardKey(row["bucket"], row["shard"]),
+            row=row["row"],
+            captions=tuple(row["captions"] or ()),
         )
         for row in rows
     ]

@@ -90,7 +90,10 @@ def decode_store(
                 if sum(clip.nbytes for clip in joined) + picture.nbytes <= JOINED_BYTES:
                     joined.append(picture)
             result = DecodeResult(decoded.clip, path, decoded.psnr_db, decoded.problem)
-            rows.append(SheetRow(_title(result), panels))
+            clip, psnr_db = result.clip, result.psnr_db
+            score = "no original" if psnr_db is None else f"{psnr_db:.2f} dB"
+            title = f"{clip.clip_id}   {clip.video} at {clip.start_s:g} s   {score}"
+            rows.append(SheetRow(title, panels))
             results.append(result)
             on_clip(result)
     write_picture(out / SHEET, contact_sheet(rows))
@@ -103,9 +106,3 @@ def mean_psnr(results: list[DecodeResult]) -> float:
     """Return the mean over the clips that were compared, in dB; NaN if none was."""
     values = [result.psnr_db for result in results if result.psnr_db is not None]
     return sum(values) / len(values) if values else math.nan
-
-
-def _title(result: DecodeResult) -> str:
-    clip = result.clip
-    score = "no original" if result.psnr_db is None else f"{result.psnr_db:.2f} dB"
-    return f"{clip.clip_id}   {clip.video} at {clip.start_s:g} s   {score}"

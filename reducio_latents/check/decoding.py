@@ -179,7 +179,11 @@ def decode_clips(
         if not isinstance(row, np.ndarray):
             raise StoreError(f"clip {clip.clip_id} has no motion latents in {store.files.url}.")
         posterior = Posterior.of_moments(torch.from_numpy(row.astype(np.float32))[None])
-        noise = None if sample_seed is None else _noise(posterior.mean, clip.clip_id, sample_seed)
+        noise = None
+        if sample_seed is not None:
+            digest = hashlib.sha256(f"{sample_seed}\0{clip.clip_id}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            noise = torch.randn(posterior.mean.shape, generator=generator)
         latents = final_latents(posterior, noise, rule)
         content = _read_content_image(store, clip)
         image = None if content is None else torch.from_numpy(content).permute(2, 0, 1)[None]
@@ -221,9 +225,3 @@ def content_pixels(
     except StoreError as err:
         raise StoreError(f"the content image of clip {clip_id}: {err}") from err
     return np.ascontiguousarray(image.transpose(1, 2, 0), np.uint8)
-
-
-def _noise(mean: Tensor, clip_id: str, seed: int) -> Tensor:
-    digest = hashlib.sha256(f"{seed}\0{clip_id}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    return torch.randn(mean.shape, generator=generator)

@@ -35,7 +35,7 @@ from reducio_latents.core.devices import usable_device
 from reducio_latents.core.images import encode_image
 from reducio_latents.core.text import printable
 from reducio_latents.errors import ConfigError, GeometryError
-from reducio_latents.metrics.protocol import ComparisonRule, protocol_named
+from reducio_latents.metrics.psnr import ComparisonRule, protocol_named
 from reducio_latents.metrics.suite import RunningScores, Suite, load_suite
 from reducio_latents.video.pixels import to_unit
 from reducio_latents.video.write import write_mp4

@@ -207,10 +207,9 @@ class EvaluateOptions:
         if not self.metrics:
             metrics = ", ".join(get_args(MetricName))
             raise ConfigError(f"no metric is named; choose of {metrics}.")
-        if self.pictures < 0:
-            raise ConfigError(f"pictures must be >= 0, got {self.pictures}.")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size must be >= 1, got {self.batch_size}.")
+        for name, least in (("pictures", 0), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be >= {least}, got {getattr(self, name)}.")
 
     @property
     def protocol_name(self) -> ProtocolName:

@@ -30,8 +30,14 @@ from reducio_latents.check.health import (
 from reducio_latents.check.options import CheckOptions
 from reducio_latents.check.pictures import Frames, Panel, difference, side_by_side
 from reducio_latents.core.gaussian import kl_to_unit_normal
-from reducio_latents.metrics.protocol import ComparisonRule, protocol_named
-from reducio_latents.metrics.psnr import WINDOW_PX, flicker, psnr, ssim
+from reducio_latents.metrics.psnr import (
+    WINDOW_PX,
+    ComparisonRule,
+    flicker,
+    protocol_named,
+    psnr,
+    ssim,
+)
 from reducio_latents.store import Store, open_store
 from reducio_latents.store.meta import StoreMeta
 from reducio_latents.store.reports import ClipError, Reports

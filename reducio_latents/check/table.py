@@ -54,7 +54,8 @@ def markdown(evaluation: Evaluation) -> str:
     As in the paper, PSNR, SSIM, LPIPS and speed are of the first corpus, and rFVD has a column
     for each; the other corpora have a shorter table each, of what else was measured on them.
     """
-    asked = [name for name in METRICS if _asked(evaluation, name)]
+    tried = {m for method in evaluation.methods for d in method.datasets.values() for m in d.scores}
+    asked = [name for name in METRICS if name in tried or name in evaluation.unavailable]
     return render_template(
         "table.md.j2",
         found=evaluation,
@@ -135,15 +136,6 @@ def plot_rates(evaluation: Evaluation) -> NDArray[np.uint8] | None:
 
 def as_json(evaluation: Evaluation) -> str:
     return json.dumps(asdict(evaluation), indent=2, ensure_ascii=False) + "\n"
-
-
-def _asked(evaluation: Evaluation, metric: str) -> bool:
-    """Whether a metric was computed for any method, or would have been with its weights."""
-    return metric in evaluation.unavailable or any(
-        metric in found.scores
-        for method in evaluation.methods
-        for found in method.datasets.values()
-    )
 
 
 def _score(found: DatasetScores, name: MetricName) -> str:

@@ -53,18 +53,12 @@ def without_secrets(text: str) -> str:
     return _URL.sub(shown, text)
 
 
-class SafeFormatter(logging.Formatter):
-    """Formats a log so that nothing in a message moves a terminal."""
-
-    def __init__(self, safe: Callable[[str], str]) -> None:
-        super().__init__()
-        self.safe = safe
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return self.safe(super().formatMessage(record))
-
-
 def print_logs_safely(safe: Callable[[str], str] = printable) -> None:
     """Have warnings printed safely in a process whose logging nobody has configured."""
+
+    class SafeFormatter(logging.Formatter):
+        def formatMessage(self, record: logging.LogRecord) -> str:
+            return safe(super().formatMessage(record))
+
     if logging.lastResort is not None:
-        logging.lastResort.setFormatter(SafeFormatter(safe))
+        logging.lastResort.setFormatter(SafeFormatter())

@@ -16,8 +16,7 @@ from reducio_latents.core.fetching import WeightsPlace
 from reducio_latents.errors import ConfigError
 from reducio_latents.metrics.i3d import CLASSES, FVDNetwork, frechet_of_features, load_i3d
 from reducio_latents.metrics.lpips import LPIPS, load_lpips
-from reducio_latents.metrics.protocol import ComparisonRule
-from reducio_latents.metrics.psnr import clip_psnr, flicker, psnr, ssim, to_pictures
+from reducio_latents.metrics.psnr import ComparisonRule, clip_psnr, flicker, psnr, ssim, to_pictures
 from reducio_latents.metrics.weights import MetricUnavailableError
 
 Measure = Callable[[Tensor, Tensor, ComparisonRule], Tensor]
