@@ -14,9 +14,9 @@ import jsonschema
 import pyarrow as pa
 import pytest
 
+from reducio_latents.cli.options import field_notes
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import from_mapping
-from reducio_latents.core.notes import field_notes
 from reducio_latents.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]

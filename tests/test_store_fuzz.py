@@ -26,7 +26,7 @@ import zarr.codecs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reducio_latents.core.fingerprint import compact_json
+from reducio_latents.core.parsing import compact_json
 from reducio_latents.dataset import LatentDataset, LatentTable
 from reducio_latents.errors import LatentsError
 from reducio_latents.files import LocalFiles

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reducio_latents.core.clips import ClipSpec
-from reducio_latents.core.fingerprint import fingerprint_of
+from reducio_latents.core.parsing import fingerprint_of
 from reducio_latents.errors import StoreError
 from reducio_latents.store.meta import (
     ATTRIBUTE,

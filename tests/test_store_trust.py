@@ -16,8 +16,7 @@ import pytest
 from numcodecs import zstd
 from PIL import Image
 
-from reducio_latents.core.fingerprint import compact_json
-from reducio_latents.core.parsing import parse_json
+from reducio_latents.core.parsing import compact_json, parse_json
 from reducio_latents.dataset import LatentDataset, LatentTable
 from reducio_latents.errors import StoreError
 from reducio_latents.files import LocalFiles

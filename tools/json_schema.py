@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from reducio_latents.core.notes import field_notes
+from reducio_latents.cli.options import field_notes
 
 if TYPE_CHECKING:
     import pyarrow as pa

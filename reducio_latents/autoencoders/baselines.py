@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.fetching import WeightsPlace
-from reducio_latents.core.fingerprint import fingerprint_of
 from reducio_latents.core.gaussian import final_latents
 from reducio_latents.core.geometry import LatentGeometry
+from reducio_latents.core.parsing import fingerprint_of
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError
 from reducio_latents.vae.config import SPATIAL_STRIDE

@@ -6,18 +6,45 @@ what was given. What is not given is left to the dataclass.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping
-from functools import partial, wraps
+from functools import cache, partial, wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
 
 from reducio_latents.core.config import hints_of
-from reducio_latents.core.notes import field_notes
+
+
+@cache
+def field_notes(cls: type, *, brief: bool = False) -> dict[str, str]:
+    """Return the string literal that follows each field of a class in its source, on one line.
+
+    `brief`: its first paragraph. None if there is no source, as in a package of bytecode alone.
+    """
+    notes = {}
+    for base in reversed(cls.__mro__):
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError):
+            continue
+        for field, note in pairwise(typing.cast(ast.ClassDef, tree.body[0]).body):
+            match field, note:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=text)),
+                ):
+                    paragraph = str(text).partition("\n\n" if brief else "\0")[0]
+                    notes[name] = " ".join(paragraph.split())
+    return notes
+
 
 Decorated = Callable[..., Any]
 

@@ -134,18 +134,16 @@ def _reader(hint: Any) -> _Reader:
         return lambda value: value
     if origin in (types.UnionType, typing.Union):
         return _union_reader(args)
+    if origin is list or args[1:] == (Ellipsis,):
+        item = _reader(args[0])
+        return _checked(hint, list | tuple, lambda value: origin([item(v) for v in value]))
     if origin is tuple:
         return _tuple_reader(hint, args)
-    if origin is list:
-        item = _reader(args[0])
-        return _checked(hint, list | tuple, lambda value: [item(v) for v in value])
     if origin is dict:
         return _dict_reader(hint, args)
     if is_dataclass(hint) and isinstance(hint, type):
         return _checked(
-            hint,
-            Mapping | hint,
-            lambda value: value if isinstance(value, hint) else _build(hint, value),
+            hint, Mapping | hint, lambda raw: raw if isinstance(raw, hint) else _build(hint, raw)
         )
     return _scalar_reader(hint, args)
 
@@ -200,9 +198,6 @@ def _union_reader(args: tuple[Any, ...]) -> _Reader:
 
 
 def _tuple_reader(hint: Any, args: tuple[Any, ...]) -> _Reader:
-    if len(args) == 2 and args[1] is Ellipsis:
-        item = _reader(args[0])
-        return _checked(hint, list | tuple, lambda value: tuple([item(v) for v in value]))
     items = [_reader(arg) for arg in args]
 
     def reader(value: Any) -> Any:

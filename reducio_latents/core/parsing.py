@@ -1,8 +1,10 @@
-"""JSON that somebody else has written: parsed within bounds, or refused by one kind of error."""
+"""JSON: what somebody else has written is parsed within bounds, or refused by one kind of error."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 MAX_DEPTH = 32
@@ -44,3 +46,13 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"it has two values named {twice!r}")
     return found
+
+
+def fingerprint_of(config: Mapping[str, Any]) -> str:
+    """Return the sha256 of a JSON-able config, independent of the order of its keys."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def compact_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

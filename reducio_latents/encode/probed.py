@@ -10,7 +10,7 @@ from typing import Any
 
 from reducio_latents.core.clips import TimeSpan
 from reducio_latents.core.config import convert
-from reducio_latents.core.fingerprint import compact_json
+from reducio_latents.core.parsing import compact_json
 from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus.probe import ProbeRecord
 from reducio_latents.corpus.shots import VideoShots

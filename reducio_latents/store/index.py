@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from reducio_latents.core.config import convert
-from reducio_latents.core.fingerprint import compact_json
+from reducio_latents.core.parsing import compact_json
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import Files
 from reducio_latents.files.protocol import LISTING

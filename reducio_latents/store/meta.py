@@ -14,8 +14,7 @@ import numpy as np
 from reducio_latents.core.choices import Container
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.config import from_mapping
-from reducio_latents.core.fingerprint import compact_json, fingerprint_of
-from reducio_latents.core.parsing import parse_json
+from reducio_latents.core.parsing import compact_json, fingerprint_of, parse_json
 from reducio_latents.errors import ConfigError, GeometryError, StoreError
 from reducio_latents.files import Files
 from reducio_latents.store.limits import (

@@ -25,8 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from reducio_latents.core.fingerprint import compact_json
-from reducio_latents.core.parsing import parse_json
+from reducio_latents.core.parsing import compact_json, parse_json
 from reducio_latents.files import Buffer
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.limits import column_folder
