@@ -289,7 +289,7 @@ def test_a_metric_without_weights_is_named_with_its_remedy_and_has_no_number(
     [row] = list(csv.DictReader(as_csv(found).splitlines()))
     assert (row["fvd"], row["lpips-vgg"]) == ("", "")
     assert float(row["psnr"]) > 10
-    with pytest.raises(WeightsError, match="no such file"):
+    with pytest.raises(WeightsError, match="no such weights file"):
         load_suite(["fvd"], PROTOCOLS["standard"], fvd_weights=tmp_path / "missing.pt")
 
 

@@ -195,8 +195,7 @@ def test_rows_are_what_each_encoder_makes_of_the_stored_image_and_caption(
 ) -> None:
     import torch
 
-    from reducio_latents.conditioning.clip import ImageEncoder
-    from reducio_latents.conditioning.content_latent import ImageAutoencoder
+    from reducio_latents.conditioning.images import ImageAutoencoder, ImageEncoder
     from reducio_latents.conditioning.text import TextEncoder
 
     store = open_store(whole)

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reducio_latents.conditioning.clip import CLIP_PIXELS, ImageEncoder, preprocess
-from reducio_latents.conditioning.content_latent import ImageAutoencoder
+from reducio_latents.conditioning.images import (
+    CLIP_PIXELS,
+    ImageAutoencoder,
+    ImageEncoder,
+    preprocess,
+)
 from reducio_latents.conditioning.options import (
     ContentClipOptions,
     ContentLatentOptions,

@@ -23,13 +23,13 @@ COMMANDS = {
     "stats": "stores",
     "decode": "pictures",
     "check": "pictures",
-    "evaluate": "evaluate",
+    "evaluate": "pictures",
     "convert": "upkeep",
     "remove": "upkeep",
     "publish": "upkeep",
     "train": "train",
     "import-checkpoint": "upkeep",
-    "bench": "bench",
+    "bench": "encoding",
 }
 """Command -> its module in this package."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reducio_latents.conditioning.clip import ImageCodes, ImageEncoder
+from reducio_latents.conditioning.images import ImageCodes, ImageEncoder
 from reducio_latents.conditioning.text import TextEncoder
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode.columns import CAPTIONS, CONTENT, ClipBatch, ColumnEncoder, RowFailed

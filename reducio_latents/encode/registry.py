@@ -109,7 +109,7 @@ def _motion(build: Build) -> ColumnEncoder:
 
 
 def _content_latent(build: Build) -> ColumnEncoder:
-    from reducio_latents.conditioning.content_latent import ImageAutoencoder
+    from reducio_latents.conditioning.images import ImageAutoencoder
     from reducio_latents.encode.conditioning_columns import ContentLatentColumn
 
     options = build.options

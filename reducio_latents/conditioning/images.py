@@ -1,4 +1,5 @@
-"""Image encoders of transformers: content image in, patch tokens out, before they are pooled."""
+"""What encodes the content image: a model of transformers into patch tokens that are not pooled,
+an autoencoder of diffusers into latents."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reducio_latents.autoencoders.diffusers import is_of_pictures, load_diffusers
+from reducio_latents.autoencoders.network import NetworkAutoencoder
 from reducio_latents.autoencoders.pretrained import (
     digest_of,
     find_model,
@@ -18,10 +21,17 @@ from reducio_latents.autoencoders.pretrained import (
     load_strictly,
     read_config,
 )
+from reducio_latents.autoencoders.protocol import LoadOptions
 from reducio_latents.conditioning.open_clip_keys import load_open_clip, open_clip_weights
-from reducio_latents.conditioning.options import ContentClipOptions
-from reducio_latents.conditioning.precision import FrozenEncoder, place_encoder, probe_pixels
+from reducio_latents.conditioning.options import ContentClipOptions, ContentLatentOptions
+from reducio_latents.conditioning.precision import (
+    FrozenEncoder,
+    place_encoder,
+    probe_pixels,
+    settle,
+)
 from reducio_latents.core.devices import usable_device
+from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError
 
 _ARCHITECTURE = (
@@ -213,3 +223,42 @@ def _read_preprocessing(folder: Path, model: Any, family: Family) -> tuple[int, 
     mean, std = said.get("image_mean", family.pixels.mean), said.get("image_std", family.pixels.std)
     pixels = Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
     return int(side or model.config.image_size), pixels
+
+
+class ImageAutoencoder:
+    """A frozen AutoencoderKL, on one device."""
+
+    def __init__(
+        self,
+        options: ContentLatentOptions,
+        device: torch.device | str = "cpu",
+        *,
+        trust_config: bool = False,
+    ) -> None:
+        loading = LoadOptions(device=device, parts="encoder", trust_config=trust_config)
+        exact = load_diffusers(f"diffusers:{options.model}", None, loading)
+        if not is_of_pictures(exact):
+            raise ConfigError(
+                f"{options.model} is a video autoencoder ({exact.architecture}); content_latent "
+                "takes one of pictures. Use it for motion: --model diffusers:DIR."
+            )
+        self.autoencoder, self.dtype, self.error = settle(
+            exact,
+            options.dtype,
+            NetworkAutoencoder.with_dtype,
+            lambda autoencoder: autoencoder.encode(probe_pixels()[:, :, None]).mean,
+            needs_float32=exact.config["model"].get("force_upcast") is True,
+        )
+        self.name = self.autoencoder.name
+        self.geometry = self.autoencoder.geometry
+        self.final_rule = self.autoencoder.final_rule
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that changes numbers, as JSON."""
+        return self.autoencoder.config
+
+    def encode(self, images_BCHW: Tensor) -> Posterior:
+        """Return the moments, float32 (B, D, h, w), of pixels in [-1, 1]."""
+        mean, logvar = self.autoencoder.encode(images_BCHW[:, :, None])
+        return Posterior(mean[:, :, 0], logvar[:, :, 0])
