@@ -13,7 +13,6 @@ from reducio_latents.check.clips import select_clips
 from reducio_latents.check.health import (
     FP16_MAX,
     LatentScan,
-    Thresholds,
     frame_faults,
     scan_store,
     store_stats,
@@ -25,8 +24,6 @@ from reducio_latents.store import open_store
 from reducio_latents.video.scores import score_frames
 from tests.spot_check import Frames, make_store, moving
 
-LIMITS = Thresholds()
-
 
 def moments(seed: int, *, logvar: float = -4.0) -> np.ndarray:
     """Return sound moments of 4 channels, (8, 2, 3, 3), float16."""
@@ -35,7 +32,7 @@ def moments(seed: int, *, logvar: float = -4.0) -> np.ndarray:
 
 
 def scan_of(rows: dict[str, np.ndarray]) -> LatentScan:
-    scan = LatentScan(LIMITS)
+    scan = LatentScan()
     for clip_id, row in rows.items():
         scan.add_moments(clip_id, row, row.tobytes())
     return scan
@@ -110,7 +107,7 @@ def test_frozen_black_and_cut_through_clips_are_told_apart(name: str, faults: li
         "cut": np.concatenate([scene[:6], other[6:]]),
         "flashing": np.stack([scene[0], other[0]] * 8),  # much motion all through is no cut
     }
-    assert list(frame_faults(clips[name], LIMITS)) == faults
+    assert list(frame_faults(clips[name])) == faults
 
 
 @pytest.mark.parametrize("name", ["moving", "still", "cut", "flashing"])
@@ -132,9 +129,9 @@ def test_scores_tell_frozen_and_cut_through_clips_as_frames_do(name: str) -> Non
 def test_a_black_clip_with_a_few_bright_pixels_is_still_black_but_not_half_of_one() -> None:
     frames = np.zeros((2, 20, 20, 3), np.uint8)
     frames[:, 0, :3] = 255
-    assert "black clips" in frame_faults(frames, LIMITS)
+    assert "black clips" in frame_faults(frames)
     frames[:, :10] = 40
-    assert "black clips" not in frame_faults(frames, LIMITS)
+    assert "black clips" not in frame_faults(frames)
 
 
 def test_warnings_of_frames_name_the_clips_and_the_threshold() -> None:

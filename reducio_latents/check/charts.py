@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 WIDTH, HEIGHT = 560, 220
 SPARK_WIDTH, SPARK_HEIGHT = 120, 28
 LEFT, RIGHT, TOP, BOTTOM = 46, WIDTH - 12, 22, HEIGHT - 32
+BINS = 24
 SERIES = 6
 """Colours that the style sheet has: `.s0` to `.s5`."""
 
@@ -134,15 +135,15 @@ def bar_chart(
     return Chart(x_ticks=ticks, y_ticks=y.ticks(), bars=bars, **labels)
 
 
-def histogram(values: Sequence[float], *, bins: int = 24, **labels: Any) -> Chart | None:
-    """Return how many of `values` lie in each of `bins` equal steps from the least to the most."""
+def histogram(values: Sequence[float], **labels: Any) -> Chart | None:
+    """Return how many of `values` lie in each of `BINS` equal steps from the least to the most."""
     if not values:
         return None
     x = _Scale.of(values, LEFT, RIGHT)
-    step = (x.high - x.low) / bins
-    counts = [0] * bins
+    step = (x.high - x.low) / BINS
+    counts = [0] * BINS
     for value in values:
-        counts[min(bins - 1, int((value - x.low) / step))] += 1
+        counts[min(BINS - 1, int((value - x.low) / step))] += 1
     y = _Scale(0, max(counts), BOTTOM, TOP)
     found = []
     for i, count in enumerate(counts):

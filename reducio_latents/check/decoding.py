@@ -42,11 +42,9 @@ class Originals:
         corpus: str | None = None,
         *,
         root: str | None = None,
-        backend: str = "pyav",
         timeout_s: float = 120.0,
     ) -> None:
         self._store = store
-        self._backend = backend
         self._lost: dict[str, str] = {}
         """Videos that cannot be read, and why: a decoder that hung once is not waited for again."""
         self._root = ""
@@ -82,7 +80,6 @@ class Originals:
             clip=meta.clip,
             starts_s=(clip.start_s,),
             resize=meta.resize,
-            backend=self._backend,
             deinterlace=meta.deinterlace != "none",
             exact_colours=meta.colours == "exact",
             expected=Expected(video["bytes"], video["sha256"], since="encoded"),

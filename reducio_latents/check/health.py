@@ -24,29 +24,36 @@ from reducio_latents.store import Store, open_store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.writer import row_checksum
 
-FP16_MAX = 65504.0
 NONE_OF_THEM: NDArray[np.bool_] = np.zeros(0, np.bool_)
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """When a number is worth a warning."""
-
-    dead_std_share: float = 0.01
-    """A channel is dead where its std over all clips is below this share of the median one's."""
-    fp16_share: float = 0.95
-    """float16 is saturated from this share of its largest value, 65504, on."""
-    collapsed_kl: float = 0.01
-    """A posterior has collapsed below so many nats of KL to N(0, 1) per latent value."""
-    black_luma: float = 16.0
-    """A picture is black if 99 % of its pixels have a luma (0 to 255) below this."""
-    frozen_step: float = 0.5
-    """A clip is frozen if no frame differs from the one before by more than this (of 255)."""
-    cut_step: float = 25.0
-    """A cut runs through a clip where a frame differs from the one before by at least this, and"""
-    cut_ratio: float = 5.0
-    """by so many times the median difference within the clip."""
+DEAD_STD_SHARE = 0.01
+"""A channel is dead where its std over all clips is below this share of the median one's."""
+FP16_SHARE = 0.95
+FP16_MAX = 65504.0
+"""float16 is saturated from that share of this, its largest value, on."""
+COLLAPSED_KL = 0.01
+"""A posterior has collapsed below so many nats of KL to N(0, 1) per latent value."""
+BLACK_LUMA = 16.0
+"""A picture is black if 99 % of its pixels have a luma (0 to 255) below this."""
+FROZEN_STEP = 0.5
+"""A clip is frozen if no frame differs from the one before by more than this (of 255)."""
+CUT_STEP, CUT_RATIO = 25.0, 5.0
+"""A cut runs through a clip where a frame differs from the one before by at least the first, and by
+so many times the median difference within the clip."""
+FAULTS = {
+    "damaged clips": "bytes do not match their checksums; run `verify` to see all the damage",
+    "not finite": "latents hold NaN or infinity",
+    "saturated float16": f"latents reach {FP16_SHARE * FP16_MAX:.0f}, {FP16_SHARE:.0%} of "
+    "float16's range",
+    "posterior collapse": f"clips carry under {COLLAPSED_KL:g} nats a latent value",
+    "black clips": f"99 % of all pixels have a luma under {BLACK_LUMA:g} of 255",
+    "duplicate clips": "clips with equal latents, byte by byte",
+    "frozen clips": f"no frame differs from the last by more than {FROZEN_STEP:g} of 255",
+    "cut-through clips": f"a frame differs from the last by {CUT_STEP:g} of 255 or more, and by "
+    f"{CUT_RATIO:g} times the clip's median step (by scores: the steps beside it)",
+}
+"""What clips can have, and by which threshold."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,6 @@ class HealthWarning:
 class LatentScan:
     """What was found in stored moments, content images and frames, clip by clip."""
 
-    thresholds: Thresholds = field(default_factory=Thresholds)
     clips: int = 0
     scored: int = 0
     """Of which scores say whether they are frozen, or cut through."""
@@ -87,11 +93,11 @@ class LatentScan:
         if not np.isfinite(values).all():
             self._found["not finite"][clip_id] = None
             return
-        if moments.dtype == np.float16 and np.abs(values).max() >= self._fp16_limit:
+        if moments.dtype == np.float16 and np.abs(values).max() >= FP16_SHARE * FP16_MAX:
             self._found["saturated float16"][clip_id] = None
         mean, logvar = np.split(values.reshape(len(values), -1), 2)
         kl = 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar)
-        if kl.mean() < self.thresholds.collapsed_kl:
+        if kl.mean() < COLLAPSED_KL:
             self._found["posterior collapse"][clip_id] = None
         if not self.count:
             self.total, self.squares, self.kl = (np.zeros(len(mean)) for _ in range(3))
@@ -107,23 +113,19 @@ class LatentScan:
 
     def add_frames(self, clip_id: str, frames_THWC: NDArray[np.uint8]) -> None:
         """Take in a clip's frames, or its content image alone, (1, H, W, 3)."""
-        for kind in frame_faults(frames_THWC, self.thresholds):
+        for kind in frame_faults(frames_THWC):
             self._found[kind][clip_id] = None
 
     def add_scores(self, clip_id: str, scores: Mapping[str, float], frames: int) -> None:
         """Take in what a column `scores` says of a clip."""
         self.scored += 1
-        limits, most, cut = self.thresholds, scores["motion_max"], scores["cut"]
+        most, cut = scores["motion_max"], scores["cut"]
         if frames == 1:
             return
-        if most <= limits.frozen_step:
+        if most <= FROZEN_STEP:
             self._found["frozen clips"][clip_id] = None
-        if most >= max(limits.cut_step, limits.cut_ratio * (most - cut)):
+        if most >= max(CUT_STEP, CUT_RATIO * (most - cut)):
             self._found["cut-through clips"][clip_id] = None
-
-    @property
-    def _fp16_limit(self) -> float:
-        return self.thresholds.fp16_share * FP16_MAX
 
     @property
     def channel_std(self) -> NDArray[np.float64]:
@@ -139,42 +141,24 @@ class LatentScan:
         return self.kl / self.count if self.count else np.zeros(0)
 
     def warnings(self) -> list[HealthWarning]:
-        limits, found = self.thresholds, []
+        found = []
         some, std = tuple(self.examples), self.channel_std
         if len(std):
-            floor = limits.dead_std_share * float(np.median(std))
+            floor = DEAD_STD_SHARE * float(np.median(std))
             if dead := np.flatnonzero(std <= floor).tolist():
                 text = f"channels {_names(dead)} hardly vary: std at most {floor:.2g}, "
-                text += f"{limits.dead_std_share:.0%} of the median channel's"
+                text += f"{DEAD_STD_SHARE:.0%} of the median channel's"
                 found.append(HealthWarning("dead channels", text, some))
-            if flat := np.flatnonzero(self.channel_kl < limits.collapsed_kl).tolist():
-                text = f"channels {_names(flat)} carry under {limits.collapsed_kl:g} nats a value"
+            if flat := np.flatnonzero(self.channel_kl < COLLAPSED_KL).tolist():
+                text = f"channels {_names(flat)} carry under {COLLAPSED_KL:g} nats a value"
                 found.append(HealthWarning("posterior collapse", text, some))
         twins = [clip for same in self._digests.values() if len(same) > 1 for clip in same]
         clips = {**self._found, "duplicate clips": dict.fromkeys(twins)}
         return found + [
             HealthWarning(kind, text, tuple(clips[kind]))
-            for kind, text in self._texts().items()
+            for kind, text in FAULTS.items()
             if clips.get(kind)
         ]
-
-    def _texts(self) -> dict[str, str]:
-        limits = self.thresholds
-        return {
-            "damaged clips": "bytes do not match their checksums; "
-            "run `verify` to see all the damage",
-            "not finite": "latents hold NaN or infinity",
-            "saturated float16": f"latents reach {self._fp16_limit:.0f}, "
-            f"{limits.fp16_share:.0%} of float16's range",
-            "posterior collapse": f"clips carry under {limits.collapsed_kl:g} nats a latent value",
-            "black clips": f"99 % of all pixels have a luma under {limits.black_luma:g} of 255",
-            "duplicate clips": "clips with equal latents, byte by byte",
-            "frozen clips": f"no frame differs from the last by more than {limits.frozen_step:g} "
-            "of 255",
-            "cut-through clips": f"a frame differs from the last by {limits.cut_step:g} of 255 or "
-            f"more, and by {limits.cut_ratio:g} times the clip's median step (by scores: the steps "
-            "beside it)",
-        }
 
 
 def scan_store(
@@ -260,16 +244,15 @@ def _payloads(store: Store, key: ShardKey, column: str) -> Iterator[tuple[int, b
             yield row, payload if row_checksum(payload) == commit.row_crc32c[row] else None
 
 
-def frame_faults(frames_THWC: NDArray[np.uint8], thresholds: Thresholds) -> Iterator[str]:
+def frame_faults(frames_THWC: NDArray[np.uint8]) -> Iterator[str]:
     """Yield what a clip is of frozen, black and cut through; one frame can only be black."""
     luma = frames_THWC.astype(np.float32) @ LUMA
-    if np.quantile(luma, 0.99) < thresholds.black_luma:
+    if np.quantile(luma, 0.99) < BLACK_LUMA:
         yield "black clips"
     steps = np.abs(np.diff(luma, axis=0)).mean((1, 2))
-    if len(steps) and steps.max() <= thresholds.frozen_step:
+    if len(steps) and steps.max() <= FROZEN_STEP:
         yield "frozen clips"
-    cut = max(thresholds.cut_step, thresholds.cut_ratio * np.median(steps)) if len(steps) else 0
-    if len(steps) and steps.max() >= cut:
+    if len(steps) and steps.max() >= max(CUT_STEP, CUT_RATIO * np.median(steps)):
         yield "cut-through clips"
 
 

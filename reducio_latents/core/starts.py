@@ -83,17 +83,13 @@ def possible_in(lengths_s: NDArray[np.float64], frames: int, rate_fps: float) ->
     return np.maximum(0, last_step - (frames - 1) + 1)
 
 
-def clip_starts(
-    duration_s: float, spec: ClipSpec, video: str = "", start_s: float = 0.0
-) -> list[float]:
-    """Return the start of every clip of a span of `duration_s` from `start_s`, in order.
+def clip_starts(duration_s: float, spec: ClipSpec, video: str = "") -> list[float]:
+    """Return the start of every clip of a whole video, in order, from its first frame.
 
-    A whole video is the span from 0. All times are in seconds from the video's first frame; the
-    policy works in the span as in a video of its own. `video` names the video for the `random`
-    policy, so that its clips depend on nothing but name and span.
+    `video` names it for the `random` policy, so that its clips depend on nothing else.
     """
-    lengths_s, starts_s = np.array([duration_s]), np.array([start_s])
-    found: list[float] = starts_in_spans(lengths_s, starts_s, spec, lambda _: video)[1].tolist()
+    whole = np.array([duration_s]), np.zeros(1)
+    found: list[float] = starts_in_spans(*whole, spec, lambda _: video)[1].tolist()
     return found
 
 
@@ -105,6 +101,7 @@ def starts_in_spans(
 ) -> tuple[Whole, NDArray[np.float64]]:
     """Return how many clips each of several spans has, and their starts, one span after another.
 
+    The policy works in a span as in a video of its own; starts are from the video's first frame.
     `video` returns the name of the i-th span's video.
     """
     name, number = parse_policy(spec.policy)

@@ -81,10 +81,10 @@ def clip_psnr(x_BCTHW: Tensor, y_BCTHW: Tensor, protocol: ComparisonRule = STAND
     return _decibels(x_BCTHW, y_BCTHW, protocol)
 
 
-def frame_psnr(x_BCTHW: Tensor, y_BCTHW: Tensor, protocol: ComparisonRule = STANDARD) -> Tensor:
+def frame_psnr(x_BCTHW: Tensor, y_BCTHW: Tensor) -> Tensor:
     """Return the PSNR of each frame of clips in [-1, 1], (B, T), in dB."""
     x, y = (to_pictures(video).flatten(0, 1) for video in (x_BCTHW, y_BCTHW))
-    return psnr(x, y, protocol).reshape(len(x_BCTHW), -1)
+    return psnr(x, y).reshape(len(x_BCTHW), -1)
 
 
 def to_pictures(video: Tensor) -> Tensor:
