@@ -338,7 +338,7 @@ def test_no_command_prints_what_a_terminal_would_obey(
 def test_a_warning_of_a_log_is_printed_without_what_a_terminal_obeys() -> None:
     code = (
         "import logging\n"
-        "from reducio_latents.cli.ending import one_line\n"
+        "from reducio_latents.cli.show import one_line\n"
         "with one_line():\n"
         f"    logging.getLogger('reducio_latents').warning('lost %s', {HOSTILE!r})\n"
     )

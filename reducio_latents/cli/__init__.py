@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from reducio_latents.cli.ending import one_line
+from reducio_latents.cli.show import one_line
 from reducio_latents.version import __version__
 
 COMMANDS = {

@@ -12,7 +12,7 @@ import click
 from tqdm import tqdm
 
 from reducio_latents.cli import show
-from reducio_latents.cli.ending import say_stopped
+from reducio_latents.cli.show import say_stopped
 from reducio_latents.encode.progress import Progress
 
 if TYPE_CHECKING:
