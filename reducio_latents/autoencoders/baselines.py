@@ -13,43 +13,32 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from reducio_latents.autoencoders.protocol import LoadOptions
+from reducio_latents.autoencoders.protocol import Autoencoder, LoadOptions
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.fetching import WeightsPlace
-from reducio_latents.core.gaussian import final_latents
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.parsing import fingerprint_of
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError
 from reducio_latents.vae.config import SPATIAL_STRIDE
 from reducio_latents.vae.model import check_pixels
-from reducio_latents.vae.tiling import Tiling
 
 
-class Baseline:
+class Baseline(Autoencoder):
     """What two baselines have in common: a size, and no weights."""
 
-    name: str
-    geometry: LatentGeometry
-    needs_content: bool
-    weights_sha256 = ""
-    model = None
-    tiling: Tiling | None = None
     final_rule: dict[str, Any] = {"rule": "scale_shift", "scale": 1.0, "shift": 0.0}
     dtype = torch.float32
+    precision: dict[str, Any] = {}
+    config: dict[str, Any] = {}
 
     def __init__(self, options: LoadOptions) -> None:
         self.device = usable_device(options.device)
         self.fingerprint = fingerprint_of({"architecture": self.name})
         self.precision = {"dtype": "float32", "device": self.device.type}
         described = {"architecture": self.name, "tiling": self.tiling}
-        self.config: dict[str, Any] = {**described, "precision": self.precision}
-
-    def check_clip(self, frames: int, height: int, width: int) -> None:
-        self.geometry.latent_shape(frames, height, width)
-
-    def final_latents(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
-        return final_latents(posterior, noise, self.final_rule)
+        self.config = {**described, "precision": self.precision}
+        self.check_clip = self.geometry.latent_shape
 
 
 class RepeatContent(Baseline):
@@ -79,7 +68,6 @@ class Bicubic(Baseline):
     """Resizes every frame to 1/32 a side, antialiased, and back; the latents are its pixels."""
 
     name = "bicubic-32x"
-    needs_content = False
     geometry = LatentGeometry(channels=3, temporal_stride=1, spatial_stride=SPATIAL_STRIDE)
 
     def encode(self, video_BCTHW: Tensor) -> Posterior:

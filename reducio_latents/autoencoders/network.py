@@ -15,16 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from reducio_latents.autoencoders.pretrained import digest_of, quiet
-from reducio_latents.autoencoders.protocol import (
-    LoadOptions,
-    identity_hash,
-    lay_out,
-    precision_of,
-    tiling_record,
-)
+from reducio_latents.autoencoders.protocol import Autoencoder, LoadOptions, identity_hash, lay_out
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.fetching import WeightsPlace, find_weights
-from reducio_latents.core.gaussian import final_channels, final_latents, undo_final_rule
+from reducio_latents.core.gaussian import final_channels, undo_final_rule
 from reducio_latents.core.geometry import LatentGeometry
 from reducio_latents.core.values import Posterior
 from reducio_latents.core.weight_files import check_keys, open_tensor_file, shapes_of
@@ -53,7 +47,7 @@ class Network(Protocol):
         """Have frames cut from now on, or not; raise ConfigError where that cannot be."""
 
 
-class NetworkAutoencoder:
+class NetworkAutoencoder(Autoencoder):
     """A `Network` on one device, for inference; its weights are those of `model`.
 
     `halves` are the submodules that only encoding, and only decoding, needs. `identity` is what the
@@ -61,7 +55,7 @@ class NetworkAutoencoder:
     `own_tiling` is how frames are cut unless told otherwise.
     """
 
-    needs_content = False
+    model: nn.Module
 
     def __init__(
         self,
@@ -83,51 +77,22 @@ class NetworkAutoencoder:
         channels = final_channels(final_rule, network.geometry.channels)
         self._final = replace(network.geometry, channels=channels)
         self.weights_sha256 = digest_of(model)  # of float32, so that precision does not change it
-        self.tiling: Tiling | None
         self.tiling = own_tiling if options.tiling == "auto" else options.tiling
         if self.tiling is not None or own_tiling is not None:
             network.tile(self.tiling)
         _put_to_work(model, options, *halves)
-        self._options, self._identity = options, identity
-        self._described, self._remarks = described, remarks or {}
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    @property
-    def fingerprint(self) -> str:
-        return identity_hash(**self._identity, weights_sha256=self.weights_sha256)
-
-    @property
-    def architecture(self) -> str:
-        return str(self._described["architecture"])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return {
-            **self._described,
-            "fingerprint": self.fingerprint,
-            "weights_sha256": self.weights_sha256,
-            **self._remarks,
-            "tiling": tiling_record(self.tiling),
-            "precision": self.precision,
-        }
-
-    @property
-    def precision(self) -> dict[str, Any]:
-        return precision_of(self.device, self.dtype, self._options)
+        weight = next(model.parameters())
+        self.device, self.dtype, self.options = weight.device, weight.dtype, options
+        self.fingerprint = identity_hash(**identity, weights_sha256=self.weights_sha256)
+        self.described, self.remarks = described, remarks or {}
+        self.architecture = str(described["architecture"])
 
     def with_dtype(self, dtype: torch.dtype) -> Self:
         """Return a copy that computes in another precision."""
         twin = deepcopy(self)
         with quiet():
             twin.model.to(dtype)
-        twin._options = replace(self._options, dtype=dtype)
+        twin.dtype, twin.options = dtype, replace(self.options, dtype=dtype)
         return twin
 
     @torch.inference_mode()
@@ -149,9 +114,6 @@ class NetworkAutoencoder:
                 f"{'x'.join(map(str, size))}, not {wanted}. Its config and its weights disagree."
             )
         return found
-
-    def final_latents(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
-        return final_latents(posterior, noise, self.final_rule)
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, content_image: Tensor | None = None) -> Tensor:

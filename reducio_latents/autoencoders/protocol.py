@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,65 +26,71 @@ from reducio_latents.vae.tiling import Tiling
 TilingChoice = Tiling | Literal["auto"] | None
 
 
-class Autoencoder(Protocol):
+class Autoencoder(ABC):
     """Anything that turns clips into latents and back. It holds weights, not files.
 
     Video is (B, 3, T, H, W) with pixels in [-1, 1]; moments and latents are (B, D, t, h, w) and
     float32.
     """
 
-    tiling: Tiling | None
+    name: str
+    """The name by which `load_autoencoder` loads one like it."""
+    geometry: LatentGeometry
+    check_clip: Callable[[int, int, int], object]
+    """Raises GeometryError, naming a size that would do, unless clips of that T, H, W fit."""
+    fingerprint: str
+    """Identifies architecture and weights, whatever the precision, device or tiling."""
+    weights_sha256 = ""
+    final_rule: Mapping[str, Any]
+    """How final latents come from a sample: see `gaussian`."""
+    needs_content = False
+    """Whether `decode` takes the clip's centre frame."""
+    model: nn.Module | None = None
+    """What has the weights; None if there are none."""
+    device: torch.device
+    dtype: torch.dtype
+    tiling: Tiling | None = None
     """How large frames are cut; None: they are not."""
+    options: LoadOptions
+    described: Mapping[str, Any]
+    remarks: Mapping[str, Any] = {}
+    """What `config` says before the hashes, and after them."""
 
     @property
-    def name(self) -> str:
-        """The name by which `load_autoencoder` loads one like it."""
-
-    @property
-    def geometry(self) -> LatentGeometry: ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies architecture and weights, whatever the precision, device or tiling."""
-
-    @property
-    def weights_sha256(self) -> str: ...
-
-    @property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> dict[str, Any]:
         """All that changes numbers, as JSON: architecture, weights, tiling, precision."""
+        tiling = self.tiling
+        return {
+            **self.described,
+            "fingerprint": self.fingerprint,
+            "weights_sha256": self.weights_sha256,
+            **self.remarks,
+            "tiling": tiling and {"tile_px": tiling.tile_px, "overlap": tiling.overlap},
+            "precision": self.precision,
+        }
 
     @property
-    def precision(self) -> Mapping[str, Any]:
+    def precision(self) -> dict[str, Any]:
         """How numbers are computed, as JSON: dtype, layout, compiled or not."""
+        exact = self.dtype == torch.float32
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "memory_format": str(self.options.memory_format).removeprefix("torch."),
+            "compiled": self.options.compile,
+            # PyTorch lets float32 convolutions use 10-bit mantissas unless told otherwise.
+            "tf32": self.device.type == "cuda" and exact and torch.backends.cudnn.allow_tf32,
+        }
 
-    @property
-    def final_rule(self) -> Mapping[str, Any]:
-        """How final latents come from a sample: see `gaussian`."""
-
-    @property
-    def needs_content(self) -> bool:
-        """Whether `decode` takes the clip's centre frame."""
-
-    @property
-    def model(self) -> nn.Module | None:
-        """What has the weights; None if there are none."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def check_clip(self, frames: int, height: int, width: int) -> None:
-        """Raise GeometryError, naming a size that would do, unless clips of this size fit."""
-
+    @abstractmethod
     def encode(self, video_BCTHW: Tensor) -> Posterior:
         """Return the posterior, on this autoencoder's device."""
 
     def final_latents(self, posterior: Posterior, noise: Tensor | None = None) -> Tensor:
         """Return what a diffusion model trains on, of the mean or of mean + std * noise."""
+        return final_latents(posterior, noise, self.final_rule)
 
+    @abstractmethod
     def decode(self, latents: Tensor, content_image: Tensor | None = None) -> Tensor:
         """Return the video of final latents, float32 and not clamped.
 
@@ -138,30 +145,9 @@ def lay_out(network: nn.Module, options: LoadOptions) -> None:
             parameter.data = parameter.data.contiguous(memory_format=CHANNELS_LAST[parameter.ndim])
 
 
-def precision_of(device: torch.device, dtype: torch.dtype, options: LoadOptions) -> dict[str, Any]:
-    """Return `Autoencoder.precision` of a network that is there and has been given `options`."""
-    return {
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": device.type,
-        "memory_format": str(options.memory_format).removeprefix("torch."),
-        "compiled": options.compile,
-        # PyTorch lets float32 convolutions use 10-bit mantissas unless told otherwise.
-        "tf32": device.type == "cuda"
-        and dtype == torch.float32
-        and torch.backends.cudnn.allow_tf32,
-    }
-
-
 def identity_hash(**identity: Any) -> str:
     """Return the fingerprint of a model: SHA-256 over all that makes it another one, as JSON."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def tiling_record(tiling: Tiling | None) -> dict[str, Any] | None:
-    """Return what changes numbers of a tiling, as JSON."""
-    if tiling is None:
-        return None
-    return {"tile_px": tiling.tile_px, "overlap": tiling.overlap}
 
 
 def tiling_of(record: Any) -> Tiling | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from reducio_latents.autoencoders.checkpoint import (
     check_description,
     reducio_fingerprint,
 )
-from reducio_latents.autoencoders.protocol import LoadOptions, precision_of, tiling_record
+from reducio_latents.autoencoders.protocol import Autoencoder, LoadOptions
 from reducio_latents.core.devices import usable_device
 from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.core.values import Posterior
@@ -45,36 +44,24 @@ PUBLISHED_AT = "microsoft/Reducio-VAE"
 WEIGHTS_PAGE = f"https://huggingface.co/{PUBLISHED_AT}"
 
 
-class ReducioAutoencoder:
+class ReducioAutoencoder(Autoencoder):
     """A ReducioVAE on one device, for inference."""
 
     needs_content = True
-    final_rule: dict[str, Any] = FINAL_RULE
+    final_rule = FINAL_RULE
+    model: ReducioVAE
 
     def __init__(
         self, name: str, model: ReducioVAE, weights_sha256: str, options: LoadOptions
     ) -> None:
         self.name, self.model, self.weights_sha256 = name, model, weights_sha256
         self.geometry, self.check_clip = model.config.geometry, model.config.check_clip
-        self.final_latents = model.final_latents
         self.fingerprint = reducio_fingerprint(model.config, weights_sha256)
-        self.tiling: Tiling | None
         self.tiling = PUBLISHED_TILING if options.tiling == "auto" else options.tiling
-        self.device, self.dtype = model.device, model.dtype
-        self.precision = precision_of(self.device, self.dtype, options)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return {
-            "architecture": ARCHITECTURE,
-            **asdict(self.model.config),
-            "fingerprint": self.fingerprint,
-            "weights_sha256": self.weights_sha256,
-            "random_weights": self.name.startswith("reducio-random"),
-            "final_rule": self.final_rule,
-            "tiling": tiling_record(self.tiling),
-            "precision": self.precision,
-        }
+        self.device, self.dtype, self.options = model.device, model.dtype, options
+        self.described = {"architecture": ARCHITECTURE, **asdict(model.config)}
+        random = name.startswith("reducio-random")
+        self.remarks = {"random_weights": random, "final_rule": self.final_rule}
 
     @torch.inference_mode()
     def encode(self, video_BCTHW: Tensor) -> Posterior:

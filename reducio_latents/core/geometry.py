@@ -166,7 +166,7 @@ def _chunks(frames: int, first: int, step: int) -> int:
 
 
 def require_fits(
-    buckets: Iterable[Bucket], check_clip: Callable[[int, int, int], None], side: int, model: str
+    buckets: Iterable[Bucket], check_clip: Callable[[int, int, int], object], side: int, model: str
 ) -> None:
     """Raise GeometryError, naming the nearest that would do, unless a model takes each bucket.
 
@@ -185,7 +185,7 @@ def require_fits(
 
 
 def _nearest_fit(
-    bucket: Bucket, check_clip: Callable[[int, int, int], None], side: int
+    bucket: Bucket, check_clip: Callable[[int, int, int], object], side: int
 ) -> Bucket | None:
     """Return the bucket nearest in sides, then in frames, that `check_clip` lets pass."""
     middle = math.isqrt(bucket.height * bucket.width)
