@@ -12,7 +12,7 @@ import pytest
 from reducio_latents.autoencoders.checkpoint import read_description
 from reducio_latents.autoencoders.pretrained import find_model, read_config
 from reducio_latents.errors import ConfigError, WeightsError
-from reducio_latents.metrics.weights import read_tensors
+from reducio_latents.metrics.i3d import load_i3d
 from reducio_latents.vae.weights import open_state_dict
 
 hub = pytest.importorskip("huggingface_hub")
@@ -124,7 +124,7 @@ def test_weights_and_configs_that_are_no_files_are_refused_at_once(
     (beside.parent / "config.json").write_text("{}")
     reading: list[Callable[[], object]] = [
         lambda: open_state_dict(put(tmp_path / "x.ckpt")),
-        lambda: read_tensors(put(tmp_path / "x.pth")),
+        lambda: load_i3d(put(tmp_path / "x.pth")),
         lambda: read_config(config.parent),
         lambda: read_config(beside.parent),
     ]

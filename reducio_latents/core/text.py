@@ -13,18 +13,21 @@ _OBEYED = re.compile(
 direction of text, and what is not UTF-8."""
 
 
-def printable(text: str) -> str:
+def printable(text: str, keep: str = "") -> str:
     r"""Return the text with what a terminal would obey written out: ESC as \x1b.
 
     Names and captions are whatever somebody typed: printed as they are, they could move the cursor,
-    retitle the window or hide what stands before them.
+    retitle the window or hide what stands before them. Characters in `keep` stay as they are.
 
     >>> printable("a\x1b]0;pwned\x07.mp4")
     'a\\x1b]0;pwned\\x07.mp4'
     """
 
     def written_out(match: re.Match[str]) -> str:
-        number = ord(match[0])
+        character = match[0]
+        if character in keep:
+            return character
+        number = ord(character)
         if 0xDC80 <= number <= 0xDCFF:  # a byte of a file name that is not UTF-8
             number -= 0xDC00
         return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
