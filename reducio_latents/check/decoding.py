@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +29,12 @@ from reducio_latents.video.reading import ClipRead, ClipReader, ClipRequest
 Pixels = NDArray[np.uint8]
 
 
-class Originals:
+class Originals(AbstractContextManager["Originals", None]):
     """Reads clips of the videos that a store was made of, and proves that they are still the same.
 
     `corpus` is where the videos are now: what the encode command was given, or the folder it was
     moved to. None: where the store says, and by its `root`, if none is given. They are read in a
-    process of their own, which may crash or be silent for `timeout_s`; close it, or use `with`.
+    process of their own, which may crash or be silent for `timeout_s`, until the `with` block ends.
     """
 
     def __init__(
@@ -92,14 +93,8 @@ class Originals:
         frames: Pixels = found.frames.numpy()
         return frames
 
-    def close(self) -> None:
-        self._reader.close()
-
-    def __enter__(self) -> Originals:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._reader.close()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,8 @@ class SampledClip(NamedTuple):
     start_s: float
 
 
-class Sample:
-    """Clips of a corpus on a temporary file, uint8 (N, T, H, W, 3). Close it, or use `with`."""
+class Sample(AbstractContextManager["Sample", None]):
+    """Clips of a corpus on a temporary file, uint8 (N, T, H, W, 3). Use `with`."""
 
     def __init__(self, name: str, spec: SampleSpec) -> None:
         self.name = name
@@ -69,14 +70,8 @@ class Sample:
         whole = [clip for clip in self.clips if clip.video not in self.failed]
         self.clips = sorted(whole, key=lambda clip: numbers[clip.video])
 
-    def close(self) -> None:
-        self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._folder.cleanup()
 
     def _map(self) -> NDArray[np.uint8]:
         bucket = self.spec.bucket
@@ -135,7 +130,7 @@ def read_sample(
             others = f" ({len(sample.failed)} videos tried)" if len(sample.failed) > 1 else ""
             raise CorpusError(f"{corpus} gives no clip to evaluate{others}: {first}.")
     except BaseException:
-        sample.close()
+        sample._folder.cleanup()
         raise
     return sample
 

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reducio_latents.core.fingerprint import compact_json
-from reducio_latents.core.parsing import parse_json
+from reducio_latents.core.parsing import compact_json, parse_json
 from reducio_latents.corpus.cells import Column
 from reducio_latents.corpus.entry import CorpusVideo, extension
 from reducio_latents.corpus.readers import BEGINNING, Place, group_ends
