@@ -33,6 +33,12 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # process whose libraries have made threads cannot be forked.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+FIRST = (
+    "encode_faults train_run train_step examples encode_engines two_writers trainers encode_bench "
+    "columns_add dataset_ranks dataset_resume autoencoder_table processes encode_fast_path "
+    "store_fuzz train_tools video_shared vae_model vae_golden norm_triton encode_source"
+)
+"""Files of tests that take longest. They begin first: whoever ends last then has little left."""
 MOST_CPU_S = 20.0
 """Of one test, on an idle machine; those that take longer are named at the end."""
 
@@ -49,6 +55,11 @@ settings.load_profile("any machine")
 def pytest_xdist_auto_num_workers() -> int:
     """What `-n auto` means: tests also wait, for processes that start and for limits of time."""
     return usable_cores() * 3 // 2
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {f"test_{name}": rank for rank, name in enumerate(FIRST.split())}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from multiprocessing import util
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -117,13 +118,33 @@ def start_server() -> None:
         os._exit(0)
 
 
+def fork_for(path: bytes, words: list[str], fds: list[int]) -> int:
+    """Start in a fork of this process what multiprocessing starts by a new interpreter.
+
+    Its fork server is one such: it takes the same place among the processes, without the imports.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _let_go({0, 1, 2, *map(int, fds)})
+        exec(words[-1], {})  # `from multiprocessing.forkserver import main; main(...)`
+    finally:
+        os._exit(0)
+
+
+def _let_go(kept: set[int]) -> None:
+    """Let go of what is open but for `kept`. Each keeps its number, which something may close."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in {int(path.name) for path in Path("/dev/fd").iterdir()} - kept - {nothing}:
+        with suppress(OSError):
+            os.dup2(nothing, fd)
+
+
 def _forget_the_tests(kept: int) -> None:
     """Let go of what pytest has open and has put in place of Python's own."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for fd in [int(path.name) for path in Path("/dev/fd").iterdir()]:
-        if fd not in (1, 2, kept, nothing):  # each keeps its number, which something may close
-            with suppress(OSError):
-                os.dup2(nothing, fd)
+    _let_go({1, 2, kept})
     for name in [name for name in sys.modules if name.startswith("huggingface_hub")]:
         del sys.modules[name]  # it reads the environment when it is imported
     gc.enable()
@@ -179,6 +200,7 @@ def be(request: dict[str, Any]) -> None:
     sys.stdout = open(1, "w", closefd=False)
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     sys.modules["__main__"] = ModuleType("__main__")
+    util.spawnv_passfds = fork_for  # type: ignore[assignment]
     code: Any = 1
     try:
         code = _run(**request)

@@ -55,7 +55,7 @@ def found(files: MemoryFiles, plan: Any = None) -> bool:
 def flips(files: MemoryFiles, path: str, step: int = 1) -> Iterator[int]:
     """Yield positions of a file, `step` apart in a small one, while that byte is changed."""
     whole = files.data[path]
-    for position in range(0, len(whole), max(step, len(whole) // 50)):
+    for position in range(0, len(whole), max(step, len(whole) // 30)):
         changed = bytearray(whole)
         changed[position] ^= 1 << (position % 8)
         files.data[path] = bytes(changed)

@@ -52,9 +52,10 @@ def test_every_numbered_frame_is_the_right_one(name: str) -> None:
     pytest.importorskip({"pyav": "av"}.get(name, name))
     backend = get_backend(name)
     exact, refused = 0, set()
+    starts = slice(3) if name == "pyav" else slice(1, 2)  # the other opens a file anew for each
     for file, facts in truth().items():
         source = VideoSource(str(VIDEOS / "barcode" / file))
-        for start in starts_of(facts["times"]):
+        for start in [*starts_of(facts["times"])][starts]:
             [clip] = backend.read_clips(source, [start], frames=16, rate_fps=16.0)
             if isinstance(clip, VideoError):
                 assert "use --video-backend pyav" in str(clip), clip
@@ -65,7 +66,7 @@ def test_every_numbered_frame_is_the_right_one(name: str) -> None:
             ], (file, start)
             exact += 1
     assert refused == (REFUSED_BY_DECORD if name == "decord" else set())
-    assert exact == 3 * (31 - len(refused))
+    assert exact == len(range(3)[starts]) * (31 - len(refused))
 
 
 def _numbers(backend: VideoBackend, source: VideoSource, clip: ClipFrames) -> list[int]:

@@ -41,7 +41,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import pairwise
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
@@ -58,6 +57,7 @@ from reducio_latents.errors import LatentsError  # noqa: E402
 from reducio_latents.files import open_files  # noqa: E402
 from reducio_latents.files.cache import BLOB  # noqa: E402
 from tests.corpora import write_video  # noqa: E402
+from tests.forked import fork_for  # noqa: E402
 from tests.object_storage import BUCKET, faulty_proxy, request, start_s3  # noqa: E402
 
 FINISHED = (0, 3)
@@ -151,28 +151,10 @@ def _be_started(
     os.dup2(said, 1)
     os.dup2(said, 2)
     os.environ.update(environment)
-    util.spawnv_passfds = _fork_for  # type: ignore[assignment]
+    util.spawnv_passfds = fork_for  # type: ignore[assignment]
     if most_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
     work()
-
-
-def _fork_for(path: bytes, words: list[str], fds: list[int]) -> int:
-    """Start in a fork of this process what multiprocessing starts by a new interpreter.
-
-    Its fork server is one such: it takes the same place among the processes, without the imports.
-    """
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        kept = sorted({0, 1, 2, *map(int, fds), os.sysconf("SC_OPEN_MAX")})
-        for left, right in pairwise(kept):
-            os.closerange(left + 1, right)
-        exec(words[-1], {})  # `from multiprocessing.forkserver import main; main(...)`
-    finally:
-        os._exit(0)
 
 
 def run(*words: object, environment: Environment = NONE, most_bytes: int = 0) -> Run:
