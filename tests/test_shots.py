@@ -418,6 +418,24 @@ def test_tables_of_shots_are_taken_as_others_write_them(
         assert [zero, cut, after, end] == pytest.approx([0, 1.2, 1.2, 10], abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.scenes.txt", "1 23 4\n", "no times"),
+        ("a.scenes.txt", "0 29\n30 x\n", "no times"),
+        ("a.scenes.txt", "0 29\n" * 1_000_000, "larger than 4 MiB"),
+        ("a-Scenes.csv", "Scene Number,Length (frames)\n1,30\n", "gives no times of .* a"),
+        ("a-Scenes.csv", "Timecode List:,00:00:01.200\n", "is empty"),
+    ],
+)
+def test_a_list_of_shots_that_is_none_is_refused(
+    name: str, text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(CorpusError, match=message):
+        list_shots(str(tmp_path / name))
+
+
 def test_a_table_of_shots_names_a_video_by_as_much_of_its_path_as_it_has() -> None:
     def told(row: str, *listed: str) -> list[str | None]:
         table = ShotTable([video_of(row, CorpusSpan(0, 5))])

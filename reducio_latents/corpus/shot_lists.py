@@ -9,14 +9,15 @@ from itertools import chain
 from reducio_latents.core.text import printable
 from reducio_latents.corpus.entry import CorpusSpan, CorpusVideo, extension, file_columns, storable
 from reducio_latents.corpus.readers import BEGINNING, TABLE_READERS
-from reducio_latents.corpus.spans import MAX_SPANS, find_times, read_spans
+from reducio_latents.corpus.spans import find_times, read_spans
 from reducio_latents.corpus.table import SAMPLE
 from reducio_latents.corpus.trees import Tree
 from reducio_latents.errors import CorpusError
 from reducio_latents.files.source import VideoSource, join_url, public_url
 
 _NAMED_AFTER = re.compile(r"(.+?)(?:[-_.](?:scenes|shots))?\.[a-z]+", re.IGNORECASE)
-_FRAMES = re.compile(r"\s*(?:\d{1,12}\s+\d{1,12}\s*)*", re.ASCII)
+_FRAMES = re.compile(r"\s*(\d{1,12})\s+(\d{1,12})\s*", re.ASCII)
+MAX_PAIRS_BYTES = 1 << 22
 
 
 def read_shots(tree: Tree, name: str) -> CorpusVideo | None:
@@ -33,14 +34,18 @@ def read_shots(tree: Tree, name: str) -> CorpusVideo | None:
     video, source = storable(match[1]), VideoSource(join_url(tree.root, match[1]))
     if extension(name) == ".txt":
         with tree.open(name) as file:
-            data = file.read(MAX_SPANS * 26 + 1)
-        text = data.decode("utf-8", "replace")
-        if not _FRAMES.fullmatch(text):
+            data = file.read(MAX_PAIRS_BYTES + 1)
+        if len(data) > MAX_PAIRS_BYTES:
+            raise CorpusError(
+                f"{where} is larger than {MAX_PAIRS_BYTES >> 20} MiB, and no list of shots."
+            )
+        lines = data.decode("utf-8", "replace").splitlines()
+        pairs = [_FRAMES.fullmatch(line) for line in lines if line.strip()]
+        if not all(pairs):
             return None
-        numbers = [float(number) for number in text.split()]
-        pairs = zip(numbers[::2], numbers[1::2], strict=True)
+        found = [tuple(map(int, pair.groups())) for pair in pairs if pair]
         # The last frame is still of the shot.
-        frames = tuple(CorpusSpan(first, last + 1, in_frames=True) for first, last in pairs)
+        frames = tuple(CorpusSpan(first, last + 1, in_frames=True) for first, last in found)
         return CorpusVideo(video, source, spans=frames)
     batches = TABLE_READERS[extension(name)](tree.open(name), where, BEGINNING)
     first = next(batches, None)
