@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reducio_latents.core.values import Posterior
 from reducio_latents.errors import ConfigError, GeometryError, LatentsError, PixelError
 from reducio_latents.vae import ReducioVAE, ReducioVAEConfig, Tiling
-from reducio_latents.vae.blocks import SelfAttention
+from reducio_latents.vae.blocks import ResidualBlock, SelfAttention
 from reducio_latents.vae.decoder import ContentFusion
 from reducio_latents.vae.model import PARTS, centre_image
 from reducio_latents.vae.norm import fusible_norm_silu, norm_silu
@@ -156,6 +158,39 @@ def test_attention_in_channels_last_copies_nothing() -> None:
     assert torch.allclose(found, attention(x), atol=1e-5)
     assert found.is_contiguous(memory_format=layout)
     assert not {"aten::copy_", "aten::clone"} & {row.key for row in seen.key_averages()}
+
+
+class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what is asked of torch, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_a_forward_pass_pads_nothing_and_adds_once_a_block(layout: torch.memory_format) -> None:
+    model, clip = make().requires_grad_(False).lay_out(layout), video(height=64)
+    recorded = (
+        model.encode(clip),
+        model.decode(model.final_latents(model.encode(clip)), clip[:, :, 7]),
+    )
+    with torch.inference_mode(), Calls() as encoding:
+        posterior = model.encode(clip)
+    with torch.inference_mode(), Calls() as decoding:
+        decoded = model.decode(model.final_latents(posterior), clip[:, :, 7])
+    assert torch.equal(posterior.mean, recorded[0].mean)
+    assert torch.equal(decoded, recorded[1])
+    sums = (ResidualBlock, SelfAttention)
+    blocks = sum(isinstance(module, sums) for module in model.encoder_3d.modules())
+    assert encoding.found["add"] == blocks
+    for calls in (encoding.found, decoding.found):
+        assert calls["add"] > 0
+        assert not {"pad", "constant_pad_nd"} & calls.keys()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])

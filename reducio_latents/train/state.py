@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -113,10 +114,10 @@ def _keep_no_activations(block: ResidualBlock) -> None:
     """Have the block's forward pass run again in the backward pass."""
     whole = block.forward
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor, pads: Sequence[int] = ()) -> Tensor:
         if not torch.is_grad_enabled():
-            return whole(x)
-        out: Tensor = checkpoint(whole, x, use_reentrant=False)
+            return whole(x, pads)
+        out: Tensor = checkpoint(whole, x, pads, use_reentrant=False)
         return out
 
     block.forward = forward  # type: ignore[method-assign]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,11 +34,44 @@ class ResidualBlock(nn.Module):
         if channels_in != channels_out:
             self.nin_shortcut = conv(dims, channels_in, channels_out, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pads: Sequence[int] = ()) -> Tensor:
         h = self.conv1(self.norm1(x))
         h = self.conv2(self.norm2(h))
-        out: Tensor = self.nin_shortcut(x) + h
+        out: Tensor = padded_sum(self.nin_shortcut(x), h, pads)
         return out
+
+
+def padded_sum(x: Tensor, y: Tensor, pads: Sequence[int]) -> Tensor:
+    """Return x + y, (B, C, ...), padded as by `pad_ends`.
+
+    Where nothing is recorded or compiled the sum is written where it stays, and not copied there.
+    """
+    if not any(pads):
+        return x + y
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return pad_ends(x + y, pads)
+    size = [*x.shape[:2], *(n + pad for n, pad in zip(x.shape[2:], pads, strict=True))]
+    last = torch.channels_last_3d if x.ndim == 5 else torch.channels_last
+    layout = last if x.is_contiguous(memory_format=last) else torch.contiguous_format
+    dtype = torch.result_type(x, y)
+    padded = torch.empty(size, dtype=dtype, device=x.device, memory_format=layout)
+    for axis, pad in enumerate(pads, 2):
+        if pad:
+            padded.narrow(axis, x.shape[axis], pad).zero_()
+    torch.add(x, y, out=unpadded(padded, pads))
+    return padded
+
+
+def pad_ends(x: Tensor, pads: Sequence[int]) -> Tensor:
+    """Return x with so many zeros at the end of each axis after the channels."""
+    return F.pad(x, [end for pad in reversed(pads) for end in (0, pad)])
+
+
+def unpadded(padded: Tensor, pads: Sequence[int]) -> Tensor:
+    """Return a view without the zeros of `pad_ends`."""
+    for axis, pad in enumerate(pads, 2):
+        padded = padded.narrow(axis, 0, padded.shape[axis] - pad)
+    return padded
 
 
 class SelfAttention(nn.Module):
@@ -87,11 +121,11 @@ class Downsample(nn.Module):
         make = nn.Conv3d if len(stride) == 3 else nn.Conv2d
         kernel = tuple(3 if s == 2 else 1 for s in stride)
         self.conv = make(channels, channels, kernel, stride=tuple(stride))  # type: ignore[arg-type]
-        # One zero at the end of each halved axis; F.pad counts axes from the last one.
-        self.padding = [pad for s in reversed(stride) for pad in (0, s - 1)]
+        self.pads = [s - 1 for s in stride]
+        """A zero at the end of each halved axis."""
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x, self.padding))
+        out: Tensor = self.conv(pad_ends(x, self.pads))
         return out
 
 
@@ -124,8 +158,12 @@ class DownLevel(nn.Module):
             self.downsample = Downsample(channels_out, stride)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.block(x)
-        return features, self.downsample(features)
+        x, down = self.block[0](x), self.downsample
+        if not isinstance(down, Downsample):
+            x = self.block[1](x)
+            return x, x
+        padded = self.block[1](x, down.pads)
+        return unpadded(padded, down.pads), down.conv(padded)
 
 
 def down_levels(
