@@ -241,13 +241,6 @@ def test_loaders_that_are_seeded_alike_still_go_from_epoch_to_epoch(path: Path) 
         assert [clips(batch) for batch in loader] == whole_epoch(path, epoch)
 
 
-def test_a_spawned_worker_reads_the_same(path: Path) -> None:
-    dataset = open_dataset(path)
-    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
-    assert [clips(batch) for batch in loader] == whole_epoch(path, 0)
-    assert clips(next(iter(dataset))) == whole_epoch(path, 1)[0]
-
-
 def test_the_dataset_says_who_knows_how_far_workers_are(path: Path) -> None:
     dataset = open_dataset(path)
     batches = iter(DataLoader(dataset, batch_size=None, num_workers=2))
