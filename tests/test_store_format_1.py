@@ -16,7 +16,7 @@ from reducio_latents.files import LocalFiles
 from reducio_latents.store.commit import list_commits
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.writer import StoreWriter
-from reducio_latents.upkeep.convert import FileMemo, convert_store, read_payloads
+from reducio_latents.upkeep.convert import convert_store, read_payloads
 from reducio_latents.upkeep.remove import remove_clips
 from reducio_latents.upkeep.verify import verify
 
@@ -80,7 +80,7 @@ def test_who_goes_on_with_it_leaves_it_as_it_is(store: Path) -> None:
     assert writer.meta.format_version == 1
     assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
     for column, key in list_commits(files):  # and makes its rows as they were made
-        payloads = read_payloads(FileMemo(files), opened.meta, opened.commit(key, column))
+        payloads = read_payloads(files, opened.meta, opened.commit(key, column), {})
         if opened.meta.container == "zarr":
             packed = writer.layout.pack(files, opened.meta, key, [], {column: payloads})
             assert b"".join(packed[column].parts) == files.read(packed[column].path)

@@ -77,12 +77,12 @@ class Cursor:
     @property
     def epoch(self) -> int:
         """The epoch that is on, or is the next to begin."""
-        return self._next()[0] if get_worker_info() is None else self.position().epoch
+        return self._after(self._run)[0] if get_worker_info() is None else self.position().epoch
 
     @property
     def is_on(self) -> bool:
         """Whether an iteration of this process has given something out, and not all."""
-        return self._position is not None and self._position[:2] != self._next()
+        return self._position is not None and self._position[:2] != self._after(self._run)
 
     def begin(self, num_batches: Callable[[int], int] | None = None, elements: int = 1) -> Span:
         """Start an iteration; return what it reads. `num_batches` says how many an epoch has, each
@@ -90,7 +90,7 @@ class Cursor:
         """
         info = get_worker_info()
         if info is None:
-            epoch, start = self._next()
+            epoch, start = self._after(self._run)
             self._set_base(epoch, start)
             self._position = Position(epoch, start)
             return Span(epoch, start * elements, 1, elements)
@@ -169,7 +169,7 @@ class Cursor:
                 "the dataset cannot tell how far training is. Take the state of a LatentLoader or "
                 "of torchdata's StatefulDataLoader instead."
             )
-        return Position(*self._next())
+        return Position(*self._after(self._run))
 
     def move(self, position: Position) -> None:
         """Let the next iteration begin at a position."""
@@ -204,10 +204,6 @@ class Cursor:
     def _records(self, run: int) -> Tensor:
         records = self._bank(run)
         return records[records[:, RUN] == run]
-
-    def _next(self) -> tuple[int, int]:
-        """Return the epoch and batch where the next iteration begins."""
-        return self._after(self._run)
 
     def _after(self, run: int) -> tuple[int, int]:
         """Return the epoch and batch where the iteration after a run begins."""

@@ -36,7 +36,14 @@ from reducio_latents.dataset.options import (
 from reducio_latents.dataset.order import SampleOrder, Samples, ShardStream, rank_slice
 from reducio_latents.dataset.selection import NOTHING_CHOSEN
 from reducio_latents.dataset.source import Source, as_store
-from reducio_latents.dataset.state import FRESH, Identity, check_state, read_position, write_state
+from reducio_latents.dataset.state import (
+    FRESH,
+    REMEDY,
+    Identity,
+    check_state,
+    read_position,
+    write_state,
+)
 from reducio_latents.dataset.wrapping import (
     Wrapping,
     find_wrapping,
@@ -444,7 +451,8 @@ class LatentDataset(IterableDataset[LatentBatch]):
         self._placed_for = int(state["global_batch_size"])
 
     def _identity(self) -> Identity:
-        return Identity(global_batch_size=self.global_batch_size, **self._about)
+        known = {**self._about, "global_batch_size": self.global_batch_size}
+        return {name: known[name] for name in REMEDY}
 
     def _stream(self, source: int, bucket: str, window_shards: int, shuffle: bool) -> ShardStream:
         chosen = self.sources[source].selection.get(bucket, NOTHING_CHOSEN)

@@ -62,13 +62,7 @@ class DatasetOptions(TypedDict, total=False):
     only_tensors: bool
 
 
-class ParsedOptions(NamedTuple):
-    order: OrderOptions
-    filters: Filters
-    reading: ReadOptions
-
-
-def parse_options(options: Mapping[str, Any]) -> ParsedOptions:
+def parse_options(options: Mapping[str, Any]) -> tuple[OrderOptions, Filters, ReadOptions]:
     """Sort keywords into the three dataclasses; raise ConfigError for one that none of them has."""
     known = {f.name: cls for cls in (OrderOptions, Filters, ReadOptions) for f in fields(cls)}
     for name in options:
@@ -77,8 +71,8 @@ def parse_options(options: Mapping[str, Any]) -> ParsedOptions:
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}."
             raise ConfigError(f"{WHERE} has no option {name!r}; {hint}")
 
-    def of(cls: type[Any], **changed: Any) -> dict[str, Any]:
-        return {k: v for k, v in {**options, **changed}.items() if known[k] is cls}
+    def of(cls: type[Any]) -> dict[str, Any]:
+        return {k: v for k, v in options.items() if known[k] is cls}
 
     chosen = of(Filters)
     buckets, clip_ids = chosen.pop("buckets", None), chosen.pop("clip_ids", None)
@@ -93,11 +87,8 @@ def parse_options(options: Mapping[str, Any]) -> ParsedOptions:
         clip_ids=clip_ids,
         filters=conditions,
     )
-    return ParsedOptions(
-        from_mapping(OrderOptions, of(OrderOptions), where=WHERE),
-        filters,
-        from_mapping(ReadOptions, of(ReadOptions), where=WHERE),
-    )
+    order = from_mapping(OrderOptions, of(OrderOptions), where=WHERE)
+    return order, filters, from_mapping(ReadOptions, of(ReadOptions), where=WHERE)
 
 
 def whole_number(value: Any, name: str) -> int:

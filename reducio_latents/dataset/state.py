@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from reducio_latents.dataset.cursor import Position
 from reducio_latents.errors import ConfigError
 
-_REMEDY = {
+REMEDY = {
     "seed": "Make the dataset with that seed.",
     "global_batch_size": "Choose batch_size so that batch_size times the number of ranks is that.",
     "shuffle": "Make the dataset with that value.",
@@ -23,26 +22,16 @@ FRESH = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """What the order of batches depends on."""
-
-    seed: int
-    global_batch_size: int
-    shuffle: int
-    window_shards: int
-    drop_last: int
-    samples: int
-    selection: str
-    """Hash of store, index and filters."""
+Identity = Mapping[str, int | str]
+"""What the order of batches depends on: the names of `REMEDY` -> an integer, or a hash."""
 
 
 def write_state(identity: Identity, position: Position) -> dict[str, Any]:
     """Return a position as a dict."""
-    state = {"epoch": position.epoch, "batch": position.batch, **asdict(identity)}
+    state: dict[str, Any] = {"epoch": position.epoch, "batch": position.batch, **identity}
     if position.worker >= 0:  # how a worker's copy is told from the dataset itself
         state |= {"worker": position.worker, "num_workers": position.num_workers}
-        state |= {"ended": int(position.ended)}
+        state["ended"] = int(position.ended)
     return state
 
 
@@ -50,16 +39,16 @@ def check_state(identity: Identity, state: Mapping[str, Any]) -> None:
     """Raise ConfigError, saying what differs, unless the state is of this very order."""
     if not isinstance(state, Mapping):
         raise ConfigError(f"a state of a LatentDataset is a dict, got {type(state).__name__}.")
-    missing = {"epoch", "batch", *asdict(identity)} - state.keys()
+    missing = {"epoch", "batch", *identity} - state.keys()
     if missing:
         raise ConfigError(
             f"this is not a state of a LatentDataset: it lacks {', '.join(sorted(missing))}."
         )
-    for name, ours in asdict(identity).items():
+    for name, ours in identity.items():
         if state[name] != ours:
             raise ConfigError(
                 f"the state is of another order: {name} is {ours} here, {state[name]} in the "
-                f"state. {_REMEDY[name]} {FRESH.format(epoch=read_position(state).epoch + 1)}"
+                f"state. {REMEDY[name]} {FRESH.format(epoch=read_position(state).epoch + 1)}"
             )
 
 

@@ -28,7 +28,7 @@ from reducio_latents.store import Store
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.drop import drop_column
-from reducio_latents.store.meta import ColumnMeta, StoreMeta, column_differences
+from reducio_latents.store.meta import StoreMeta, column_differences
 from reducio_latents.store.turns import at_work
 from reducio_latents.store.writer import StoreWriter
 
@@ -82,7 +82,8 @@ def _add(
         chosen = replace(chosen, root=opened.meta.root)
     videos = _list(corpus or opened.meta.corpus, chosen, needs_videos) if needs_videos else {}
     for name in replacing:
-        if name in opened.meta.columns and _differs(meta.columns[name], opened.meta.columns[name]):
+        stored = opened.meta.columns.get(name)
+        if stored is not None and column_differences(meta.columns[name], stored):
             drop_column(opened.files, opened.meta, name)
     shards = [(s.bucket, s.shard, s.rows) for s in opened.plan.shards()]
     writer = StoreWriter.open(opened.files, meta, array_rows(shards, meta.shard_rows))
@@ -129,8 +130,8 @@ def _describe(
         there = stored.columns.get(encoder.name)
         is_new = there is None or encoder.name in replacing
         column = describe_column(encoder, options, buckets, measure=is_new)
-        if there is not None and not is_new and _differs(column, there):
-            lines = column_differences(column, there)
+        lines = [] if there is None else column_differences(column, there)
+        if lines and not is_new:
             raise StoreError(
                 f"{opened.files.url} has a column {encoder.name} that was made differently: "
                 f"{'; '.join(lines[:4])}. Use the same settings, or replace it: "
@@ -138,12 +139,8 @@ def _describe(
             )
         if is_new:
             # One that is already as asked for keeps its description, with what it measured.
-            columns[encoder.name] = there if there and not _differs(column, there) else column
+            columns[encoder.name] = column if there is None or lines else there
     return replace(stored, columns=columns)
-
-
-def _differs(ours: ColumnMeta, theirs: ColumnMeta) -> bool:
-    return bool(column_differences(ours, theirs))
 
 
 def _lacks_exact_content(opened: Store, encoders: Sequence[ColumnEncoder]) -> str:

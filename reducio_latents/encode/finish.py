@@ -116,7 +116,8 @@ def make_report(
     fresh_videos, new_clips = of_shards(plan, outcome, fresh)
     new_videos = len(fresh_videos - videos_left)
     clips, videos = stored["clips"], stored["videos"]
-    reasons: list[tuple[str, ...]] = [(e.reason, e.video, e.clip_id) for e in outcome.errors]
+    errors = outcome.reports.errors
+    reasons: list[tuple[str, ...]] = [(e.reason, e.video, e.clip_id) for e in errors]
     reasons += [(v["reason"], v["video"]) for v in plan.failed_videos().to_pylist()]
     counts = plan.counts()
     starts = pc.starts_with(plan.video_columns("reason")["reason"], A_PICTURE)

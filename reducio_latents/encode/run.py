@@ -50,7 +50,12 @@ def encode_corpus(
     asked = made_from(EncodeOptions, options, settings, "encode_corpus").for_model()
     chosen = as_begun(asked, store)
     progress, stop = progress or Progress(), stop or Stop()
-    engine = ray_engine() if chosen.engine == "ray" else local_engine(chosen)
+    if chosen.engine == "ray":
+        from reducio_latents.encode.engines.ray import run_ray
+
+        engine: Callable[[RunRequest], EncodeReport] | None = run_ray
+    else:
+        engine = local_engine(chosen)
     try:
         request = RunRequest(str(corpus), str(store), chosen, progress, stop)
         if engine is not None and chosen.engine == "local":
@@ -63,12 +68,6 @@ def encode_corpus(
             return run_job(prepare(corpus, store, chosen, progress, stop, run), progress)
     except StoppedError:  # before the first shard was begun
         return EncodeReport(signal=stop.signal)
-
-
-def ray_engine() -> Callable[[RunRequest], EncodeReport]:
-    from reducio_latents.encode.engines.ray import run_ray
-
-    return run_ray
 
 
 def plan_corpus(

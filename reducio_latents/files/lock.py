@@ -39,7 +39,6 @@ class Lock:
 
     def __init__(self, files: Files, path: str, record: dict[str, Any]) -> None:
         self._files, self._path, self._record = files, path, record
-        self._ended = threading.Event()
         self._lost = False
 
     @property
@@ -71,13 +70,6 @@ class Lock:
             if self._files.read(self._path) == _dump(self._record):
                 self._files.delete(self._path)
 
-    def beat_on(self, every_s: float) -> None:
-        while not self._ended.wait(every_s) and not self._lost:
-            self.beat()
-
-    def end(self) -> None:
-        self._ended.set()
-
 
 @contextmanager
 def hold(
@@ -96,12 +88,18 @@ def hold(
     """
     lock = Lock(files, path, {**_me(), "what": what, "token": secrets.token_hex(8), "beats": 0})
     _take(lock, files, path, wait, silence_s)
-    thread = threading.Thread(target=lock.beat_on, args=(beat_s,), daemon=True)
+    ended = threading.Event()
+
+    def beat_on() -> None:
+        while not ended.wait(beat_s) and not lock._lost:
+            lock.beat()
+
+    thread = threading.Thread(target=beat_on, daemon=True)
     thread.start()
     try:
         yield lock
     finally:
-        lock.end()
+        ended.set()
         thread.join()
         lock.release()
 

@@ -6,7 +6,8 @@ All of it is made from plan and commits: whoever does it, and how often, it is t
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -16,12 +17,14 @@ import pyarrow.compute as pc
 from reducio_latents.store.commit import Commit, ShardKey, list_commits
 from reducio_latents.store.index import Index, IndexEntry, require_same_clips, write_index
 from reducio_latents.store.plan import REMOVED, Plan, ShardSums
-from reducio_latents.store.reports import QUALITY, ClipError, Reports
+from reducio_latents.store.reports import QUALITY, Reports
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.writer import StoreWriter
 from reducio_latents.version import __version__
 
 ALL = "all"
+LIBRARIES = ("torch", "numpy", "pyarrow", "av", "decord", "pillow", "diffusers", "transformers")
+"""What the stored numbers depend on."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,6 @@ class Outcome:
     reports: Reports
     """What failed, and how well clips decode."""
 
-    @property
-    def errors(self) -> list[ClipError]:
-        return self.reports.errors
-
 
 def gather(writer: StoreWriter) -> Outcome:
     """Read every commit once, in order, so that the sums do not depend on who wrote when.
@@ -66,7 +65,12 @@ def gather(writer: StoreWriter) -> Outcome:
     entries: dict[tuple[str, ShardKey], IndexEntry] = {}
     merged: dict[tuple[str, str], dict[str, ChannelStatistics]] = {}
     reports = Reports()
-    for commit in _commits(writer):
+    shards = ShardSums(writer.files)
+    for column, key in list_commits(writer.files):
+        if column not in writer.meta.columns:
+            continue
+        commit = Commit.read(writer.files, key, column)
+        require_same_clips(writer.files, commit, shards)
         entries[commit.column, commit.key] = IndexEntry.of(commit)
         reports.add(commit)
         for bucket in (commit.bucket, ALL):
@@ -111,30 +115,10 @@ def sum_up(writer: StoreWriter, plan: Plan) -> None:
 def versions() -> dict[str, str]:
     """Return the versions of all that the stored numbers depend on."""
     found = {"reducio_latents": __version__, "python": platform.python_version()}
-    for name in (
-        "torch",
-        "numpy",
-        "pyarrow",
-        "av",
-        "decord",
-        "pillow",
-        "diffusers",
-        "transformers",
-    ):
-        try:
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found
-
-
-def _commits(writer: StoreWriter) -> Iterator[Commit]:
-    sums = ShardSums(writer.files)
-    for column, key in list_commits(writer.files):
-        if column in writer.meta.columns:
-            commit = Commit.read(writer.files, key, column)
-            require_same_clips(writer.files, commit, sums)
-            yield commit
 
 
 def stored_counts(plan: Plan, outcome: Outcome, left: Iterable[ShardKey] = ()) -> dict[str, Tally]:
@@ -144,14 +128,14 @@ def stored_counts(plan: Plan, outcome: Outcome, left: Iterable[ShardKey] = ()) -
     """
     table = plan.video_columns("video", "status")
     status = table["status"]
-    bad_videos = pa.array(sorted({error.video for error in outcome.errors}), pa.string())
+    bad_videos = pa.array(sorted({error.video for error in outcome.reports.errors}), pa.string())
     is_bad = pc.or_(pc.equal(status, "failed"), pc.is_in(table["video"], bad_videos))
     failed = pc.sum(is_bad).as_py() or 0
     counts = plan.counts()
     skipped = sum(counts.videos.get(name, 0) for name in ("too_short", "duplicate", REMOVED))
     clips = counts.clips["found"]
     others = clips - counts.clips["planned"]
-    bad = len(outcome.errors)
+    bad = len(outcome.reports.errors)
     videos_left, clips_left = of_shards(plan, outcome, left)
     skipped, others = skipped + len(videos_left), others + clips_left
     return {
@@ -162,11 +146,11 @@ def stored_counts(plan: Plan, outcome: Outcome, left: Iterable[ShardKey] = ()) -
 
 def of_shards(plan: Plan, outcome: Outcome, keys: Iterable[ShardKey]) -> tuple[set[str], int]:
     """Return the videos of some shards, and how many clips; but for what failed or was removed."""
-    bad = {error.clip_id for error in outcome.errors}
+    bad = {error.clip_id for error in outcome.reports.errors}
     videos, clips = set[str](), 0
     for key in sorted(set(keys)):
         table = plan.shard_clips(*key, ["clip_id", "video", "status"])
         table = table.filter(pc.equal(table["status"], "planned"))
         videos.update(table["video"].unique().to_pylist())
         clips += sum(clip not in bad for clip in table["clip_id"].to_pylist())
-    return videos - {error.video for error in outcome.errors}, clips
+    return videos - {error.video for error in outcome.reports.errors}, clips

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 from reducio_latents.core.choices import Container
 from reducio_latents.errors import StoreError
@@ -115,7 +115,7 @@ def _convert(
 
 def _prove_shard(files: Files, meta: StoreMeta, originals: Mapping[str, Commit]) -> None:
     """Raise StoreError unless commits, and the rows that they speak of, are as in `originals`."""
-    read = FileMemo(files)
+    memo: dict[str, bytes] = {}
     for name, original in originals.items():
         commit = Commit.read(files, original.key, name)
         for field in COMPARED:
@@ -124,37 +124,28 @@ def _prove_shard(files: Files, meta: StoreMeta, originals: Mapping[str, Commit])
                     f"{files.url}: {commit.key} {name} has other {field} than its original. "
                     "Convert to a new folder."
                 )
-        read_payloads(read, meta, commit)
+        read_payloads(files, meta, commit, memo)
 
 
-class FileMemo:
-    """Whole files of one shard, each read once: columns of a tar share theirs."""
+def read_payloads(
+    files: Files, meta: StoreMeta, commit: Commit, memo: dict[str, bytes]
+) -> list[Buffer | None]:
+    """Return the rows of a shard as they are stored, each proven against its checksum.
 
-    def __init__(self, files: Files) -> None:
-        self.files = files
-        self._data: dict[str, bytes] = {}
-
-    def read(self, path: str) -> bytes:
-        if path not in self._data:
-            try:
-                self._data[path] = self.files.read(path)
-            except (FileNotFoundError, NotADirectoryError) as err:
-                raise StoreError(
-                    f"{self.files.url}/{path} is missing. Run `verify` to see all the damage."
-                ) from err
-        return self._data[path]
-
-
-def read_payloads(read: FileMemo, meta: StoreMeta, commit: Commit) -> list[Buffer | None]:
-    """Return the rows of a shard as they are stored, each proven against its checksum."""
-    data = read.read(commit.file)
-    ranges = LAYOUTS[meta.container].locate(read.files, meta, commit).tolist()
+    `memo` has the shard's files that were read before: columns of a tar share theirs.
+    """
+    where = f"{files.url}/{commit.file}"
+    try:
+        data = memo.get(commit.file) or memo.setdefault(commit.file, files.read(commit.file))
+    except (FileNotFoundError, NotADirectoryError) as err:
+        raise StoreError(f"{where} is missing. Run `verify` to see all the damage.") from err
+    ranges = LAYOUTS[meta.container].locate(files, meta, commit).tolist()
     found: list[Buffer | None] = []
     for row, (crc, (start, length)) in enumerate(zip(commit.row_crc32c, ranges, strict=True)):
         payload = data[start : start + length] if start >= 0 else None
         if (None if payload is None else row_checksum(payload)) != crc:
             raise StoreError(
-                f"{read.files.url}/{commit.file}: row {row} does not match its checksum. "
+                f"{where}: row {row} does not match its checksum. "
                 "Run `verify` to see all the damage, and mend it first."
             )
         found.append(payload)
@@ -172,25 +163,17 @@ def _commits_by_shard(source: Store) -> dict[ShardKey, dict[str, Commit]]:
 def _convert_shard(
     source: Store, writer: StoreWriter, key: ShardKey, commits: Mapping[str, Commit]
 ) -> Sequence[Commit]:
-    read = FileMemo(source.files)
-    columns, timings = {}, {}
+    columns, timings, memo = {}, {}, dict[str, bytes]()
     for name, commit in commits.items():
         columns[name] = ColumnRows(
-            rows=read_payloads(read, source.meta, commit),
+            rows=read_payloads(source.files, source.meta, commit, memo),
             failed=commit.failed,
             statistics=commit.statistics,
             quality=commit.quality,
         )
         timings.update(commit.timings)
-    return writer.write_payloads(key, clip_details(source, key), columns, timings)
-
-
-def clip_details(store: Store, key: ShardKey) -> list[dict[str, Any]]:
-    """Return what a tar says of each clip of a shard."""
-    clips: list[dict[str, Any]] = (
-        store.plan.shard_clips(*key).select(["clip_id", "video", "start_s"]).to_pylist()
-    )
-    return clips
+    clips = source.plan.shard_clips(*key, ["clip_id", "video", "start_s"]).to_pylist()
+    return writer.write_payloads(key, clips, columns, timings)
 
 
 def _copy_plan(source: Files, target: Files) -> None:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -239,17 +240,16 @@ class _Export:
         """Return the files of a clip; None, and why is counted, if a row of it is damaged."""
         try:
             values = {role: rows[role](row) for role in self.columns}
-            tensors = self._tensors(clip, values)
+            tensors = self._tensors(values)
         except StoreError as err:
             self.report.failed[str(err)] += 1
             return None
         return self.layout.pack(clip, tensors, self.family.name, self.recipe)
 
-    def _tensors(self, clip: ClipFacts, values: Mapping[str, Any]) -> ClipTensors:
-        final = self.source.meta.columns[MOTION].final or {}
+    def _tensors(self, values: Mapping[str, Any]) -> ClipTensors:
         return ClipTensors(
             moments=_tensor(values[MOTION]),
-            rule=final,
+            rule=self.source.meta.columns[MOTION].final or {},
             tokens=self._vectors(TOKENS, values[TOKENS]) if TOKENS in values else None,
             pooled=self._vectors(POOLED, values[POOLED])[0] if POOLED in values else None,
         )
@@ -283,14 +283,8 @@ def _tensor(array: Any) -> Tensor:
 
 def _lazily(source: Store, key: ShardKey, column: str) -> RowOf:
     """Return what reads a row of a shard, its place looked up when the first is asked for."""
-    opened: list[RowOf] = []
-
-    def row_of(row: int) -> Array | bytes | None:
-        if not opened:
-            opened.append(source.row_reader(key, column))
-        return opened[0](row)
-
-    return row_of
+    reader = cache(lambda: source.row_reader(key, column))
+    return lambda row: reader()(row)
 
 
 def _family(source: Store, name: TrainerFormat) -> TrainedFamily:

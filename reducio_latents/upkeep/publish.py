@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 
 from reducio_latents.core.libraries import first_line, import_library
 from reducio_latents.errors import ConfigError, StoreError
-from reducio_latents.files import Files, LocalFiles
+from reducio_latents.files import LocalFiles
 from reducio_latents.store import Store, index
-from reducio_latents.store.commit import Commit, commit_path, list_commits
+from reducio_latents.store.commit import Commit, Failure, commit_path, list_commits
 from reducio_latents.store.container import array_rows
-from reducio_latents.store.meta import ROOT, ColumnMeta, StoreMeta
+from reducio_latents.store.meta import ROOT, StoreMeta
 from reducio_latents.store.plan import edit_part
 from reducio_latents.store.plan.parts import PART_KINDS, part_path
 from reducio_latents.store.reports import QUALITY, Reports
@@ -88,7 +88,9 @@ def publish_store(
     folder = source.files.root.absolute()
     folder = folder.with_name(f"{folder.name}.publish")
     staged = _stage(source, folder, progress)
-    pictures = _describe(staged, match[1], licence)
+    data, pictures = preview(staged)
+    staged.files.write(PREVIEW, data)
+    staged.files.write(CARD, card(staged, match[1], licence).encode())
     proof = verify(staged, lambda done: progress("verify", done))
     if not proof.ok:
         raise StoreError(
@@ -126,12 +128,13 @@ def _stage(source: Store, folder: Path, progress: Callable[[str, int], None]) ->
         _link(source.files.local_path(name), staged.root / name)
         progress("stage", done + 1)
     scrub = Scrubber.of(source)
-    _scrub_plan(staged, source.plan.parts, scrub)
+    for number in range(source.plan.parts):
+        edit_part(staged, number, {"part": scrub.table, "videos": scrub.table})
     plan = Store(staged).plan
     reports = Reports()
     for column, key in list_commits(staged):
         commit = Commit.read(staged, key, column)
-        clean = _scrubbed(commit, scrub)
+        clean = replace(commit, failed=tuple(map(scrub.failure, commit.failed)))
         if clean != commit:
             staged.write(commit_path(key, column), clean.to_json())
         reports.add(clean)
@@ -210,6 +213,10 @@ class Scrubber:
                 text = text.replace(f"{root}/", "")
         return LOCAL_PATH.sub("", text)
 
+    def failure(self, failure: Failure) -> Failure:
+        video, reason = self.name(failure.video), self.text(failure.reason)
+        return replace(failure, video=video, reason=reason)
+
     def table(self, table: pa.Table) -> pa.Table:
         """Return a table of a plan with its names and texts so; captions are left."""
         for number, field in enumerate(table.schema):
@@ -233,35 +240,14 @@ def _last_part(text: str) -> str:
     return text.rstrip("/").rpartition("/")[2] if text.startswith(("/", "file://")) else text
 
 
-def _scrub_plan(staged: Files, parts: int, scrub: Scrubber) -> None:
-    for number in range(parts):
-        edit_part(staged, number, {"part": scrub.table, "videos": scrub.table})
-
-
-def _scrubbed(commit: Commit, scrub: Scrubber) -> Commit:
-    failed = tuple(
-        replace(f, video=scrub.name(f.video), reason=scrub.text(f.reason)) for f in commit.failed
-    )
-    return replace(commit, failed=failed)
-
-
 def _scrubbed_meta(meta: StoreMeta, scrub: Scrubber) -> StoreMeta:
-    def column(described: ColumnMeta) -> ColumnMeta:
-        weights = described.weights
-        return replace(described, weights=None if weights is None else _last_part(weights))
-
     versions = {**meta.versions, "pyarrow": pa.__version__}  # which has written the reports anew
     corpus = meta.corpus if "://" in meta.corpus else Path(meta.corpus).name
-    columns = {name: column(described) for name, described in meta.columns.items()}
+    columns = {
+        name: replace(column, weights=column.weights and _last_part(column.weights))
+        for name, column in meta.columns.items()
+    }
     return replace(meta, corpus=corpus, root=None, columns=columns, versions=versions)
-
-
-def _describe(staged: Store, repository: str, licence: str | None) -> int:
-    """Write the preview and the card; return how many pictures there are."""
-    data, pictures = preview(staged)
-    staged.files.write(PREVIEW, data)
-    staged.files.write(CARD, card(staged, repository, licence).encode())
-    return pictures
 
 
 # The upload.

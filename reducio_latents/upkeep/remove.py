@@ -296,7 +296,7 @@ def _clean(
     for name in columns:
         commit = Commit.read(files, key, name)
         by_file.setdefault(commit.file, {})[name] = commit
-    clips = store.plan.shard_clips(*key).select(["clip_id", "video", "start_s"]).to_pylist()
+    clips = store.plan.shard_clips(*key, ["clip_id", "video", "start_s"]).to_pylist()
     touched: dict[str, int] = {}
     for path, commits in by_file.items():
         if all(_is_clean(commit, gone) for commit in commits.values()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -279,7 +279,7 @@ class Plan:
         size = self.spec.shard_rows
         found = []
         for bucket in self.spec.buckets:
-            for _, shards in self._ranges(bucket.name):
+            for _, shards in self._ranges[bucket.name]:
                 found += [
                     PlannedShard(bucket.name, shards.first + i, min(size, shards.rows - i * size))
                     for i in range(-(-shards.rows // size))
@@ -320,7 +320,7 @@ class Plan:
 
     def _find(self, bucket: str, shard: int) -> tuple[StoredPart, ShardSpan]:
         """Return the part that has a shard, and where."""
-        parts = self._ranges(bucket)
+        parts = self._ranges[bucket]
         at = bisect.bisect_right(parts, shard, key=lambda found: found[1].first) - 1
         if at >= 0 and (span := span_of(parts[at][0], bucket, shard)).rows:
             return parts[at][0], span
@@ -328,18 +328,15 @@ class Plan:
 
     def next_shard(self, bucket: str) -> int:
         """Return the first number that no shard of the bucket has yet."""
-        used = [s.first + -(-s.rows // self.spec.shard_rows) for _, s in self._ranges(bucket)]
+        used = [s.first + -(-s.rows // self.spec.shard_rows) for _, s in self._ranges[bucket]]
         return max(used, default=0)
 
-    def _ranges(self, bucket: str) -> list[tuple[StoredPart, ShardRange]]:
-        return self._all_ranges.get(bucket, [])
-
     @cached_property
-    def _all_ranges(self) -> dict[str, list[tuple[StoredPart, ShardRange]]]:
-        found: dict[str, list[tuple[StoredPart, ShardRange]]] = {}
+    def _ranges(self) -> Mapping[str, list[tuple[StoredPart, ShardRange]]]:
+        found = defaultdict[str, list[tuple[StoredPart, ShardRange]]](list)
         for part in self._parts:
             for bucket, shards in part.shards.items():
-                found.setdefault(bucket, []).append((part, shards))
+                found[bucket].append((part, shards))
         return found
 
     @cached_property

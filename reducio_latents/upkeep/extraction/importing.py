@@ -51,7 +51,7 @@ from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.text_rows import TEXT_MEDIA_TYPE
 from reducio_latents.store.turns import at_work
 from reducio_latents.store.writer import ColumnRows, StoreWriter, read_meta_if_any
-from reducio_latents.upkeep.convert import ConvertReport, FileMemo, read_payloads
+from reducio_latents.upkeep.convert import ConvertReport, read_payloads
 from reducio_latents.upkeep.extraction.options import ReferenceOptions
 from reducio_latents.upkeep.extraction.reading import (
     ExtractedFile,
@@ -227,7 +227,7 @@ class _Import:
         written: list[Commit] = []
         for number, (bucket, shard, _) in enumerate(planned):
             key = ShardKey(bucket, shard)
-            clips = self.plan.shard_clips(*key).select(["clip_id", "video", "start_s"]).to_pylist()
+            clips = self.plan.shard_clips(*key, ["clip_id", "video", "start_s"]).to_pylist()
             columns = {
                 n: self._rows(n, clips) for n in self.writer.meta.columns if self._fits(n, key)
             }
@@ -279,11 +279,10 @@ class _Import:
     def _prove(self, key: ShardKey, columns: Mapping[str, ColumnRows]) -> list[Commit]:
         """Raise StoreError unless the store holds these rows."""
         files, meta = self.writer.files, self.writer.meta
-        read = FileMemo(files)
-        commits = []
+        commits, memo = [], dict[str, bytes]()
         for name, column in columns.items():
             commit = Commit.read(files, key, name)
-            stored = read_payloads(read, meta, commit)
+            stored = read_payloads(files, meta, commit, memo)
             wanted = [r.tobytes() if isinstance(r, np.ndarray) else r for r in column.rows]
             if stored != wanted or commit.failed != tuple(column.failed):
                 raise StoreError(
