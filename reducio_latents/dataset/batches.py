@@ -266,9 +266,18 @@ class BatchReader:
         if share:
             key = derive(self._seed, DROPOUT, epoch)
             dropped = lambda: rows.words(key) < share * 2.0**64  # noqa: E731
-        wanted = fields.Wanted(words, dropped, self.options.images, self.options.text_tokens)
-        found = fields.payload_fields(name, self._kinds[name], payloads, rows.bucket, wanted)
-        for field, value in found.items():
+        options = self.options
+        asked = fields.AskedRows(
+            name,
+            self._kinds[name],
+            payloads,
+            rows.bucket,
+            words,
+            dropped,
+            options.images,
+            options.text_tokens,
+        )
+        for field, value in fields.payload_fields(asked).items():
             batch[field] = self._pinned(value) if isinstance(value, Tensor) else value
 
     def _pinned(self, tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,19 +37,14 @@ Words = Callable[[], Iterable[np.uint64]]
 """Gives a random number for each row."""
 
 
-class PayloadFields(Protocol):
-    """What the fields of rows of any length depend on."""
-
-    def __call__(
-        self, name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
-    ) -> dict[str, Any]:
-        """Return the fields of a batch, name -> tensor or list; raise DamagedRowsError."""
-
-
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked of a batch."""
+class AskedRows:
+    """Rows of any length of one column, and what is asked of them."""
 
+    name: str
+    kind: BytesRows
+    rows: Sequence[bytes]
+    bucket: str
     words: Words
     """Which caption of each row is taken, and whose vectors."""
     dropped: Callable[[], Iterable[bool]] | None = None
@@ -58,62 +53,50 @@ class Wanted:
     text_tokens: int | None = None
 
 
-def payload_fields(
-    name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
-) -> dict[str, Any]:
-    """Return what a batch holds of a column whose rows have any length."""
-    known = (PAYLOAD_FIELDS[cls] for cls in type(kind).__mro__ if cls in PAYLOAD_FIELDS)
-    return next(known)(name, kind, rows, bucket, wanted)
+def payload_fields(it: AskedRows) -> dict[str, Any]:
+    """Return the fields of a batch, name -> tensor or list; raise DamagedRowsError."""
+    known = (PAYLOAD_FIELDS[cls] for cls in type(it.kind).__mro__ if cls in PAYLOAD_FIELDS)
+    return next(known)(it)
 
 
-def _bytes(
-    name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
-) -> dict[str, Any]:
-    return {name: list(rows)}
+def _bytes(it: AskedRows) -> dict[str, Any]:
+    return {it.name: list(it.rows)}
 
 
-def _images(
-    name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
-) -> dict[str, Any]:
+def _images(it: AskedRows) -> dict[str, Any]:
     """uint8 (N, 3, H, W), or the files as they are."""
-    if wanted.images != "tensor":
-        return {name: list(rows)}
-    pixels = _each(rows, lambda row: kind.value(row, bucket))
-    size = Bucket.parse(bucket)
-    shape = (len(rows), 3, size.height, size.width)
+    if it.images != "tensor":
+        return {it.name: list(it.rows)}
+    pixels = _each(it.rows, lambda row: it.kind.value(row, it.bucket))
+    size = Bucket.parse(it.bucket)
+    shape = (len(it.rows), 3, size.height, size.width)
     stacked = np.stack(pixels) if pixels else np.empty(shape, np.uint8)
-    return {name: torch.from_numpy(stacked)}
+    return {it.name: torch.from_numpy(stacked)}
 
 
-def _texts(
-    name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
-) -> dict[str, Any]:
+def _texts(it: AskedRows) -> dict[str, Any]:
     """One caption of each row; where there are several, the row's word decides which."""
-    several = _each(rows, captions_of)
-    return {name: _chosen(several, wanted, lambda: "")}
+    several = _each(it.rows, captions_of)
+    return {it.name: _chosen(several, it, lambda: "")}
 
 
-def _token_vectors(
-    name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
-) -> dict[str, Any]:
+def _token_vectors(it: AskedRows) -> dict[str, Any]:
     """(N, L, dim) of the caption that a column of texts gives, and which of it are tokens."""
-    vectors = _chosen(_each(rows, decode_text_row), wanted, lambda: empty_caption(kind.column))
-    at_left = kind.column.config.get("padding_side") == "left"
-    padded, mask = pad_vectors(vectors, wanted.text_tokens, at_left=at_left)
-    return {name: padded, f"{name}_mask": mask}
+    vectors = _chosen(_each(it.rows, decode_text_row), it, lambda: empty_caption(it.kind.column))
+    at_left = it.kind.column.config.get("padding_side") == "left"
+    padded, mask = pad_vectors(vectors, it.text_tokens, at_left=at_left)
+    return {it.name: padded, f"{it.name}_mask": mask}
 
 
-def _pooled(
-    name: str, kind: BytesRows, rows: Sequence[bytes], bucket: str, wanted: Wanted
-) -> dict[str, Any]:
+def _pooled(it: AskedRows) -> dict[str, Any]:
     """(N, dim) of the caption that a column of texts gives."""
-    found = _each(rows, pooled_vectors)
-    vectors = _chosen(found, wanted, lambda: pooled_vectors(empty_row(kind.column))[0])
+    found = _each(it.rows, pooled_vectors)
+    vectors = _chosen(found, it, lambda: pooled_vectors(empty_row(it.kind.column))[0])
     padded, _ = pad_vectors([vector[None] for vector in vectors], 1)
-    return {name: padded[:, 0]}
+    return {it.name: padded[:, 0]}
 
 
-PAYLOAD_FIELDS: dict[type[BytesRows], PayloadFields] = {
+PAYLOAD_FIELDS: dict[type[BytesRows], Callable[[AskedRows], dict[str, Any]]] = {
     BytesRows: _bytes,
     ImageRows: _images,
     TextRows: _texts,
@@ -136,17 +119,17 @@ def fact_field(values: Sequence[Any], kind: str) -> Tensor | list[str]:
 
 
 def _chosen(
-    several: Sequence[Sequence[RowT]], wanted: Wanted, empty: Callable[[], RowT]
+    several: Sequence[Sequence[RowT]], it: AskedRows, empty: Callable[[], RowT]
 ) -> list[RowT]:
     if all(len(captions) == 1 for captions in several):
         chosen = [captions[0] for captions in several]
     else:
-        pairs = zip(several, wanted.words(), strict=True)
+        pairs = zip(several, it.words(), strict=True)
         chosen = [captions[int(word) % len(captions)] for captions, word in pairs]
-    if wanted.dropped is None:
+    if it.dropped is None:
         return chosen
     none = empty()
-    return [none if drop else it for it, drop in zip(chosen, wanted.dropped(), strict=True)]
+    return [none if drop else row for row, drop in zip(chosen, it.dropped(), strict=True)]
 
 
 def pad_vectors(

@@ -155,14 +155,10 @@ def _is_held_out(store: Store, clips: pa.Table, fraction: float) -> Flags:
     names, digests = (store.plan.videos[name].to_pylist() for name in ("video", "sha256"))
     hashes = dict(zip(names, digests, strict=True))
     video = clips["video"].combine_chunks().dictionary_encode()
+    most = fraction * 16**SPLIT_DIGITS
     held_out = [
-        _fraction(hashes[name] or hashlib.sha256(name.encode()).hexdigest()) < fraction
+        int((hashes[name] or hashlib.sha256(name.encode()).hexdigest())[:SPLIT_DIGITS], 16) < most
         for name in video.dictionary.to_pylist()
     ]
     flags: Flags = np.array(held_out, np.bool_)[video.indices.to_numpy()]
     return flags
-
-
-def _fraction(digest: str) -> float:
-    """Return the number in [0, 1) that a hexadecimal hash begins with."""
-    return int(digest[:SPLIT_DIGITS], 16) / float(16**SPLIT_DIGITS)

@@ -69,12 +69,12 @@ class LatentTable:
     @property
     def clip_ids(self) -> list[str]:
         """Ids of the clips, in order."""
-        ids: list[str] = self._clips["clip_id"].take(self._readable).to_pylist()
+        ids: list[str] = self.store.plan.clips["clip_id"].take(self._readable).to_pylist()
         return ids
 
     def __getitem__(self, clip: int | str) -> Entry:
-        place = self._place(clip)
-        row: dict[str, Any] = self._clips.slice(place, 1).to_pylist()[0]
+        clips, place = self.store.plan.clips, self._place(clip)
+        row: dict[str, Any] = clips.slice(place, 1).to_pylist()[0]
         entry: Entry = {name: row[name] for name in ("clip_id", "video", "start_s", "bucket")}
         key = ShardKey(row["bucket"], row["shard"])
         for column in self.columns:
@@ -91,8 +91,9 @@ class LatentTable:
         where = self.store.files.url
         if isinstance(clip, str):
             if clip not in self._place_of:
-                at = pc.index(self._clips["clip_id"], clip).as_py()
-                removed = at >= 0 and self._clips["status"][at].as_py() == REMOVED
+                clips = self.store.plan.clips
+                at = pc.index(clips["clip_id"], clip).as_py()
+                removed = at >= 0 and clips["status"][at].as_py() == REMOVED
                 why = WAS_REMOVED if removed else "failed, or is not done yet"
                 why = why if at >= 0 else "is not in its plan"
                 raise NoSuchClipError(f"{where}: clip {clip} {why}.")
@@ -114,17 +115,14 @@ class LatentTable:
         return clip_facts(self.store, self._named)
 
     @cached_property
-    def _clips(self) -> pa.Table:
-        return self.store.plan.clips
-
-    @cached_property
     def _readable(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Where in the plan's table the clips are that have every column."""
-        found = np.zeros(len(self._clips), np.bool_)
-        for key, places in by_shard(self._clips, np.ones(len(self._clips), np.bool_)):
+        clips = self.store.plan.clips
+        found = np.zeros(len(clips), np.bool_)
+        for key, places in by_shard(clips, np.ones(len(clips), np.bool_)):
             if key in self._shards:
                 _, failed = self._shards[key]
-                rows = self._clips["row"].take(places).to_numpy()
+                rows = clips["row"].take(places).to_numpy()
                 found[places] = ~np.isin(rows, list(failed))
         return np.flatnonzero(found)
 

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO
@@ -75,16 +76,14 @@ class LocalFiles:
         with _explained("write", self._at(path)):
             _make_folders(self.root)
             with self._alone():
-                if (found := self._read_if_any(path)) == old:
-                    self._write(path, new, Path.replace if old is not None else self._link_alone)
+                link = partial(self._link, alone=True)
+                found = None
+                with suppress(FileNotFoundError):
+                    found = self.read(path)
+                if found == old:
+                    self._write(path, new, Path.replace if old is not None else link)
                     return True
         return found == new
-
-    def _read_if_any(self, path: str) -> bytes | None:
-        try:
-            return self.read(path)
-        except FileNotFoundError:
-            return None
 
     def _write(
         self,
@@ -96,41 +95,38 @@ class LocalFiles:
         target = self._at(path)
         made = _make_folders(target.parent)
         for attempt in range(ATTEMPTS):
-            partial = self._partial_of(target)
+            part = self._partial_of(target)
             try:
-                _write_durably(partial, [data] if isinstance(data, Buffer) else data)
-                put(partial, target)
+                _write_durably(part, [data] if isinstance(data, Buffer) else data)
+                put(part, target)
                 break
             except FileNotFoundError:  # `sweep` took it between its creation and its lock
                 if attempt == ATTEMPTS - 1:
                     raise
             finally:
                 with suppress(OSError):
-                    partial.unlink()
+                    part.unlink()
         for folder in {target.parent, *made}:
-            _sync_folder(folder)
+            sync_path(folder)
 
-    def _link(self, partial: Path, target: Path) -> None:
-        """Give the file its name unless another has it: what a rename would not respect."""
+    def _link(self, part: Path, target: Path, *, alone: bool = False) -> None:
+        """Give the file its name unless another has it: what a rename would not respect.
+
+        `alone`: no other creates or swaps files now, which matters where there are no links.
+        """
         try:
-            os.link(partial, target)
+            os.link(part, target)
         except OSError as err:
             if err.errno not in NO_LINKS:
                 raise
-            with self._alone():
-                self._link_alone(partial, target)
-
-    def _link_alone(self, partial: Path, target: Path) -> None:
-        """Do the same where no other creates or swaps files, and links may not exist."""
-        try:
-            os.link(partial, target)
-        except OSError as err:
-            if err.errno not in NO_LINKS:
-                raise
+            if not alone:
+                with self._alone():
+                    self._link(part, target, alone=True)
+                return
             if target.exists():
-                exists = (errno.EEXIST, os.strerror(errno.EEXIST), str(partial), None, str(target))
+                exists = (errno.EEXIST, os.strerror(errno.EEXIST), str(part), None, str(target))
                 raise FileExistsError(*exists) from err
-            partial.replace(target)
+            part.replace(target)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -245,9 +241,9 @@ def _write_durably(path: Path, parts: Sequence[Buffer]) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable: without it a power cut can bring back the old directory."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Make a file durable, or a rename in a folder, which a power cut can take back else."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from reducio_latents.core.config import convert
@@ -100,30 +100,26 @@ def build_index(files: Files, *, use_cache: bool = True, prove: bool = True) -> 
     missing = [(column, key) for column, key in present if (column, key) not in cached]
     sums = ShardSums(files)
 
-    def entry_of(item: tuple[str, ShardKey]) -> tuple[IndexEntry, str]:
-        commit = Commit.read(files, item[1], item[0])
-        return IndexEntry.of(commit), commit.clips_sha256
+    def slim(item: tuple[str, ShardKey]) -> Commit:
+        # Of all commits at once, what is told of each row would be too much to hold.
+        whole = Commit.read(files, item[1], item[0])
+        return replace(whole, row_crc32c=(), ranges=(), quality=(), statistics={})
 
     fresh: dict[tuple[str, ShardKey], IndexEntry] = {}
     with ThreadPoolExecutor(READERS) as pool:
-        for item, (entry, said) in zip(missing, pool.map(entry_of, missing), strict=True):
+        for commit in pool.map(slim, missing):
             if prove:  # by this thread alone: each would read the same piece of the plan
-                require_planned(files, item, said, sums)
-            fresh[item] = entry
+                require_same_clips(files, commit, sums)
+            fresh[commit.column, commit.key] = IndexEntry.of(commit)
     return Index({item: cached.get(item) or fresh[item] for item in present})
 
 
 def require_same_clips(files: Files, commit: Commit, sums: ShardSums) -> None:
     """Raise StoreError for a commit that was made of other clips than the plan has there."""
-    require_planned(files, (commit.column, commit.key), commit.clips_sha256, sums)
-
-
-def require_planned(files: Files, item: tuple[str, ShardKey], said: str, sums: ShardSums) -> None:
-    """Do the same for a commit that says that `said` is the hash of its clips."""
-    column, key = item
-    if sums.of(*key) not in (None, said):
+    if sums.of(*commit.key) not in (None, commit.clips_sha256):
+        where = f"{files.url}/{commit_path(commit.key, commit.column)}"
         raise StoreError(
-            f"{files.url}/{commit_path(key, column)} is of other clips than the plan's. Delete it "
+            f"{where} is of other clips than the plan's. Delete it "
             "and run the encode command again: only this shard is made anew."
         )
 

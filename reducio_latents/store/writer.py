@@ -141,10 +141,11 @@ class StoreWriter:
         ]
         for name, column in columns.items():
             self._check_rows(key, name, column, len(clips))
-        payloads = {
-            name: replace(column, rows=self._payloads(name, column.rows))
-            for name, column in columns.items()
-        }
+        payloads = {}
+        for name, column in columns.items():
+            store = row_kind(self.meta.columns[name]).store
+            rows = [None if row is None else store(row) for row in column.rows]
+            payloads[name] = replace(column, rows=rows)
         return self.write_payloads(key, clips, payloads, timings)
 
     def write_payloads(
@@ -244,11 +245,6 @@ class StoreWriter:
         """Make a shard count as not done. Its rows stay until they are written anew."""
         self.files.delete(INDEX)  # which would go on to say that it is done
         self.files.delete(commit_path(key, column))
-
-    def _payloads(self, name: str, rows: Sequence[Row]) -> list[Buffer | None]:
-        """Return each row as it is stored."""
-        kind = row_kind(self.meta.columns[name])
-        return [None if row is None else kind.store(row) for row in rows]
 
     def _check_rows(self, key: ShardKey, name: str, given: ColumnRows, count: int) -> None:
         rows = given.rows

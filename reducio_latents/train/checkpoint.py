@@ -10,7 +10,6 @@ checkpoints/
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from reducio_latents.autoencoders.checkpoint import read_all, write_weights
 from reducio_latents.core.fetching import WeightsPlace, find_weights
 from reducio_latents.core.weight_files import open_tensor_file
 from reducio_latents.errors import LatentsError, TrainingError, WeightsError
+from reducio_latents.files.local import sync_path
 from reducio_latents.train.config import TrainConfig
 from reducio_latents.train.settings import SETTINGS, to_yaml
 from reducio_latents.train.state import Best, TrainState, update_average
@@ -59,9 +59,9 @@ def save_checkpoint(root: Path, state: TrainState, config: TrainConfig) -> Path:
             torch.save(_training_state(state), file)
         (partial / SETTINGS).write_text(to_yaml(config))
         for path in [*partial.rglob("*"), partial]:
-            _sync(path)
+            sync_path(path)
         partial.rename(folder)
-        _sync(root)
+        sync_path(root)
     except (OSError, RuntimeError, LatentsError) as err:
         shutil.rmtree(partial, ignore_errors=True)
         # Over what the system said of a file, torch.save raises a RuntimeError of its own.
@@ -157,14 +157,6 @@ def _load_weights(vae: ReducioVAE, folder: Path) -> None:
     state = open_state_dict(folder)
     check_config(infer_config(state.shapes, state.where), vae.config, state.where)
     vae.load_state_dict({key: state.read(key) for key in state.shapes}, strict=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 PUBLISHED_DISCRIMINATOR = "loss.discriminator."

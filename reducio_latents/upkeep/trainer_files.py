@@ -188,8 +188,8 @@ def _type_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+def _json(value: Any, indent: int | None = None) -> bytes:
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode()
 
 
 # FastVideo: rows of Parquet, every tensor float32, whatever its `_dtype` says.
@@ -280,11 +280,6 @@ def _musubi(clip: ClipFacts, rows: ClipTensors, family: str, recipe: Recipe) -> 
     return files
 
 
-def _musubi_lists(clips: Listed) -> Named:
-    rows = ({"video_path": f"{c.clip_id}.mp4", "caption": c.caption} for c in clips)
-    return {"dataset.jsonl": json_lines(rows)}
-
-
 # finetrainers: what its processors return, each with a batch axis of 1.
 
 
@@ -331,11 +326,6 @@ def _ltx(clip: ClipFacts, rows: ClipTensors, family: str, recipe: Recipe) -> lis
     return files
 
 
-def _ltx_lists(clips: Listed) -> Named:
-    rows = [{"caption": c.caption, "media_path": f"{c.clip_id}.mp4"} for c in clips]
-    return {"dataset.json": json.dumps(rows, ensure_ascii=False, indent=1).encode()}
-
-
 # diffusers: plain tensors.
 
 
@@ -378,7 +368,12 @@ TRAINER_FILES: dict[TrainerFormat, TrainerFiles] = {
             "{c.clip_id}_{short}_te.safetensors",
         ),
         pack=_musubi,
-        lists=_musubi_lists,
+        lists=lambda clips: {
+            "dataset.jsonl": b"".join(
+                _json({"video_path": f"{c.clip_id}.mp4", "caption": c.caption}) + b"\n"
+                for c in clips
+            )
+        },
         lost="log-variance",
         without_text="let its cache_text_encoder_outputs script take the captions of dataset.jsonl",
     ),
@@ -407,7 +402,11 @@ TRAINER_FILES: dict[TrainerFormat, TrainerFiles] = {
         },
         files=("latents/{c.clip_id}.pt", "conditions/{c.clip_id}.pt"),
         pack=_ltx,
-        lists=_ltx_lists,
+        lists=lambda clips: {
+            "dataset.json": _json(
+                [{"caption": c.caption, "media_path": f"{c.clip_id}.mp4"} for c in clips], 1
+            )
+        },
         lost="log-variance; sound",
         without_text="let its process_captions script take dataset.json, --output-dir conditions",
     ),
