@@ -23,10 +23,10 @@ from reducio_latents.encode import EncodeReport, Tally, encode_corpus
 from reducio_latents.encode.batches import MOST_BEGUN
 from reducio_latents.encode.columns import ClipBatch, ColumnEncoder
 from reducio_latents.encode.engines import local
-from reducio_latents.encode.engines.local import RunRequest, run_rank, run_ranks
+from reducio_latents.encode.engines.local import run_rank, run_ranks
 from reducio_latents.encode.engines.ranks import Rank
 from reducio_latents.encode.engines.ray import actor_options, gpus_for
-from reducio_latents.encode.job import Job, join, prepare
+from reducio_latents.encode.job import Job, RunRequest, join, prepare
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.shards import ShardDone
 from reducio_latents.video.processes import PRELOAD

@@ -36,7 +36,7 @@ from reducio_latents.corpus.shots import (
     is_flash,
     shots_between,
 )
-from reducio_latents.encode import plan_corpus, probed
+from reducio_latents.encode import plan_corpus, prepare
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.errors import ConfigError, CorpusError, StoreError
 from reducio_latents.files import open_files
@@ -240,7 +240,7 @@ def test_what_a_killed_run_had_found_is_not_looked_for_again(
         return probe_videos(videos, *rest)
 
     monkeypatch.setattr(planning, "probe_videos", probe)
-    monkeypatch.setattr(probed, "KEPT_EVERY_S", 0.0)
+    monkeypatch.setattr(prepare, "KEPT_EVERY_S", 0.0)
     with monkeypatch.context() as killed:
         killed.setattr(planning, "plan_some", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):

@@ -126,25 +126,27 @@ def as_begun(options: EncodeOptions, store: str | Path) -> EncodeOptions:
     return replace(options, columns=tuple(name for name in options.columns if name != "scores"))
 
 
-def prepare(
-    corpus: str | Path,
-    store: str | Path,
-    options: EncodeOptions,
-    progress: Progress,
-    stop: Stop | None = None,
-    run: str = "",
-) -> Job:
-    """Load the encoders, refuse what does not fit, plan what is new, open the store.
+@dataclass(frozen=True)
+class RunRequest:
+    """What `encode_corpus` was asked for."""
 
-    `run` is the name under which the run is at work.
-    """
-    stop = stop or Stop()
-    with stop.at_once():
-        stored = read_meta_if_any(open_files(store))  # before a model is loaded for nothing
+    corpus: str
+    store: str
+    options: EncodeOptions
+    progress: Progress = field(default_factory=Progress)
+    stop: Stop = field(default_factory=Stop)
+    run: str = ""
+    """The name under which it is at work, if it is already."""
+
+
+def prepare(request: RunRequest) -> Job:
+    """Load the encoders, refuse what does not fit, plan what is new, open the store."""
+    with request.stop.at_once():
+        # Before a model is loaded for nothing.
+        stored = read_meta_if_any(open_files(request.store))
         known = {} if stored is None else stored.columns
-        encoders = build_columns(options, known)
-        columns = describe_store(encoders, options, known)
-        job = plan_job(corpus, store, options, columns, progress, stop, run)
+        encoders = build_columns(request.options, known)
+        job = plan_job(request, describe_store(encoders, request.options, known))
     return replace(job, encoders=encoders)
 
 
@@ -162,17 +164,9 @@ def describe_store(
     }
 
 
-def plan_job(
-    corpus: str | Path,
-    store: str | Path,
-    options: EncodeOptions,
-    columns: Mapping[str, ColumnMeta],
-    progress: Progress,
-    stop: Stop | None = None,
-    run: str = "",
-) -> Job:
+def plan_job(request: RunRequest, columns: Mapping[str, ColumnMeta]) -> Job:
     """Return a job without encoders, for a process that only plans; else as `prepare`."""
-    files = open_files(store)
+    corpus, options, files = request.corpus, request.options, open_files(request.store)
     stored = read_meta_if_any(files)
     buckets = options.bucket_list(BUCKET_MULTIPLE)
     meta = StoreMeta(
@@ -183,25 +177,24 @@ def plan_job(
         resize=options.resize,
         deinterlace="bwdif" if options.deinterlaces else "none",
         colours="exact" if options.exact_colours else "swscale",
-        corpus=public_url(str(corpus)),
+        corpus=public_url(corpus),
         root=options.root and public_url(options.root),
         columns=dict(columns),
     )
     if stored is not None:
         require_same(meta, stored, files.url)
-    stop = stop or Stop()
-    with stop.at_once():
-        planned = make_plan(corpus, files, options, buckets, progress.probed)
+    with request.stop.at_once():
+        planned = make_plan(corpus, files, options, buckets, request.progress.probed)
     writer = StoreWriter.open(files, meta, array_rows(planned.plan.shards(), options.shard_rows))
     writer.drop_other_clips()
     if options.update_captions and planned.captions:
-        planned = take_captions(writer, planned, options.columns, run)
+        planned = take_captions(writer, planned, options.columns, request.run)
     if options.retry_failed:
         forget_failures(writer, planned.plan)
     elif gone := failed_videos(files, GONE):
         forget_failures(writer, planned.plan, lambda key: planned.has_again(key, gone))
     root = corpus_root(corpus, options.root)
-    return Job(options, planned, (), writer, root, stop)
+    return Job(options, planned, (), writer, root, request.stop)
 
 
 def join(store: str | Path, options: EncodeOptions, root: str, moved: Moved, stop: Stop) -> Job:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reducio_latents.core.clips import TimeSpan
+from reducio_latents.core.config import convert
 from reducio_latents.core.geometry import Bucket
+from reducio_latents.core.parsing import compact_json
 from reducio_latents.corpus import corpus_root
 from reducio_latents.corpus.listed import EarlierListing, Listing, read_listed, write_listed
 from reducio_latents.corpus.listing import list_changed
 from reducio_latents.corpus.planning import plan_listed
 from reducio_latents.corpus.probe import OnProbe, ProbeRecord, Probing
-from reducio_latents.corpus.shots import ShotSource, shot_source
+from reducio_latents.corpus.shots import ShotSource, VideoShots, shot_source
 from reducio_latents.corpus.table import TableColumns
 from reducio_latents.encode.options import EncodeOptions
-from reducio_latents.encode.probed import ProbedSoFar
 from reducio_latents.encode.source import PlannedClip, ShardWork
+from reducio_latents.errors import ConfigError
 from reducio_latents.files import Files
 from reducio_latents.files.parquet import read_parquet
 from reducio_latents.files.source import VideoSource
@@ -40,11 +45,14 @@ from reducio_latents.store.plan import (
 )
 from reducio_latents.store.reports import ERRORS, SHOTS, shots_parquet
 from reducio_latents.store.row_kinds import TextRows, TokenVectorRows, row_kind
+from reducio_latents.store.seal import seal, unseal
 from reducio_latents.store.turns import alone
-from reducio_latents.store.writer import StoreWriter
-from reducio_latents.video.identity import CHANGED, Expected
+from reducio_latents.store.writer import PROBED_FOLDER, StoreWriter
+from reducio_latents.video.identity import CHANGED, Expected, stamp_of
 
 log = logging.getLogger(__name__)
+KEPT_EVERY_S = 20.0
+"""How often what was probed is kept for the run after this one, if this one is killed."""
 GONE = "is no longer in the corpus"
 """In the reason why a clip has failed."""
 
@@ -251,3 +259,52 @@ def failed_videos(files: Files, reason: str) -> frozenset[str]:
         log.warning("%s/%s cannot be read, and will be written again: %s", files.url, ERRORS, err)
         return frozenset()
     return frozenset(row["video"] for row in rows if reason in row["reason"])
+
+
+class ProbedSoFar:
+    """Records in small files of the store, until the plan has them."""
+
+    def __init__(self, files: Files, settings: str) -> None:
+        self._files, self._settings = files, settings
+        self._waiting: dict[str, Any] = {}
+        self._kept_s = time.monotonic()
+
+    def restore(self, listed: Iterable[CorpusVideo]) -> dict[str, ProbeRecord]:
+        """Return what was found with the same settings of videos that have not changed since."""
+        rows: dict[str, Any] = {}
+        for path in list(self._files.list(PROBED_FOLDER)):
+            try:
+                raw = unseal(self._files.read(path))
+                if raw["settings"] == self._settings:
+                    rows |= {name: _record_of(row) for name, row in raw["records"].items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
+                continue  # damaged, or another version's: it is found out again
+        known = {v.video: v.source for v in listed if v.video in rows}
+        return {
+            name: rows[name]
+            for name, source in known.items()
+            if rows[name].stamp and rows[name].stamp == stamp_of(source)
+        }
+
+    def keep(self, video: str, record: ProbeRecord) -> None:
+        """Take a record in, and write those that have come once in a while."""
+        self._waiting[video] = asdict(record)
+        if time.monotonic() - self._kept_s >= KEPT_EVERY_S:
+            body = compact_json({"settings": self._settings, "records": self._waiting})
+            self._files.write(f"{PROBED_FOLDER}/{uuid.uuid4().hex}.json", seal(body))
+            self._waiting, self._kept_s = {}, time.monotonic()
+
+    def forget(self) -> None:
+        """Remove the files: the plan has all of it."""
+        for path in list(self._files.list(PROBED_FOLDER)):
+            self._files.delete(path)
+
+
+def _record_of(row: dict[str, Any]) -> ProbeRecord:
+    told = row.pop("shots")
+    found: ProbeRecord = convert({**row, "shots": None}, ProbeRecord, where=PROBED_FOLDER)
+    spans = convert(told["spans"], list[tuple[float, float]], where=PROBED_FOLDER)
+    problem = convert(told["problem"], str | None, where=PROBED_FOLDER)
+    by = convert(told["by"], str, where=PROBED_FOLDER)
+    shots = VideoShots(by, tuple(TimeSpan(*span) for span in spans), problem)
+    return replace(found, shots=shots)

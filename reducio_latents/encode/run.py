@@ -10,10 +10,10 @@ from typing import Any
 
 from reducio_latents.core.config import made_from
 from reducio_latents.corpus.summary import PlanSummary, summarise
-from reducio_latents.encode.engines.local import RunRequest, local_engine
+from reducio_latents.encode.engines.local import local_engine
 from reducio_latents.encode.estimate import bytes_per_clip
 from reducio_latents.encode.finish import run_job
-from reducio_latents.encode.job import as_begun, prepare
+from reducio_latents.encode.job import RunRequest, as_begun, prepare
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.encode.prepare import make_plan
 from reducio_latents.encode.progress import Progress
@@ -49,7 +49,8 @@ def encode_corpus(
     """
     asked = made_from(EncodeOptions, options, settings, "encode_corpus").for_model()
     chosen = as_begun(asked, store)
-    progress, stop = progress or Progress(), stop or Stop()
+    stop = stop or Stop()
+    request = RunRequest(str(corpus), str(store), chosen, progress or Progress(), stop)
     if chosen.engine == "ray":
         from reducio_latents.encode.engines.ray import run_ray
 
@@ -57,15 +58,13 @@ def encode_corpus(
     else:
         engine = local_engine(chosen)
     try:
-        request = RunRequest(str(corpus), str(store), chosen, progress, stop)
         if engine is not None and chosen.engine == "local":
             return engine(request)
         files = open_files(store)
         read_meta_if_any(files)  # refuses a place that is taken by something else
         with at_work(files, "encoding") as run:
-            if engine is not None:
-                return engine(replace(request, run=run))
-            return run_job(prepare(corpus, store, chosen, progress, stop, run), progress)
+            request = replace(request, run=run)
+            return engine(request) if engine else run_job(prepare(request), request.progress)
     except StoppedError:  # before the first shard was begun
         return EncodeReport(signal=stop.signal)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from reducio_latents.errors import ConfigError, LatentsError, StoreError
 from reducio_latents.files.inside import require_inside
-from reducio_latents.files.protocol import Buffer, require_readable
+from reducio_latents.files.protocol import require_readable
 
 READ_BYTES = 8 << 20
 
@@ -101,17 +101,13 @@ class HubFiles:
         root = self._system._strip_protocol(self._root).strip("/")
         yield from sorted(name.strip("/").removeprefix(f"{root}/") for name in found)
 
-    def write(self, path: str, data: Buffer | Sequence[Buffer]) -> None:
-        raise self._read_only(path)
+    def _refuse(self, path: str, *_: Any, **__: Any) -> NoReturn:
+        raise StoreError(
+            f"cannot change {self._url}/{path}: the Hub is only read. Write to a folder, then "
+            "upload it: reducio-latents publish FOLDER hf://datasets/USER/NAME."
+        )
 
-    def create(self, path: str, data: Buffer | Sequence[Buffer]) -> bool:
-        raise self._read_only(path)
-
-    def swap(self, path: str, old: bytes | None, new: bytes) -> bool:
-        raise self._read_only(path)
-
-    def delete(self, path: str) -> None:
-        raise self._read_only(path)
+    write = create = swap = delete = _refuse
 
     def local_path(self, path: str) -> Path | None:
         return None
@@ -124,12 +120,6 @@ class HubFiles:
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{require_inside(path, self._url)}"
-
-    def _read_only(self, path: str) -> StoreError:
-        return StoreError(
-            f"cannot change {self._url}/{path}: the Hub is only read. Write to a folder, then "
-            "upload it: reducio-latents publish FOLDER hf://datasets/USER/NAME."
-        )
 
     @contextmanager
     def _told(self, verb: str, path: str = "") -> Iterator[None]:

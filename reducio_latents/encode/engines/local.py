@@ -15,7 +15,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 
 from reducio_latents.core.text import print_logs_safely
@@ -30,7 +30,7 @@ from reducio_latents.encode.finish import (
     encode_todo,
     share_report,
 )
-from reducio_latents.encode.job import Job, join, prepare
+from reducio_latents.encode.job import Job, RunRequest, join, prepare
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.prepare import list_by
 from reducio_latents.encode.progress import Progress
@@ -45,19 +45,6 @@ from reducio_latents.store.writer import read_meta_if_any
 from reducio_latents.video.processes import end_with
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What `encode_corpus` was asked for."""
-
-    corpus: str
-    store: str
-    options: EncodeOptions
-    progress: Progress = field(default_factory=Progress)
-    stop: Stop = field(default_factory=Stop)
-    run: str = ""
-    """The name under which it is at work, if it is already."""
 
 
 def local_engine(options: EncodeOptions) -> Callable[[RunRequest], EncodeReport] | None:
@@ -94,18 +81,13 @@ def run_ranks(request: RunRequest, count: int) -> EncodeReport:
     workers = min(request.options.workers, -(-2 * request.options.workers // count))
     options = replace(request.options, gpus=1, workers=workers)
     name = uuid.uuid4().hex[:12]
+    theirs = RunRequest(request.corpus, request.store, options)
     context = multiprocessing.get_context("spawn")
     others = [
         # No daemons: they have decode workers of their own.
         context.Process(
             target=_be_rank,
-            args=(
-                request.corpus,
-                request.store,
-                options,
-                Rank(number, count, number, name),
-                os.getpid(),
-            ),
+            args=(theirs, Rank(number, count, number, name), os.getpid()),
         )
         for number in range(1, count)
     ]
@@ -144,14 +126,7 @@ def _lead(
 ) -> EncodeReport:
     ledger = Ledger()
     with run.alive():
-        job = prepare(
-            request.corpus,
-            request.store,
-            request.options,
-            request.progress,
-            request.stop,
-            rank.run,
-        )
+        job = prepare(replace(request, run=rank.run))
         todo = job.todo()
         run.announce(Order.of(job.root, todo, moved_sources(job)))
         announce(job, todo, request.progress, rank.of)
@@ -222,12 +197,12 @@ def moved_sources(job: Job) -> dict[str, VideoSource | None]:
     return moved
 
 
-def _be_rank(corpus: str, store: str, options: EncodeOptions, rank: Rank, main_pid: int) -> None:
+def _be_rank(request: RunRequest, rank: Rank, main_pid: int) -> None:
     """Run one rank that `run_ranks` has started, and end with its exit code."""
     end_with(main_pid)
     print_logs_safely()
     with stop_on_signals() as stop:
-        report = run_rank(RunRequest(corpus, store, options, stop=stop), rank)
+        report = run_rank(replace(request, stop=stop), rank)
     sys.exit(report.exit_code)
 
 

@@ -21,9 +21,9 @@ from typing import Any
 from reducio_latents.encode.attempts import CAREFUL_ATTEMPTS, PLAIN_ATTEMPTS
 from reducio_latents.encode.batches import needs_of
 from reducio_latents.encode.columns import CAPTIONS, CONTENT
-from reducio_latents.encode.engines.local import RunRequest, moved_sources
+from reducio_latents.encode.engines.local import moved_sources
 from reducio_latents.encode.finish import Ledger, Todo, announce, conclude, share_report
-from reducio_latents.encode.job import Job, Moved, describe_store, join, plan_job
+from reducio_latents.encode.job import Job, Moved, RunRequest, describe_store, join, plan_job
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.registry import build_columns
@@ -292,10 +292,7 @@ def _plan(request: RunRequest) -> Job:
         columns = ray.get(describe_there.remote(options, known))
     except ray.exceptions.RayTaskError as err:
         raise _cause(err) from None
-    corpus, store = request.corpus, request.store
-    return plan_job(
-        corpus, store, request.options, columns, request.progress, request.stop, request.run
-    )
+    return plan_job(request, columns)
 
 
 def _describe(options: EncodeOptions, known: Mapping[str, ColumnMeta]) -> dict[str, ColumnMeta]:
