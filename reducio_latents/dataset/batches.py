@@ -146,8 +146,11 @@ class BatchReader:
                     empty_row(self._meta[name])
         if options.latents != MOMENTS:
             for name, meta in self._meta.items():
-                if isinstance(self._kinds[name], MomentsRows):
-                    fields.require_moments(name, meta)
+                if isinstance(self._kinds[name], MomentsRows) and meta.final is None:
+                    raise ConfigError(
+                        f"column {name} has no rule for final latents in the store's description. "
+                        'Read it with latents="moments".'
+                    )
 
     def lists(self, bucket: str) -> list[str]:
         """Return the fields of a batch that are no tensors."""

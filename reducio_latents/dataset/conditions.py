@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,8 @@ COMPARISONS = {
 }
 OPERATORS = (*COMPARISONS, "in", "not in")
 MAX_TEXT = 1 << 20
+NOT_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+"""What `ast.literal_eval` raises of other texts."""
 LIKE_THIS = 'write a list of conditions, as [("motion", ">", 2.0)]'
 ONE_CONDITION = re.compile(
     r"""\s*(?P<name>'[^']+'|"[^"]+"|.+?)\s*(?P<op>\bnot\s+in\b|\bin\b|[=!<>]=|[=<>](?!=))"""
@@ -85,7 +88,7 @@ def _of_text(text: str) -> Any:
     if text.lstrip()[:1] in ("[", "("):
         try:
             return ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as err:
+        except NOT_LITERAL as err:
             raise ConfigError(f"filters are {_short(text)}; {LIKE_THIS}.") from err
     found = ONE_CONDITION.fullmatch(text)
     if found is None:
@@ -95,10 +98,9 @@ def _of_text(text: str) -> Any:
 
 def _unquoted(text: str) -> Any:
     """Return the value of a literal; text that is none stands for itself."""
-    try:
+    with suppress(*NOT_LITERAL):
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
+    return text
 
 
 def _condition(item: Any) -> Condition:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.dataset.reader import DamagedRowsError
-from reducio_latents.errors import ConfigError, StoreError
-from reducio_latents.store.meta import ColumnMeta
+from reducio_latents.errors import StoreError
 from reducio_latents.store.row_kinds import (
     BytesRows,
     ImageRows,
@@ -154,15 +153,6 @@ def pad_vectors(
         target[start : start + len(kept)] = kept
         present[start : start + len(kept)] = True
     return torch.from_numpy(padded), torch.from_numpy(mask)
-
-
-def require_moments(name: str, meta: ColumnMeta) -> None:
-    """Raise ConfigError unless latents can be sampled from the column."""
-    if meta.final is None:
-        raise ConfigError(
-            f"column {name} has no rule for final latents in the store's description. "
-            'Read it with latents="moments".'
-        )
 
 
 def _each(rows: Sequence[bytes], decode: Callable[[bytes], RowT]) -> list[RowT]:

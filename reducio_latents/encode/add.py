@@ -60,36 +60,24 @@ def add_column(
     options = made_from(EncodeOptions, options, settings, "add_column")
     opened = Store(open_files(store))
     with at_work(opened.files, "adding columns"):
-        return _add(opened, columns, options, replacing, corpus, progress, ledger)
-
-
-def _add(
-    opened: Store,
-    columns: Sequence[str],
-    options: EncodeOptions,
-    replacing: Sequence[str],
-    corpus: str | Path | None,
-    progress: Progress,
-    ledger: Ledger,
-) -> EncodeReport:
-    names = tuple(dict.fromkeys([*columns, *replacing]))
-    chosen = _options_for(opened.meta, names, options)
-    kept = {name: meta for name, meta in opened.meta.columns.items() if name not in replacing}
-    encoders = build_columns(chosen, kept)
-    meta = _describe(opened, encoders, chosen, replacing)
-    needs_videos = _lacks_exact_content(opened, encoders)
-    if corpus is None and chosen.root is None:
-        chosen = replace(chosen, root=opened.meta.root)
-    videos = _list(corpus or opened.meta.corpus, chosen, needs_videos) if needs_videos else {}
-    for name in replacing:
-        stored = opened.meta.columns.get(name)
-        if stored is not None and column_differences(meta.columns[name], stored):
-            drop_column(opened.files, opened.meta, name)
-    shards = [(s.bucket, s.shard, s.rows) for s in opened.plan.shards()]
-    writer = StoreWriter.open(opened.files, meta, array_rows(shards, meta.shard_rows))
-    find = videos.get if needs_videos else partial(opened.plan.source, corpus_root="")
-    job = Job(chosen, Planned(find, opened.plan), encoders, writer)
-    return run_job(job, progress, ledger)
+        names = tuple(dict.fromkeys([*columns, *replacing]))
+        chosen = _options_for(opened.meta, names, options)
+        kept = {name: meta for name, meta in opened.meta.columns.items() if name not in replacing}
+        encoders = build_columns(chosen, kept)
+        meta = _describe(opened, encoders, chosen, replacing)
+        needs_videos = _lacks_exact_content(opened, encoders)
+        if corpus is None and chosen.root is None:
+            chosen = replace(chosen, root=opened.meta.root)
+        videos = _list(corpus or opened.meta.corpus, chosen, needs_videos) if needs_videos else {}
+        for name in replacing:
+            stored = opened.meta.columns.get(name)
+            if stored is not None and column_differences(meta.columns[name], stored):
+                drop_column(opened.files, opened.meta, name)
+        shards = [(s.bucket, s.shard, s.rows) for s in opened.plan.shards()]
+        writer = StoreWriter.open(opened.files, meta, array_rows(shards, meta.shard_rows))
+        find = videos.get if needs_videos else partial(opened.plan.source, corpus_root="")
+        job = Job(chosen, Planned(find, opened.plan), encoders, writer)
+        return run_job(job, progress, ledger)
 
 
 def _options_for(meta: StoreMeta, names: tuple[str, ...], options: EncodeOptions) -> EncodeOptions:

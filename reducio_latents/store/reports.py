@@ -20,16 +20,13 @@ from reducio_latents.files import Files
 from reducio_latents.store.commit import WAS_REMOVED, ClipQuality, Commit, ShardKey
 from reducio_latents.store.plan import Plan
 from reducio_latents.store.plan.bounded import bounded_table
+from reducio_latents.store.plan.tables import noted
 
 ERRORS = "errors.parquet"
 QUALITY = "quality.parquet"
 SHOTS = "shots.parquet"
 WRITER = f"parquet-cpp-arrow version {pa.__version__}"
 """Who has written a table, as pyarrow puts it."""
-
-
-def _field(name: str, kind: pa.DataType, description: str, *, nullable: bool = False) -> pa.Field:
-    return pa.field(name, kind, nullable=nullable, metadata={"description": description})
 
 
 ERRORS_SCHEMA = pa.schema(
@@ -43,13 +40,13 @@ ERRORS_SCHEMA = pa.schema(
 """A row is a failed video (clip_id null, stage `probe`) or clip (stage: the column it lacks)."""
 QUALITY_SCHEMA = pa.schema(
     [
-        _field("clip_id", pa.string(), "The clip that was decoded while it was encoded."),
-        _field("bucket", pa.string(), "Its size, TxHxW."),
-        _field("shard", pa.int32(), "Its shard in the bucket."),
-        _field("row", pa.int32(), "Its row in the shard."),
-        _field("psnr", pa.float64(), "Mean over its frames of the PSNR, in dB; peak 1."),
-        _field("psnr_frames", pa.list_(pa.float64()), "The PSNR of each frame, in dB."),
-        _field(
+        noted("clip_id", pa.string(), "The clip that was decoded while it was encoded."),
+        noted("bucket", pa.string(), "Its size, TxHxW."),
+        noted("shard", pa.int32(), "Its shard in the bucket."),
+        noted("row", pa.int32(), "Its row in the shard."),
+        noted("psnr", pa.float64(), "Mean over its frames of the PSNR, in dB; peak 1."),
+        noted("psnr_frames", pa.list_(pa.float64()), "The PSNR of each frame, in dB."),
+        noted(
             "psnr_whole",
             pa.float64(),
             "What psnr would be without tiles, in dB; null where there are none, or where a whole "
@@ -60,12 +57,12 @@ QUALITY_SCHEMA = pa.schema(
 )
 SHOTS_SCHEMA = pa.schema(
     [
-        _field("video", pa.string(), "Name, relative to the corpus."),
-        _field("start_s", pa.float64(), "Of a shot, in seconds of the video.", nullable=True),
-        _field("end_s", pa.float64(), "Where its last frame ends.", nullable=True),
-        _field("detector", pa.string(), "What found it, and its version; or `table`."),
-        _field("settings", pa.string(), "Of the detector."),
-        _field("problem", pa.string(), "Why the shots are not known.", nullable=True),
+        noted("video", pa.string(), "Name, relative to the corpus."),
+        noted("start_s", pa.float64(), "Of a shot, in seconds of the video.", nullable=True),
+        noted("end_s", pa.float64(), "Where its last frame ends.", nullable=True),
+        noted("detector", pa.string(), "What found it, and its version; or `table`."),
+        noted("settings", pa.string(), "Of the detector."),
+        noted("problem", pa.string(), "Why the shots are not known.", nullable=True),
     ]
 )
 """A row is a shot, or a video whose shots are not known: `start_s` and `end_s` are null then."""

@@ -67,10 +67,14 @@ class BytesRows:
     """Whether to Zarr's codec a row has a `VLEN_HEADER` before it."""
     shares_equal_rows: ClassVar[bool] = True
     """Whether rows that are equal are stored once."""
+    is_same_by_any: ClassVar[bool] = False
+    """Whether rows mean the same whatever encoder made them."""
 
     @property
     def alike(self) -> tuple[Any, ...]:
         """Equal for columns whose rows may stand in one batch."""
+        if self.is_same_by_any:
+            return (type(self),)
         return (self.column.kind, self.column.content, self.column.fingerprint)
 
     @property
@@ -173,10 +177,7 @@ class TextRows(BytesRows):
     """UTF-8 text: the captions of a clip, `CAPTION_SEPARATOR` between them."""
 
     extension = "txt"
-
-    @property
-    def alike(self) -> tuple[Any, ...]:
-        return (type(self),)
+    is_same_by_any = True
 
     def value(self, row: Array | bytes, bucket: str) -> str:
         return captions_of(bytes(row))[0]
@@ -185,14 +186,12 @@ class TextRows(BytesRows):
 class ImageRows(BytesRows):
     """Image files, RGB, of the bucket's size."""
 
+    is_same_by_any = True
+
     @property
     def extension(self) -> str:  # type: ignore[override]
         format_ = self.column.content.partition("/")[2]
         return {"jpeg": "jpg", "png": "png", "webp": "webp"}.get(format_, "bin")
-
-    @property
-    def alike(self) -> tuple[Any, ...]:
-        return (type(self),)
 
     def piece_bytes(self, bucket: str) -> int:
         size = Bucket.parse(bucket)

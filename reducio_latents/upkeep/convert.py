@@ -88,29 +88,23 @@ def convert_store(
         raise StoreError(f"{source.files.url} is a {container} store already. Copy it as it is.")
     read_meta_if_any(target)  # refuses a place that is taken by something else
     with at_work(target, "converting"):
-        return _convert(source, target, container, progress)
-
-
-def _convert(
-    source: Store, target: Files, container: Container, progress: Callable[[int, int], None]
-) -> ConvertReport:
-    _copy_plan(source.files, target)
-    rows = array_rows(source.plan.shards(), source.meta.shard_rows)
-    meta = replace(source.meta, container=container, format_version=FORMAT_VERSION)
-    writer = StoreWriter.open(target, meta, rows)
-    commits = _commits_by_shard(source)
-    there = set(list_commits(target))
-    written: list[Commit] = []
-    for number, (key, shard) in enumerate(commits.items()):
-        missing = {name: commit for name, commit in shard.items() if (name, key) not in there}
-        if missing:
-            written += _convert_shard(source, writer, key, missing)
-        _prove_shard(target, writer.meta, shard)
-        progress(number + 1, len(commits))
-    _copy_plan(source.files, target)  # again: clips may have been removed meanwhile
-    _finish(source, writer)
-    every = [commit for shard in commits.values() for commit in shard.values()]
-    return ConvertReport.of(len(commits), every, there, written)
+        _copy_plan(source.files, target)
+        rows = array_rows(source.plan.shards(), source.meta.shard_rows)
+        meta = replace(source.meta, container=container, format_version=FORMAT_VERSION)
+        writer = StoreWriter.open(target, meta, rows)
+        commits = _commits_by_shard(source)
+        there = set(list_commits(target))
+        written: list[Commit] = []
+        for number, (key, shard) in enumerate(commits.items()):
+            missing = {name: commit for name, commit in shard.items() if (name, key) not in there}
+            if missing:
+                written += _convert_shard(source, writer, key, missing)
+            _prove_shard(target, writer.meta, shard)
+            progress(number + 1, len(commits))
+        _copy_plan(source.files, target)  # again: clips may have been removed meanwhile
+        _finish(source, writer)
+        every = [commit for shard in commits.values() for commit in shard.values()]
+        return ConvertReport.of(len(commits), every, there, written)
 
 
 def _prove_shard(files: Files, meta: StoreMeta, originals: Mapping[str, Commit]) -> None:

@@ -17,7 +17,7 @@ CLIP_STATUS = ("planned", "duplicate", REMOVED)
 EXACT_FLOAT_INT = 2**53
 
 
-def _field(
+def noted(
     name: str, kind: pa.DataType, description: str, *, nullable: bool = False, **schema: Any
 ) -> pa.Field:
     """Return a column; `schema` is what its JSON Schema says beyond the type."""
@@ -29,69 +29,69 @@ def _field(
 
 CLIP_SCHEMA = pa.schema(
     [
-        _field(
+        noted(
             "clip_id",
             pa.string(),
             "Hash of the video's name, then start_s in milliseconds.",
             pattern="^[0-9a-f]{16}_[0-9]{9}$",
         ),
-        _field("video", pa.string(), "Name of the video, relative to the corpus."),
-        _field("start_s", pa.float64(), "Seconds from the video's first shown frame.", minimum=0),
-        _field(
+        noted("video", pa.string(), "Name of the video, relative to the corpus."),
+        noted("start_s", pa.float64(), "Seconds from the video's first shown frame.", minimum=0),
+        noted(
             "bucket",
             pa.string(),
             "Size that it is fitted to: frames x height x width.",
             pattern="^[0-9]+x[0-9]+x[0-9]+$",
         ),
-        _field("shard", pa.int32(), "Number of the shard, of its bucket.", minimum=0),
-        _field("row", pa.int32(), "Row in the shard.", minimum=0),
-        _field(
+        noted("shard", pa.int32(), "Number of the shard, of its bucket.", minimum=0),
+        noted("row", pa.int32(), "Row in the shard.", minimum=0),
+        noted(
             "status",
             pa.string(),
             "Whether the row is this clip's own, or that of a video with the same bytes, or empty.",
             enum=CLIP_STATUS,
         ),
-        _field("captions", pa.list_(pa.string()), "Captions of the video, if it has any."),
+        noted("captions", pa.list_(pa.string()), "Captions of the video, if it has any."),
     ]
 )
 """One row a clip. What the corpus table carried follows, `corpus_` before names that are taken."""
 
 SPAN_SCHEMA = pa.schema(
     [
-        _field("span_start_s", pa.float64(), "Start of the span that it lies in.", nullable=True),
-        _field("span_end_s", pa.float64(), "End of that span.", nullable=True),
+        noted("span_start_s", pa.float64(), "Start of the span that it lies in.", nullable=True),
+        noted("span_end_s", pa.float64(), "End of that span.", nullable=True),
     ]
 )
 """Of a clip too, in seconds of its video, where the corpus lists spans."""
 
 VIDEO_SCHEMA = pa.schema(
     [
-        _field("video", pa.string(), "Name, relative to the corpus."),
-        _field("url", pa.string(), "Its file or tar, relative to the corpus if it lies below."),
-        _field("offset", pa.int64(), "First byte in a tar; null for a file.", nullable=True),
-        _field("length", pa.int64(), "Bytes in a tar; null for a file.", nullable=True),
-        _field("bytes", pa.int64(), "Size; null if it could not be read.", nullable=True),
-        _field("sha256", pa.string(), "Of its bytes, hexadecimal.", nullable=True),
-        _field("codec", pa.string(), "Name of the codec.", nullable=True),
-        _field("width", pa.int32(), "Pixels, as shown.", nullable=True),
-        _field("height", pa.int32(), "Pixels, as shown.", nullable=True),
-        _field("rotation", pa.int32(), "Degrees that were applied to show it.", nullable=True),
-        _field("rate_fps", pa.float64(), "Mean frames per second.", nullable=True),
-        _field("duration_s", pa.float64(), "Seconds, first to end of last frame.", nullable=True),
-        _field("frames", pa.int64(), "Frames in the file.", nullable=True),
-        _field("clips", pa.int32(), "Rows it has in the table of clips."),
-        _field("bucket", pa.string(), "Bucket of its clips; null if it has none.", nullable=True),
-        _field("status", pa.string(), "What becomes of it.", enum=VIDEO_STATUS),
-        _field("reason", pa.string(), "Why it has no clips of its own.", nullable=True),
-        _field("duplicate_of", pa.string(), "Video with the same bytes.", nullable=True),
+        noted("video", pa.string(), "Name, relative to the corpus."),
+        noted("url", pa.string(), "Its file or tar, relative to the corpus if it lies below."),
+        noted("offset", pa.int64(), "First byte in a tar; null for a file.", nullable=True),
+        noted("length", pa.int64(), "Bytes in a tar; null for a file.", nullable=True),
+        noted("bytes", pa.int64(), "Size; null if it could not be read.", nullable=True),
+        noted("sha256", pa.string(), "Of its bytes, hexadecimal.", nullable=True),
+        noted("codec", pa.string(), "Name of the codec.", nullable=True),
+        noted("width", pa.int32(), "Pixels, as shown.", nullable=True),
+        noted("height", pa.int32(), "Pixels, as shown.", nullable=True),
+        noted("rotation", pa.int32(), "Degrees that were applied to show it.", nullable=True),
+        noted("rate_fps", pa.float64(), "Mean frames per second.", nullable=True),
+        noted("duration_s", pa.float64(), "Seconds, first to end of last frame.", nullable=True),
+        noted("frames", pa.int64(), "Frames in the file.", nullable=True),
+        noted("clips", pa.int32(), "Rows it has in the table of clips."),
+        noted("bucket", pa.string(), "Bucket of its clips; null if it has none.", nullable=True),
+        noted("status", pa.string(), "What becomes of it.", enum=VIDEO_STATUS),
+        noted("reason", pa.string(), "Why it has no clips of its own.", nullable=True),
+        noted("duplicate_of", pa.string(), "Video with the same bytes.", nullable=True),
     ]
 )
 """One row a video that was listed."""
 
 VIDEO_SPAN_SCHEMA = pa.schema(
     [
-        _field("spans", pa.int32(), "Spans that the corpus lists of it.", nullable=True),
-        _field(
+        noted("spans", pa.int32(), "Spans that the corpus lists of it.", nullable=True),
+        noted(
             "spans_without_clips",
             pa.string(),
             "Why some of them have no clip -> how many, as JSON.",
@@ -103,15 +103,15 @@ VIDEO_SPAN_SCHEMA = pa.schema(
 
 VIDEO_SHOT_SCHEMA = pa.schema(
     [
-        _field("shots_by", pa.string(), "Detector and version, or `table`.", nullable=True),
-        _field(
+        noted("shots_by", pa.string(), "Detector and version, or `table`.", nullable=True),
+        noted(
             "shot_starts_s",
             pa.list_(pa.float64()),
             "Starts of its shots, in order; null if they are not known.",
             nullable=True,
         ),
-        _field("shot_ends_s", pa.list_(pa.float64()), "Their ends.", nullable=True),
-        _field("shots_problem", pa.string(), "Why they are not known.", nullable=True),
+        noted("shot_ends_s", pa.list_(pa.float64()), "Their ends.", nullable=True),
+        noted("shots_problem", pa.string(), "Why they are not known.", nullable=True),
     ]
 )
 """Of a video too, where shots were looked for."""
