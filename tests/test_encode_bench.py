@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from reducio_latents.cli import main
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.encode import bench
-from reducio_latents.encode.bench import EncoderBench, Variant, busy_share, launched
+from reducio_latents.encode.bench import EncoderBench, Variant, launched
 from reducio_latents.encode.fast_path import made_up_clips
 from reducio_latents.encode.gpu import BatchEncoder
 from reducio_latents.train.config import AdversarialConfig
@@ -149,13 +149,10 @@ def test_a_batch_is_launched_before_the_one_ahead_is_waited_for() -> None:
     assert told == ["launch 1", "launch 2", "wait 1", "launch 3", "wait 2", "wait 3"]
 
 
-def test_the_busy_share_is_unknown_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_busy_a_cpu_was_is_unknown() -> None:
     bench = EncoderBench(
         model="reducio-random:8", device=torch.device("cpu"), bucket=Bucket(16, 32, 32)
     )
     encoder = BatchEncoder(bench.load(Variant("plain", torch.float32)))
-    rate, busy = busy_share(encoder, made_up_clips(1, bench.bucket), seconds=0.01)
-    assert rate > 0
-    assert busy is None
-    monkeypatch.setattr(encoder, "take_busy_s", lambda: 0.0)
-    assert busy_share(encoder, made_up_clips(1, bench.bucket), seconds=0.01)[1] == 0.0
+    encoder.launch(made_up_clips(1, bench.bucket))()
+    assert encoder.take_busy_s() is None

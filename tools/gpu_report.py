@@ -26,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -52,13 +52,13 @@ from reducio_latents.encode.bench import (
     EncoderBench,
     Measurement,
     Variant,
-    busy_share,
     forget_peak,
     launched,
     matmul_flops,
     peak_bytes,
     table_row,
     timed,
+    wait_for,
 )
 from reducio_latents.encode.fast_path import made_up_clips
 from reducio_latents.encode.gpu import BatchEncoder, DeviceFit
@@ -225,6 +225,23 @@ def busy(report: Report) -> None:
         with torch.backends.cudnn.flags(enabled=True, benchmark=True):
             rate, _ = busy_share(encoder, frames, report.seconds)
         print(f"the same with cudnn.benchmark: {rate:.3g} clips/s")
+
+
+def busy_share(encoder: BatchEncoder, frames: Tensor, seconds: float) -> tuple[float, float | None]:
+    """Feed batches as a run does; return clips/s and the GPU's busy share, None on a CPU."""
+    encoder.launch(frames)()
+    encoder.take_busy_s()
+    start = time.perf_counter()
+
+    def batches() -> Iterator[Tensor]:
+        while time.perf_counter() - start < seconds:
+            yield frames
+
+    clips = sum(len(wait()) for wait in launched(encoder, batches()))
+    wait_for(encoder.device)
+    wall = time.perf_counter() - start
+    busy = encoder.take_busy_s()
+    return clips / wall, None if busy is None else busy / wall
 
 
 def starts(report: Report) -> None:

@@ -169,23 +169,6 @@ def naive(autoencoder: Autoencoder, clips: Iterable[Tensor]) -> list[Tensor]:
     return found
 
 
-def busy_share(encoder: BatchEncoder, frames: Tensor, seconds: float) -> tuple[float, float | None]:
-    """Feed batches as a run does; return clips/s and the GPU's busy share, None on a CPU."""
-    encoder.launch(frames)()
-    encoder.take_busy_s()
-    start = time.perf_counter()
-
-    def batches() -> Iterator[Tensor]:
-        while time.perf_counter() - start < seconds:
-            yield frames
-
-    clips = sum(len(wait()) for wait in launched(encoder, batches()))
-    wait_for(encoder.device)
-    wall = time.perf_counter() - start
-    busy = encoder.take_busy_s()
-    return clips / wall, None if busy is None else busy / wall
-
-
 def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 2.0) -> float:
     """Return the FLOP/s of a large square matmul, the best of its repetitions."""
     size = MATMUL_SIDE.get(device.type, MATMUL_SIDE["cuda"])

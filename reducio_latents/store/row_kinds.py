@@ -384,12 +384,12 @@ def captions_of(row: bytes) -> list[str]:
         raise StoreError(f"a text is not UTF-8 ({err}). Run `verify`.") from err
 
 
-def image_pixels(row: bytes, bucket: str, where: str = "content image") -> NDArray[np.uint8]:
+def image_pixels(row: bytes, bucket: str) -> NDArray[np.uint8]:
     """Return uint8 RGB (H, W, 3) of an image of the bucket's size; StoreError for any other."""
     from reducio_latents.core.images import decode_image
 
     size = Bucket.parse(bucket)
-    return decode_image(row, where, (size.height, size.width))
+    return decode_image(row, "content image", (size.height, size.width))
 
 
 def zstd_size(frame: Buffer) -> int | None:
