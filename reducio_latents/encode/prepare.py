@@ -17,7 +17,7 @@ from reducio_latents.core.clips import TimeSpan
 from reducio_latents.core.config import convert
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.core.parsing import compact_json
-from reducio_latents.corpus import corpus_root
+from reducio_latents.corpus import CorpusVideo, corpus_root
 from reducio_latents.corpus.listed import EarlierListing, Listing, read_listed, write_listed
 from reducio_latents.corpus.listing import list_changed
 from reducio_latents.corpus.planning import plan_listed
