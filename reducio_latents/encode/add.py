@@ -55,7 +55,6 @@ def add_column(
     one, StoreError for a column that the store has made differently, CorpusError if videos are
     needed and gone.
     """
-    progress = progress or Progress()
     ledger = Ledger()
     options = made_from(EncodeOptions, options, settings, "add_column")
     opened = Store(open_files(store))
@@ -76,8 +75,8 @@ def add_column(
         shards = [(s.bucket, s.shard, s.rows) for s in opened.plan.shards()]
         writer = StoreWriter.open(opened.files, meta, array_rows(shards, meta.shard_rows))
         find = videos.get if needs_videos else partial(opened.plan.source, corpus_root="")
-        job = Job(chosen, Planned(find, opened.plan), encoders, writer)
-        return run_job(job, progress, ledger)
+        planned, told = Planned(find, opened.plan), progress or Progress()
+        return run_job(Job(chosen, planned, encoders, writer, progress=told), ledger)
 
 
 def _options_for(meta: StoreMeta, names: tuple[str, ...], options: EncodeOptions) -> EncodeOptions:

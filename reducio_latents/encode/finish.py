@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from reducio_latents.corpus.fate import A_PICTURE
 from reducio_latents.encode.engines.orders import RUNS_FOLDER as RUNS
 from reducio_latents.encode.job import Job
-from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.quality import require_floor
 from reducio_latents.encode.report import EncodeReport, count_kinds
 from reducio_latents.encode.shards import ShardDone, encode_shards, rounds
@@ -49,16 +48,16 @@ class Ledger:
             self.stages[stage] = self.stages.get(stage, 0.0) + seconds
 
 
-def announce(job: Job, todo: Todo, progress: Progress, ranks: int = 1) -> None:
+def announce(job: Job, todo: Todo, ranks: int = 1) -> None:
     """Tell the progress how many clips the run is about; the share of one of several `ranks`, which
     may come to do more or less."""
     rows = job.shards()
     left = sum(rows[key] for key in todo)
     stored = sum(rows.values()) - left
     if ranks == 1:
-        progress.planned(stored + left, stored)
+        job.progress.planned(stored + left, stored)
     else:
-        progress.planned(-(-left // ranks), 0)
+        job.progress.planned(-(-left // ranks), 0)
 
 
 def conclude(job: Job, todo: Todo, ledger: Ledger) -> EncodeReport:
@@ -153,23 +152,19 @@ def make_report(
     )
 
 
-def run_job(job: Job, progress: Progress, ledger: Ledger | None = None) -> EncodeReport:
+def run_job(job: Job, ledger: Ledger | None = None) -> EncodeReport:
     """Encode what the job's store lacks, finish the store, and say what became of all."""
     ledger = ledger or Ledger()
     todo = job.todo()
-    announce(job, todo, progress)
-    encode_todo(job, todo, progress, ledger)
+    announce(job, todo)
+    encode_todo(job, todo, ledger)
     if job.stop.requested:
         return share_report(job, todo, ledger)
     return conclude(job, todo, ledger)
 
 
 def encode_todo(
-    job: Job,
-    todo: Todo,
-    progress: Progress,
-    ledger: Ledger,
-    takes: Callable[[ShardKey], bool] = lambda _: True,
+    job: Job, todo: Todo, ledger: Ledger, takes: Callable[[ShardKey], bool] = lambda _: True
 ) -> None:
     """Encode the shards that this process takes, and book each as it is committed, until all are,
     or the rest is given up. A shard is asked about when it is about to be read."""
@@ -178,7 +173,7 @@ def encode_todo(
             taken: Iterable[ShardKey] = filter(takes, keys)
             if careful and not (taken := list(taken)):
                 continue
-            for done in encode_shards(job, names, taken, progress, careful=careful):
+            for done in encode_shards(job, names, taken, careful=careful):
                 ledger.book(done)
     except StoppedError:
         return

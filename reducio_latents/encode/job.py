@@ -48,6 +48,7 @@ class Job:
     """What the addresses in the plan are relative to now."""
     stop: Stop = field(default_factory=Stop)
     """Set when the run is asked to end early."""
+    progress: Progress = field(default_factory=Progress)
 
     @cached_property
     def journal(self) -> Journal:
@@ -194,30 +195,24 @@ def plan_job(request: RunRequest, columns: Mapping[str, ColumnMeta]) -> Job:
     elif gone := failed_videos(files, GONE):
         forget_failures(writer, planned.plan, lambda key: planned.has_again(key, gone))
     root = corpus_root(corpus, options.root)
-    return Job(options, planned, (), writer, root, request.stop)
+    return Job(options, planned, (), writer, root, request.stop, request.progress)
 
 
-def join(store: str | Path, options: EncodeOptions, root: str, moved: Moved, stop: Stop) -> Job:
+def join(request: RunRequest, root: str, moved: Moved) -> Job:
     """Load the encoders for a run that another process has planned.
 
     `root` is what the plan's addresses are relative to, `moved` names the videos that lie elsewhere
     or are gone.
     """
-    files = open_files(store)
-    meta = StoreMeta.read(files)
-    plan = require_plan(files)
+    files = open_files(request.store)
+    meta, plan = StoreMeta.read(files), require_plan(files)
 
     def find(video: str) -> VideoSource | None:
         return moved[video] if video in moved else plan.source(video, root)
 
-    return Job(
-        options,
-        Planned(find, plan),
-        build_columns(options, meta.columns),
-        StoreWriter(files, meta),
-        root,
-        stop,
-    )
+    encoders = build_columns(request.options, meta.columns)
+    writer, planned = StoreWriter(files, meta), Planned(find, plan)
+    return Job(request.options, planned, encoders, writer, root, request.stop, request.progress)
 
 
 def forget_failures(

@@ -64,7 +64,7 @@ def encode_corpus(
         read_meta_if_any(files)  # refuses a place that is taken by something else
         with at_work(files, "encoding") as run:
             request = replace(request, run=run)
-            return engine(request) if engine else run_job(prepare(request), request.progress)
+            return engine(request) if engine else run_job(prepare(request))
     except StoppedError:  # before the first shard was begun
         return EncodeReport(signal=stop.signal)
 

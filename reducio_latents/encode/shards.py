@@ -19,7 +19,6 @@ from reducio_latents.encode.attempts import Attempts
 from reducio_latents.encode.batches import Feed, read_batches, read_carefully
 from reducio_latents.encode.columns import CAPTIONS, ClipBatch, ColumnEncoder, RowFailed
 from reducio_latents.encode.job import Job
-from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.quality import QualityCheck
 from reducio_latents.encode.source import ReadyBatch, ShardWork, clip_batch, part_removed
 from reducio_latents.encode.stop import StoppedError
@@ -69,7 +68,7 @@ def rounds(
 
 
 def encode_shards(
-    job: Job, names: Sequence[str], keys: Feed, progress: Progress, *, careful: bool = False
+    job: Job, names: Sequence[str], keys: Feed, *, careful: bool = False
 ) -> Iterator[ShardDone]:
     """Encode some columns of the shards that `keys` gives, and yield each when it is durable.
 
@@ -79,7 +78,7 @@ def encode_shards(
     QualityError if the floor of the job's options is not reached.
     """
     begun: dict[ShardKey, Attempts] = {}
-    encoder = _ShardEncoder(job, names, progress, ahead=0 if careful else LAUNCHES_AHEAD)
+    encoder = _ShardEncoder(job, names, ahead=0 if careful else LAUNCHES_AHEAD)
     read = read_carefully if careful else read_batches
     batches = read(job, _take_up(job, keys, begun), encoder.columns, begun)
     writing: deque[Future[ShardDone]] = deque()
@@ -180,12 +179,12 @@ class _Launched:
 class _ShardEncoder:
     """Some columns of a job: from batches to whole shards, and from those to commits."""
 
-    def __init__(self, job: Job, names: Sequence[str], progress: Progress, ahead: int) -> None:
-        self._job, self._progress, self._ahead = job, progress, ahead
+    def __init__(self, job: Job, names: Sequence[str], ahead: int) -> None:
+        self._job, self._ahead = job, ahead
         self.columns = [encoder for encoder in job.encoders if encoder.name in names]
         columns = job.writer.meta.columns
         self._kinds = {e.name: row_kind(columns[e.name]) for e in self.columns}
-        self._check = QualityCheck.of(job.options, self.columns, progress.checked)
+        self._check = QualityCheck.of(job.options, self.columns, job.progress.checked)
 
     def encode(self, batches: Iterable[ReadyBatch | None]) -> Iterator[_Shard | None]:
         """Yield each shard when all of its rows are there.
@@ -276,10 +275,10 @@ class _ShardEncoder:
                     shard.quality += self._check.measure(batch, rows)
         kept, gone = part_removed(ready.clips)
         failed = len(ready.failed) - len(gone)
-        self._progress.encoded(len(kept) - failed, failed)
+        self._job.progress.encoded(len(kept) - failed, failed)
         if ready.last:
             yield shard
 
     def _spend(self, shard: _Shard, stage: str, seconds: float) -> None:
         shard.stages.add(stage, seconds)
-        self._progress.spent(stage, seconds)
+        self._job.progress.spent(stage, seconds)

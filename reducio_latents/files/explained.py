@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from reducio_latents.core.text import without_secrets
 from reducio_latents.errors import LatentsError, StoreError
 
 
-class Explained:
-    """Turns what obstore raises into a StoreError; a missing file stays a FileNotFoundError."""
-
-    def __init__(self, verb: str, where: str) -> None:
-        self.verb, self.where = verb, where
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
-        if err is None or isinstance(err, LatentsError):
-            return
+@contextmanager
+def explained(verb: str, where: str) -> Iterator[None]:
+    """Turn what obstore raises into a StoreError; a missing file stays a FileNotFoundError."""
+    try:
+        yield
+    except LatentsError:
+        raise
+    except Exception as err:
         from obstore.exceptions import BaseError
 
         no_bucket = "NoSuchBucket" in str(err)
         if isinstance(err, FileNotFoundError) and not no_bucket:
-            raise FileNotFoundError(f"{self.where} does not exist") from None
+            raise FileNotFoundError(f"{where} does not exist") from None
         if no_bucket or isinstance(err, BaseError | ValueError):
-            raise StoreError(f"cannot {self.verb} {self.where}: {reason(str(err))}") from None
+            raise StoreError(f"cannot {verb} {where}: {reason(str(err))}") from None
+        raise
 
 
 CAUSES = (

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from reducio_latents.errors import ConfigError, StoreError
-from reducio_latents.files.explained import Explained
+from reducio_latents.files.explained import explained
 from reducio_latents.files.inside import require_inside
 from reducio_latents.files.protocol import LISTING, Buffer, Origin, joined, require_readable
 
@@ -108,7 +108,7 @@ class ObjectFiles:
     def probe(self) -> None:
         """Raise StoreError unless the place answers; an empty one is no error."""
         obstore = _obstore(self._url)
-        with Explained("open", self._url):
+        with explained("open", self._url):
             store = _new_store(obstore, self._url, PROBE_RETRIES, PROBE_TIMEOUT_S)
             try:
                 if self.read_only:
@@ -162,7 +162,7 @@ class ObjectFiles:
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield a whole file in pieces of some MiB."""
         require_inside(path, self._url)
-        with Explained("read", f"{self._url}/{path}"):
+        with explained("read", f"{self._url}/{path}"):
             obstore, store = self._client()
             for piece in obstore.get(store, path).stream(min_chunk_size=PART_BYTES):
                 yield bytes(piece)
@@ -268,7 +268,7 @@ class ObjectFiles:
         """Return what `request` makes of (obstore, store), its errors in our words."""
         if path or verb != "list":
             require_inside(path, self._url)
-        with Explained(verb, f"{self._url}/{path}"):
+        with explained(verb, f"{self._url}/{path}"):
             obstore, store = self._client()
             return _persist(obstore, lambda: request(obstore, store), patience()[0])
 

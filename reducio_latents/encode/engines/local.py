@@ -33,7 +33,6 @@ from reducio_latents.encode.finish import (
 from reducio_latents.encode.job import Job, RunRequest, join, prepare
 from reducio_latents.encode.options import EncodeOptions
 from reducio_latents.encode.prepare import list_by
-from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.stop import Stop, stop_on_signals
 from reducio_latents.errors import ConfigError
@@ -129,8 +128,8 @@ def _lead(
         job = prepare(replace(request, run=rank.run))
         todo = job.todo()
         run.announce(Order.of(job.root, todo, moved_sources(job)))
-        announce(job, todo, request.progress, rank.of)
-        mine = _encode(job, todo, rank, run, request.progress, ledger)
+        announce(job, todo, rank.of)
+        mine = _encode(job, todo, rank, run, ledger)
         run.wait_for_ranks(job.stop, [p.is_alive for p in others])
     if job.stop.requested:
         return replace(share_report(job, mine, ledger), shards_left=len(job.missing()))
@@ -150,11 +149,11 @@ def _follow(request: RunRequest, rank: Rank, run: RunFiles) -> EncodeReport:
             moved |= {
                 video.video: video.source for video in list_by(request.corpus, options).videos
             }
-        job = join(request.store, request.options, root, moved, request.stop)
+        job = join(request, root, moved)
         todo, left = order.todo(), job.missing()  # a task that was requeued has done some already
-        announce(job, todo, request.progress, rank.of)
+        announce(job, todo, rank.of)
         there = {key: left[key] for key in todo if key in left}
-        mine = _encode(job, there, rank, run, request.progress, ledger)
+        mine = _encode(job, there, rank, run, ledger)
     report = share_report(job, mine, ledger, str(rank))
     if job.stop.requested:
         return report
@@ -168,19 +167,16 @@ def _follow(request: RunRequest, rank: Rank, run: RunFiles) -> EncodeReport:
     return report
 
 
-def _encode(
-    job: Job, todo: Todo, rank: Rank, run: RunFiles, progress: Progress, ledger: Ledger
-) -> Todo:
+def _encode(job: Job, todo: Todo, rank: Rank, run: RunFiles, ledger: Ledger) -> Todo:
     """Encode what this rank takes of the shards, and return what it took."""
     taken: dict[ShardKey, tuple[str, ...]] = {}
 
     def takes(key: ShardKey) -> bool:
-        is_mine = run.take(key)
-        if is_mine:
+        if is_mine := run.take(key):
             taken[key] = todo[key]
         return is_mine
 
-    encode_todo(job, {key: todo[key] for key in rank.in_turn(list(todo))}, progress, ledger, takes)
+    encode_todo(job, {key: todo[key] for key in rank.in_turn(list(todo))}, ledger, takes)
     return taken
 
 

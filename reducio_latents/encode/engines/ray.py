@@ -25,11 +25,10 @@ from reducio_latents.encode.engines.local import moved_sources
 from reducio_latents.encode.finish import Ledger, Todo, announce, conclude, share_report
 from reducio_latents.encode.job import Job, Moved, RunRequest, describe_store, join, plan_job
 from reducio_latents.encode.options import EncodeOptions
-from reducio_latents.encode.progress import Progress
 from reducio_latents.encode.registry import build_columns
 from reducio_latents.encode.report import EncodeReport
 from reducio_latents.encode.shards import ShardDone, encode_shards
-from reducio_latents.encode.stop import Stop, StoppedError
+from reducio_latents.encode.stop import StoppedError
 from reducio_latents.errors import ConfigError, LatentsError
 from reducio_latents.files import open_files
 from reducio_latents.store.commit import ShardKey
@@ -50,7 +49,7 @@ class ShardActor:
     """Encodes shards on one node: what Ray runs. Methods are called from several threads."""
 
     def __init__(self, store: str, options: EncodeOptions, root: str, moved: Moved) -> None:
-        self._job = join(store, options, root, moved, Stop())
+        self._job = join(RunRequest("", store, options), root, moved)
         self._streams: dict[tuple[str, ...], _Stream] = {}
         self._lock = threading.Lock()
 
@@ -64,7 +63,7 @@ class ShardActor:
         if self._job.journal.suspects([shard]):
             with self._lock:  # alone: whatever else it did would be blamed too
                 self._end_streams()
-                (done,) = encode_shards(self._job, names, [shard], Progress(), careful=True)
+                (done,) = encode_shards(self._job, names, [shard], careful=True)
                 return done
         with self._lock:
             stream = self._streams.get(names)
@@ -113,10 +112,10 @@ class _Stream:
 
     def _encoded(self) -> Iterator[ShardDone]:
         if not self._singly:
-            yield from encode_shards(self._job, self._names, self._feed(), Progress())
+            yield from encode_shards(self._job, self._names, self._feed())
             return
         while (key := self._given.get()) is not None:
-            yield from encode_shards(self._job, self._names, [key], Progress())
+            yield from encode_shards(self._job, self._names, [key])
 
     def _feed(self) -> Iterator[ShardKey | None]:
         """Yield shards as they are put in; None, which is asked again, while there is none."""
@@ -264,7 +263,7 @@ def run_ray(request: RunRequest) -> EncodeReport:
     try:
         job = _plan(request)
         todo = job.todo()
-        announce(job, todo, request.progress)
+        announce(job, todo)
         with suppress(StoppedError):
             for done in Fleet(request, job, todo).run():
                 request.progress.encoded(done.rows - len(done.failed), len(done.failed))
