@@ -294,6 +294,10 @@ def test_what_tools_write_beside_a_folder_of_videos_is_theirs(
     assert sorted(span.start for span in found["videos/b.mp4"].spans) == [1, 5]
     assert "1 videos of metadata.csv; more.jsonl are not in the folder" in caplog.text
     assert "1 tables lie among the videos, name none of them and are not read: notes" in caplog.text
+    for name, text in (("one", "x"), ("two", "y")):
+        write(tmp_path / f"{name}.json", [{"path": "videos/c.mp4", "caption": text}])
+    assert [v.captions for v in list_corpus(tmp_path) if v.video == "videos/c.mp4"] == [()]
+    assert "names videos/c.mp4 twice" in caplog.text
     caplog.clear()
     assert len(list_corpus(tmp_path / "videos/*.mp4")) == 3
     assert not caplog.text

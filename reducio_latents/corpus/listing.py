@@ -316,9 +316,12 @@ def _take_from_tables(tree: Tree, videos: list[CorpusVideo], tables: list[str]) 
             if any(number(row) is not None for row in rows):
                 rows_of[name] = rows
     if len(rows_of) > 1:  # which may have rows of one video
-        rows_of = {"": list(read_tables(tree, list(rows_of), None, TableColumns()).listed())} | {
-            name: [] for name in rows_of
-        }
+        try:
+            every = list(read_tables(tree, list(rows_of), None, TableColumns()).listed())
+            rows_of = {"": every} | {name: [] for name in rows_of}
+        except CorpusError as err:
+            log.warning("%s Until then they are not read.", err)
+            rows_of = {}
     without, beside = 0, {i for i, video in enumerate(videos) if video.spans}
     for row in chain.from_iterable(rows_of.values()):
         if (i := number(row)) is None:
