@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -133,13 +134,35 @@ def test_only_new_rows_are_read(tmp_path: Path, read: list[int], ending: str) ->
     read.clear()
     plan(path, tmp_path / "store")
     assert sum(read) <= 24
+
+
+@pytest.mark.parametrize("name", ["t.json", "t.csv.gz"])
+def test_a_table_that_is_only_read_whole_is_not_read_again(
+    tmp_path: Path, read: list[int], name: str
+) -> None:
+    path, rows = tmp_path / name, clips_of(range(20))
+    for count in (60, 0, 63, 0):
+        if count:
+            write(tmp_path / name.removesuffix(".gz"), rows)
+        if count and name.endswith(".gz"):
+            path.write_bytes(gzip.compress((tmp_path / "t.csv").read_bytes()))
+        read.clear()
+        plan(path, tmp_path / "store")
+        assert read == [count]
+        rows += clips_of([20]) if count == 60 else []
+
+
+def test_tables_that_have_moved_are_read(tmp_path: Path, read: list[int]) -> None:
+    ending = ".csv"
+    write(tmp_path / f"t{ending}", clips_of(range(40)))
+    plan(tmp_path / f"t{ending}", tmp_path / "store")
     write(tmp_path / f"u{ending}", clips_of([50]))
     read.clear()
     (tmp_path / "both").mkdir()
     for name in ("t", "u"):
         (tmp_path / f"{name}{ending}").rename(tmp_path / f"both/{name}{ending}")
     plan(tmp_path / "both", tmp_path / "store")
-    assert read == [124 + 3]  # the tables have moved
+    assert read == [123]
 
 
 def test_what_was_listed_is_not_believed_where_it_may_be_wrong(

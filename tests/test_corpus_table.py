@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 import json
 import logging
 from decimal import Decimal
@@ -315,6 +316,26 @@ def test_columns_are_parted_as_the_first_line_parts_them(tmp_path: Path, mark: s
     table = write(tmp_path / "t.csv", "\n".join(map(mark.join, lines)))
     (video,) = list_corpus(table)
     assert (video.video, video.captions, video.extra) == ("a.mp4", ("x, y; z",), {"n": 1})
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.json"])
+def test_a_packed_table_is_what_it_packs(tmp_path: Path, name: str) -> None:
+    rows = [{"path": f"{n}.mp4", "caption": f"{n}", "n": n} for n in range(500)]
+    text = json.dumps(rows)
+    if name == "t.jsonl":
+        text = "\n".join(map(json.dumps, rows))
+    elif name == "t.csv":  # from a quote on it is Python that reads, from where that was
+        text = "path,caption,n\n" + "".join(f"{n}.mp4,{n},{n}\n" for n in range(500))
+        text += '501.mp4,a"b,1\n'
+    plain = list_corpus(write(tmp_path / name, text))
+    packed = tmp_path / f"{name}.gz"
+    packed.write_bytes(gzip.compress(text.encode()))
+    assert [(v.video, v.captions, dict(v.extra)) for v in list_corpus(packed)] == [
+        (v.video, v.captions, dict(v.extra)) for v in plain
+    ]
+    packed.write_bytes(packed.read_bytes()[:-30])
+    with pytest.raises(CorpusError, match=r"t\.\w+\.gz"):
+        list_corpus(packed)
 
 
 def test_numbers_are_ids_too(tmp_path: Path) -> None:

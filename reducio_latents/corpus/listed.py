@@ -117,7 +117,7 @@ def list_tables(
     stamps = {name: _stamp(tree, name) for name in names}
     while True:
         kept = before.kept(same)
-        begins = {block.table: block.place for block in kept.blocks}
+        begins = {block.table: None if block.at_end else block.place for block in kept.blocks}
         rows = read_tables(tree, names, root, columns, begins)
         again = min(same, kept.first_of(rows.names))
         if again == same:
@@ -136,7 +136,8 @@ def list_tables(
             return None
         blocks, first = [*kept.blocks], [0]
         for name in names:
-            begin = begins.get(name, BEGINNING)
+            if (begin := begins.get(name, BEGINNING)) is None:
+                continue
             found = list(_ends(rows, name, begin, sizes[name]))
             ends = [Block(name, place, "", at_end) for place, at_end, _ in found]
             sums = list(_sums(tree, name, begin, ends))

@@ -33,7 +33,7 @@ from reducio_latents.corpus.patterns import (
     is_pattern,
     split_pattern,
 )
-from reducio_latents.corpus.readers import TABLE_READERS, is_table_name
+from reducio_latents.corpus.readers import TABLE_READERS, is_table_name, table_ending
 from reducio_latents.corpus.shot_lists import read_shots
 from reducio_latents.corpus.table import TableColumns, read_tables
 from reducio_latents.corpus.tars import is_tar_name, list_tar
@@ -183,9 +183,10 @@ def _explained(corpus: str | Path) -> Iterator[None]:
         yield
     except CorpusError:
         raise
-    except OSError as err:
-        place = f" ({err.filename})" if err.filename else ""
-        said = f"{public_url(str(corpus))} cannot be listed: {err.strerror or err}{place}"
+    except (OSError, EOFError) as err:
+        name, why = (getattr(err, name, None) for name in ("filename", "strerror"))
+        place = f" ({name})" if name else ""
+        said = f"{public_url(str(corpus))} cannot be listed: {why or err}{place}"
         raise CorpusError(f"{printable(said)}. Check path and rights.") from err
 
 
@@ -248,7 +249,9 @@ class _Sorted:
                 self.found[path] = item
             elif (is_video_name(path) or is_tar_name(path)) and meant:
                 self.found[path] = item
-            elif is_table_name(path) and meant and not path.endswith(".txt") and not item.problem:
+            elif (
+                is_table_name(path) and meant and table_ending(path) != ".txt" and not item.problem
+            ):
                 self.tables.append(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import logging
 import posixpath
@@ -11,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from reducio_latents.core.text import printable
 from reducio_latents.corpus.cells import Cells, cells_of
 from reducio_latents.corpus.entry import extension, file_columns, is_utf8
 from reducio_latents.corpus.spans import is_time_name
+from reducio_latents.corpus.trees import Tree
 from reducio_latents.errors import CorpusError
 from reducio_latents.files.parquet import PICTURE_NAMES, video_leaf
 from reducio_latents.video import PICTURE, is_still_name
@@ -487,5 +489,23 @@ UNTYPED = (".csv", ".tsv", ".txt")
 """Tables whose cells are all text, numbers too."""
 
 
+PACKED = ".gz"
+
+
+def table_ending(name: str) -> str:
+    """Return the ending that says what kind of table it is, packed or not."""
+    return extension(name[: -len(PACKED)] if extension(name) == PACKED else name)
+
+
 def is_table_name(name: str) -> bool:
-    return extension(name) in TABLE_READERS
+    return table_ending(name) in TABLE_READERS
+
+
+def open_table(tree: Tree, name: str) -> BinaryIO:
+    """Open a table for reading; one that is packed is unpacked on the way."""
+    file = tree.open(name)
+    if extension(name) != PACKED:
+        return file
+    unpacked = gzip.GzipFile(fileobj=file)
+    unpacked.myfileobj = cast(Any, file)  # so that it is closed with it
+    return cast(BinaryIO, unpacked)

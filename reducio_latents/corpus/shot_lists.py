@@ -8,7 +8,7 @@ from itertools import chain
 
 from reducio_latents.core.text import printable
 from reducio_latents.corpus.entry import CorpusSpan, CorpusVideo, extension, file_columns, storable
-from reducio_latents.corpus.readers import BEGINNING, TABLE_READERS
+from reducio_latents.corpus.readers import BEGINNING, TABLE_READERS, open_table, table_ending
 from reducio_latents.corpus.spans import find_times, read_spans
 from reducio_latents.corpus.table import SAMPLE
 from reducio_latents.corpus.trees import Tree
@@ -47,7 +47,7 @@ def read_shots(tree: Tree, name: str) -> CorpusVideo | None:
         # The last frame is still of the shot.
         frames = tuple(CorpusSpan(first, last + 1, in_frames=True) for first, last in found)
         return CorpusVideo(video, source, spans=frames)
-    batches = TABLE_READERS[extension(name)](tree.open(name), where, BEGINNING)
+    batches = TABLE_READERS[table_ending(name)](open_table(tree, name), where, BEGINNING)
     first = next(batches, None)
     if first is None:
         return CorpusVideo(video, source)

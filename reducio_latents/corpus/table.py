@@ -46,11 +46,14 @@ from reducio_latents.corpus.entry import (
 )
 from reducio_latents.corpus.readers import (
     BEGINNING,
+    PACKED,
     TABLE_READERS,
     UNTYPED,
     Batch,
     InParquet,
     Place,
+    open_table,
+    table_ending,
 )
 from reducio_latents.corpus.rows import (
     ENTRY,
@@ -90,19 +93,21 @@ def read_tables(
     names: Sequence[str],
     root: str | None,
     columns: TableColumns,
-    begins: Mapping[str, Place] | None = None,
+    begins: Mapping[str, Place | None] | None = None,
 ) -> TableRows:
     """Read the videos that tables name, relative paths being relative to `root` or their table.
 
-    Rows are read one after another, of some tables from where they begin only. Raise CorpusError
-    for a table that cannot be read, has no rows or no column of paths.
+    Rows are read one after another, of some tables from where they begin only, or none. Raise
+    CorpusError for a table that cannot be read, has no rows or no column of paths.
     """
     found, begins = TableRows(names), begins or {}
     for name in names:
         where = printable(public_url(join_url(tree.root, name)))
         finder = _Finder(root or tree.root, "" if root else posixpath.dirname(name), bool(root))
-        read, begin = TABLE_READERS[extension(name)], begins.get(name, BEGINNING)
-        batches = read(tree.open(name), where, BEGINNING)
+        read, begin = TABLE_READERS[table_ending(name)], begins.get(name, BEGINNING)
+        if begin is None:
+            continue
+        batches = read(open_table(tree, name), where, BEGINNING)
         first, sample = list[Batch](), list[dict[str, Any]]()
         while len(sample) < SAMPLE and (batch := next(batches, None)) is not None:
             first.append(batch)
@@ -111,11 +116,11 @@ def read_tables(
             raise CorpusError(f"{where} has no rows. Name one video a row.")
         table = _Table(where, name, sample[:SAMPLE], columns, finder)
         if begin.end:
-            first, batches = [], read(tree.open(name), where, begin)
+            first, batches = [], read(open_table(tree, name), where, begin)
         for batch in chain(first, batches):
             table.take(batch, found)
             found.rows += len(batch.numbers)
-            if batch.end >= 0:
+            if batch.end >= 0 and extension(name) != PACKED:
                 found.ends.append((name, Place(batch.end, batch.numbers[-1]), len(found.names)))
         found.ends.append((name, None, len(found.names)))
         first, batch = [], None
@@ -128,7 +133,7 @@ class TableRows:
     """What the rows of tables name and say."""
 
     def __init__(self, tables: Sequence[str]) -> None:
-        self.untyped = all(extension(name) in UNTYPED for name in tables)
+        self.untyped = all(table_ending(name) in UNTYPED for name in tables)
         self.ends: list[tuple[str, Place | None, int]] = []
         """Places in tables, or the end of one, and how many videos were named up to there."""
         self.types: dict[str, dict[str, pa.DataType]] = {"videos": {}, "spans": {}}
@@ -239,8 +244,8 @@ class _Table:
                 _require(columns, getattr(given, what), where, what)
         rest = [name for name in columns if name not in (self.path, self.caption)]
         self.times: Times | None = find_times(rest, rows, where, given.start, given.end)
-        self.untyped = extension(name) in UNTYPED
-        if extension(name) == ".txt":
+        self.untyped = table_ending(name) in UNTYPED
+        if table_ending(name) == ".txt":
             self.kind = "name"
 
     @staticmethod
