@@ -1,4 +1,7 @@
-"""What only a GPU can show. Without one these tests are skipped."""
+"""What only a GPU can show. Without one these tests are skipped.
+
+Most need torch and numpy alone; those of stores and videos are skipped where a library is missing.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from reducio_latents import LatentDataset, load_autoencoder, open_store
+from reducio_latents.autoencoders import load_autoencoder
 from reducio_latents.core.choices import Compile
 from reducio_latents.core.geometry import Bucket
-from reducio_latents.dataset import LatentLoader
 from reducio_latents.encode.fast_path import fast_path_error, made_up_clips
 from reducio_latents.encode.gpu import BatchEncoder, DeviceFit
-from reducio_latents.upkeep.verify import verify
 from reducio_latents.vae import norm
 from reducio_latents.vae.norm import NormSiLU, takes_triton
 from reducio_latents.video.pixels import fit_clip
 from reducio_latents.video.planes import PlaneLayout, fit_packed
-from tests.corpora import write_corpus, write_video
-from tests.latent_stores import write_store
-from tests.test_encode_flow import encode, files_of
-from tests.test_train_run import SETTINGS, assert_same, rows, run, state_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -33,6 +30,13 @@ GPU = torch.device("cuda")
 MODEL = "reducio-random:32"
 BUCKET = Bucket(16, 64, 64)
 BFLOAT16: dict[str, Any] = {"dtype": torch.bfloat16, "memory_format": torch.channels_last_3d}
+
+
+@pytest.fixture
+def libraries() -> None:
+    """Skip where one is missing that writes videos and stores."""
+    for name in ("av", "google_crc32c", "pyarrow", "webdataset", "zarr"):
+        pytest.importorskip(name)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -130,10 +134,16 @@ def test_a_batch_beyond_the_gpus_memory_is_cut_until_it_fits() -> None:
     assert error / np.linalg.norm(expected.astype(np.float32)) < 2e-2
 
 
+@pytest.mark.usefixtures("libraries")
 @pytest.mark.parametrize("batch_size", [2, "auto"])
 def test_a_run_on_a_gpu_is_whole_and_gives_the_same_bytes_twice(
     batch_size: int | str, tmp_path: Path
 ) -> None:
+    from reducio_latents import open_store
+    from reducio_latents.upkeep.verify import verify
+    from tests.corpora import write_corpus
+    from tests.test_encode_flow import encode, files_of
+
     corpus = write_corpus(tmp_path / "corpus")
     settings: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16", "batch_size": batch_size}
     report = encode(corpus, tmp_path / "store", **settings)
@@ -145,8 +155,12 @@ def test_a_run_on_a_gpu_is_whole_and_gives_the_same_bytes_twice(
     assert files_of(tmp_path / "other") == files_of(tmp_path / "store")
 
 
+@pytest.mark.usefixtures("libraries")
 @pytest.mark.parametrize("latents", ["sample", "moments"])
 def test_a_loader_brings_to_the_gpu_what_the_dataset_reads(latents: str, tmp_path: Path) -> None:
+    from reducio_latents.dataset import LatentDataset, LatentLoader
+    from tests.latent_stores import write_store
+
     columns = ("motion", "content_image", "caption")
     write_store(tmp_path / "store", videos=9, clips_per_video=4, columns=columns)
     options: dict[str, Any] = {"columns": columns, "batch_size": 4, "latents": latents}
@@ -164,8 +178,12 @@ def test_a_loader_brings_to_the_gpu_what_the_dataset_reads(latents: str, tmp_pat
     assert count == 9
 
 
+@pytest.mark.usefixtures("libraries")
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_training_on_a_gpu_resumes_bit_for_bit(precision: str, tmp_path: Path) -> None:
+    from tests.corpora import write_video
+    from tests.test_train_run import SETTINGS, assert_same, rows, run, state_of
+
     for seed in range(4):
         write_video(tmp_path / "corpus" / f"{seed}.mp4", 2.1, seed=seed)
     config = tmp_path / "corpus" / "tiny.yaml"

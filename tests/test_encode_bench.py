@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +84,33 @@ def test_gpu_report_needs_torch_numpy_and_einops_alone_and_says_what_it_had_no_t
     assert "| naive: batch 1" in run.stdout
     assert "skipped for want of time: bfloat16 channels_last_3d, batch 8" in run.stdout
     assert not NOT_NEEDED & set(run.stdout.splitlines()[-1].split())
+
+
+def test_what_only_a_gpu_shows_is_imported_where_libraries_are_missing() -> None:
+    """The libraries of the rooms that are named here are those of the test above."""
+    begins = [
+        node.module
+        for node in ast.parse((ROOT / "tests" / "test_cuda.py").read_text()).body
+        if isinstance(node, ast.ImportFrom) and node.module
+    ]
+    assert not [name for name in begins if name.startswith("tests")]
+    rooms = {name.split(".")[1] for name in begins if name.startswith("reducio_latents.")}
+    assert rooms <= {"autoencoders", "core", "encode", "vae", "video"}
+
+
+def test_a_part_alone_has_all_the_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    tool = runpy.run_path(str(ROOT / "tools" / "gpu_report.py"))
+    left: list[float] = []
+    monkeypatch.setitem(
+        tool["PARTS"], "train", lambda report: left.append(report.deadline - time.monotonic())
+    )
+    report = ["gpu_report", "--device", "cpu", "--seconds", "0.01", "--minutes", "5"]
+    monkeypatch.setattr(sys, "argv", [*report, "--only", "train"])
+    tool["main"]()
+    assert left[0] > 270
 
 
 def test_gpu_report_measures_each_of_its_parts(

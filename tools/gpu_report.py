@@ -89,7 +89,7 @@ SHARES = {
     "decode": 0.1,
     "resize": 0.05,
 }
-"""Of the time, what each part may have; a part that ends early leaves its rest to the others."""
+"""What each may have of the time of all parts; what one leaves is the next one's."""
 MOVES = (
     "copy",
     "clone",
@@ -431,9 +431,9 @@ def main() -> None:
         return
     begin, limit_s = time.monotonic(), 60 * arguments.minutes
     print(f"{describe(device)}; {str(report.dtype)[6:]} matmul {report.matmul / 1e12:.3g} TFLOP/s")
-    share = 0.0
-    for name in arguments.only.split(","):
-        share += SHARES[name]
+    share, names = 0.0, arguments.only.split(",")
+    for name in names:
+        share += SHARES[name] / sum(SHARES[part] for part in names)
         report.deadline = begin + share * limit_s
         print(f"\n## {name}\n\n{GOALS[name]}\n", flush=True)
         if name != "encode" and report.is_late(name):
