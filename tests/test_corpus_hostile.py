@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from reducio_latents.core.text import without_secrets
 from reducio_latents.corpus import CorpusVideo, list_corpus
 from reducio_latents.corpus.trees import MAX_TEXT_BYTES
 from reducio_latents.encode.engines.orders import Order
 from reducio_latents.errors import ConfigError, CorpusError, VideoError
+from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource, open_source, public_url
 
 SIGNED = "https://cdn.org/a%20b.mp4?v=7&X-Amz-Signature=f00d&X-Amz-Credential=me"
@@ -234,7 +236,8 @@ def test_an_order_to_the_other_ranks_holds_no_secret() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://me:pw@nowhere.invalid/x.mp4?sig=f00d", "weird://me:pw@h/x"]
+    "url",
+    ["https://me:pw@nowhere.invalid/x.mp4?sig=f00d", "weird://me:pw@h/x", "weird://me:x/pw@h/x"],
 )
 def test_errors_about_urls_hold_no_secret(url: str) -> None:
     said = []
@@ -243,6 +246,32 @@ def test_errors_about_urls_hold_no_secret(url: str) -> None:
             attempt()
         said.append(str(caught.value))
     assert not any(secret in text or "\n" in text for text in said for secret in SECRETS), said
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at s3://AKIA:f00d/f00d@bucket/x: no", "at s3://bucket/x: no"),
+        ("at https://me:f00d@f00d@host/x", "at https://host/x"),
+        ("url: /x?X-Amz-Signature=f00d&v=1 (reset)", "url: /x?X-Amz-Signature=...&v=1 (reset)"),
+        ("url='/x?token=f00d'", "url='/x?token=...'"),
+        ("https://h/x#access_token=f00d", "https://h/x#access_token=..."),
+        ("Authorization: Bearer f00df00d", "Authorization: Bearer ..."),
+        ("hf_" + "f00d" * 8 + " is no token", "... is no token"),
+        ("hf://datasets/o/n@rev/x", "hf://datasets/o/n@rev/x"),
+        ("https://host:80/@me/x", "https://host:80/@me/x"),
+        ("text_max_tokens=5", "text_max_tokens=5"),
+    ],
+)
+def test_secrets_are_left_out_wherever_they_stand(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+
+
+@pytest.mark.parametrize("url", ["s3://AKIA:f0/0d@bucket/x", "https://h/x#token=f0/0d"])
+def test_a_store_is_not_opened_by_a_url_with_secrets(url: str) -> None:
+    with pytest.raises(ConfigError, match="credentials in it") as caught:
+        open_files(url)
+    assert "0d" not in str(caught.value)
 
 
 def test_names_with_escapes_are_written_out_in_errors(tmp_path: Path) -> None:

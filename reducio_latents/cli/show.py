@@ -152,7 +152,7 @@ def one_line() -> Iterator[None]:
 
     SIGTERM ends it as Ctrl-C does, unless the block listens to it itself.
     """
-    print_logs_safely(safe)
+    print_logs_safely()
     try:
         with _sigterm_raises():
             yield

@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from reducio_latents.core.text import without_secrets
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files.explained import explained
 from reducio_latents.files.inside import require_inside
@@ -63,9 +64,9 @@ def open_remote(url: str) -> Origin:
     a URL of another kind, one that holds credentials, or where a package is missing.
     """
     parts = urlsplit(url)
-    if parts.username or parts.password or parts.query:
+    if parts.query or without_secrets(url) != url:
         raise ConfigError(
-            f"{parts.scheme}://{parts.hostname}{parts.path} is given with credentials in it. "
+            f"{without_secrets(url).partition('?')[0]} is given with credentials in it. "
             "Put them into the environment: a URL ends up in logs and in stores."
         )
     if parts.scheme == "hf":

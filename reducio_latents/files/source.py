@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 from urllib.parse import unquote
 
 from reducio_latents.core.regular import NotAFileError, open_regular
-from reducio_latents.core.text import without_secrets
+from reducio_latents.core.text import without_secrets, without_user
 from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.files.explained import reason
 from reducio_latents.files.remote import open_filesystem
@@ -101,8 +101,7 @@ def public_url(url: str) -> str:
     scheme, mark, rest = url.partition("://")
     if not mark:
         return url
-    place, query_mark, query = rest.partition("?")
-    host, slash, path = place.partition("/")
+    place, query_mark, query = without_user(rest).partition("?")
     fields = query.split("&")
     names = [field.partition("=")[0] for field in fields]
     dropped = AZURE if "sig" in names else set()
@@ -113,7 +112,7 @@ def public_url(url: str) -> str:
     ]
     query = "&".join(kept)
     mark_again = query_mark if query or not query_mark else ""
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}{mark_again}{query}"
+    return f"{scheme}://{place}{mark_again}{query}"
 
 
 def join_url(root: str, path: str) -> str:
