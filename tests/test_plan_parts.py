@@ -26,6 +26,7 @@ from reducio_latents.store.plan import (
     PlanPart,
     PlanSpec,
     complete_parts,
+    edit_part,
     read_plan,
     verify_parts,
     write_part,
@@ -222,6 +223,23 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     (tmp_path / "plan/part-00000.parquet").unlink()
     with pytest.raises(StoreError, match=r"plan/part-00000\.parquet is missing"):
         read_plan(files)
+
+
+def test_every_flipped_byte_of_what_an_edited_part_was_first_is_found(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    store(files, 20)
+    edit_part(files, 0, {"videos": lambda table: table.slice(0, 0)})
+    assert verify_parts(files) == []
+    path = tmp_path / "plan/sha256-00000.txt"
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        assert verify_parts(files), position
+    for longer in (whole + b"x", whole + b"# x\n"):
+        path.write_bytes(longer)
+        assert verify_parts(files)
 
 
 def test_every_flipped_byte_is_found(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ CHECKSUM_KEY = b"reducio_latents.plan.sha256"
 FOOTER_BYTES = 1 << 16
 """Read at once from the end of a part: enough for the metadata of a million clips."""
 ROW_GROUP = 1 << 16
-COMMENT = "# "
+COMMENT, PROOF = "# ", "#sum "
 DAMAGED = "Restore it from a copy, or make the store anew"
 
 
@@ -301,12 +301,13 @@ def edit_part(
         new[kind] = part.load(kind) if same else _to_parquet(pa.concat_tables(after), part)
     text = _read_sums(files, number)
     first, sums = _first_sums(text), _sums(number, new["part"], new["videos"]).decode()
-    if text in (sums, first + sums):
+    head = f"{first}{PROOF}{_sum(first.encode())}\n"
+    if text in (sums, head + sums):
         return
-    files.write(where, (first + _without_comments(text) + sums).encode())
+    files.write(where, (head + _without_comments(text) + sums).encode())
     for kind, data in new.items():
         files.write(part_path(kind, number), data)
-    files.write(where, (first + sums).encode())
+    files.write(where, (head + sums).encode())
 
 
 def plan_sums(files: Files) -> list[str]:
@@ -330,7 +331,7 @@ def _first_sums(text: str) -> str:
 
 def _without_comments(text: str) -> str:
     lines = text.splitlines(keepends=True)
-    return "".join(line for line in lines if not line.startswith(COMMENT))
+    return "".join(line for line in lines if not line.startswith("#"))
 
 
 def _pending(files: Files) -> list[tuple[str, int]]:
@@ -415,7 +416,21 @@ def verify_parts(files: Files) -> list[tuple[str, str]]:
                 _read_checked(files, name, number)
             except StoreError as err:
                 damage.append((name, str(err)))
+        where = part_path("sha256", number)
+        is_there = not damage and files.size(where) is not None
+        if is_there and (why := _wrong_comments(_read_sums(files, number))):
+            damage.append((where, f"{files.url}/{where}: {why}. {DAMAGED}."))
     return damage
+
+
+def _wrong_comments(text: str) -> str:
+    """Return what is wrong with checksums that are right where files are proven by them."""
+    line = r"[0-9a-f]{64}  plan/[a-z0-9.-]+\n"
+    if not re.fullmatch(rf"({COMMENT}{line})*({PROOF}.*\n)?({line})*", text):
+        return "it has lines that are no checksums"
+    proof = next((line for line in text.split("\n") if line.startswith(PROOF)), "")
+    wanted = PROOF + _sum(_first_sums(text).encode())
+    return "its comments do not match their checksum" if proof not in ("", wanted) else ""
 
 
 def _read_sums(files: Files, number: int) -> str:
