@@ -14,6 +14,7 @@ import importlib
 import json
 import logging
 import os
+import random
 import signal
 import socket
 import sys
@@ -244,6 +245,16 @@ def _run(words: list[str], env: dict[str, str], folder: str, leads: bool) -> int
         sys.path.insert(0, str(Path(words[0]).parent))
         runpy.run_path(words[0], run_name="__main__")
     return 0
+
+
+def free_port() -> int:
+    """Return a free port of this machine, below those that systems give to who asks for any: until
+    it is used, nobody else is given it but by the same chance."""
+    for port in random.SystemRandom().sample(range(15_000, 32_000), 100):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def keep_small_models() -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +47,7 @@ from reducio_latents.train.state import TrainState, build_state, prepare_network
 from reducio_latents.train.step import Stepper, train_step
 from reducio_latents.vae import ReducioVAEConfig
 from reducio_latents.video.pixels import to_unit
-from tests.forked import Python
+from tests.forked import Python, free_port
 
 QUICK: Literal["fp32", "bf16"] = (
     "bf16" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "fp32"
@@ -130,12 +129,9 @@ def weights(state: TrainState) -> dict[str, Tensor]:
 
 def start_ranks(arguments: Sequence[str], size: int) -> list[Python]:
     """Start `python -m ARGUMENTS` as the ranks of one run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shared = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(size),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",  # gloo, whatever the machine

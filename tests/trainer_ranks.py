@@ -10,7 +10,6 @@ import json
 import multiprocessing
 import os
 import re
-import socket
 import sys
 import warnings
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from reducio_latents.dataset import LatentDataset, LatentLoader
 from reducio_latents.errors import ConfigError
+from tests.forked import free_port
 from tests.latent_stores import numbers_in
 
 RANKS = {"group": 2, "alone": 1}
@@ -289,9 +289,7 @@ def be(rank: int | None, store: Path, folder: Path, port: int) -> None:
 def main(store: Path, folder: Path) -> None:
     for name in ("alone", "group"):
         (folder / name).mkdir()
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     members = [context.Process(target=be, args=(r, store, folder, port)) for r in (0, 1, None)]
     for member in members:
