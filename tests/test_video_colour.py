@@ -21,6 +21,7 @@ from reducio_latents.video.colour import (
     roll_off,
     to_sdr,
 )
+from tests.fake_torchcodec import torchcodec_or_fake
 from tests.videos import Recipe, write_frames
 
 LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
@@ -177,10 +178,11 @@ def test_what_is_written_tagged_is_read_by_its_tags(tmp_path: Path) -> None:
         frames = [ycbcr_frame(ycbcr, size=(96, 80)) for _ in range(2)]
         recipe = Recipe(tags=(1, number, number, number), options={"qp": "0"})
         path = write_frames(tmp_path / f"{name}.mp4", frames, [0.0, 0.1], recipe)
-        for backend in ("pyav", "decord"):
-            pytest.importorskip({"pyav": "av"}.get(backend, backend))
-            [clip] = get_backend(backend).read_clips(
-                VideoSource(str(path)), [0.0], frames=1, rate_fps=16.0
-            )
+        for backend in ("pyav", "decord", "torchcodec"):
+            with torchcodec_or_fake():
+                pytest.importorskip({"pyav": "av"}.get(backend, backend))
+                [clip] = get_backend(backend).read_clips(
+                    VideoSource(str(path)), [0.0], frames=1, rate_fps=16.0
+                )
             assert isinstance(clip, ClipFrames), clip
             assert np.abs(clip.frames[0][40, 48] - exact_rgb(ycbcr, name, False)).max() <= 3

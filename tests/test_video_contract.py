@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from reducio_latents.core.starts import clip_starts
 from reducio_latents.errors import ConfigError, VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video import ClipFrames, VideoBackend, get_backend
+from tests.fake_torchcodec import torchcodec_or_fake
 from tests.videos import (
     X264_B_FRAMES,
     X264_OPEN_GOP,
@@ -32,10 +33,11 @@ from tests.videos import (
 FRAMES, RATE = 16, 16.0
 
 
-@pytest.fixture(params=["pyav", "decord"])
-def backend(request: pytest.FixtureRequest) -> VideoBackend:
-    pytest.importorskip({"pyav": "av"}.get(request.param, request.param))
-    return get_backend(request.param)
+@pytest.fixture(params=["pyav", "decord", "torchcodec"])
+def backend(request: pytest.FixtureRequest) -> Iterator[VideoBackend]:
+    with torchcodec_or_fake():
+        pytest.importorskip({"pyav": "av"}.get(request.param, request.param))
+        yield get_backend(request.param)
 
 
 def read(

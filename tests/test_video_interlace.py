@@ -21,6 +21,7 @@ from reducio_latents.files.source import VideoSource
 from reducio_latents.store.commit import ShardKey
 from reducio_latents.video import ClipFrames, get_backend
 from reducio_latents.video.interlace import may_be_interlaced
+from tests.fake_torchcodec import torchcodec_or_fake
 from tests.videos import Recipe, constant_rate, write_frames
 
 TIMES = constant_rate(300, 25)
@@ -147,14 +148,17 @@ def test_damage_beside_a_field_is_its_own(interlaced: Path, tmp_path: Path) -> N
     assert isinstance(left, ClipFrames)
 
 
-def test_decord_refuses_what_may_have_fields(interlaced: Path) -> None:
-    pytest.importorskip("decord")
+@pytest.mark.parametrize("backend", ["decord", "torchcodec"])
+def test_what_may_have_fields_is_refused(interlaced: Path, backend: str) -> None:
     source = VideoSource(str(interlaced))
-    with pytest.raises(VideoError, match=r"decord cannot deinterlace.*use --video-backend pyav"):
-        get_backend("decord").probe(source)
-    one, other = (
-        read(interlaced, [1.0], name=name, deinterlace=False)[0] for name in ("decord", "pyav")
-    )
+    with torchcodec_or_fake():
+        pytest.importorskip(backend)
+        refusal = rf"{backend} cannot deinterlace.*use --video-backend pyav"
+        with pytest.raises(VideoError, match=refusal):
+            get_backend(backend).probe(source)
+        one, other = (
+            read(interlaced, [1.0], name=name, deinterlace=False)[0] for name in (backend, "pyav")
+        )
     assert one.times_s == other.times_s
     assert np.abs(np.stack(one.frames).astype(int) - np.stack(other.frames)).mean() < 0.5
 

@@ -22,13 +22,16 @@ from reducio_latents.corpus.probe import probe_video
 from reducio_latents.errors import VideoError
 from reducio_latents.files.source import VideoSource
 from reducio_latents.video import ClipFrames, VideoBackend, get_backend
+from tests.fake_torchcodec import torchcodec_or_fake
 from tests.videos import read_number, shown_at
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared"
 VIDEOS = Path(os.environ.get("REDUCIO_SHARED", BESIDE)) / "videos"
 pytestmark = pytest.mark.skipif(not VIDEOS.is_dir(), reason="no shared videos here")
 
-REFUSED_BY_DECORD = {"av1.mp4", "h264.ts", "h264_10bit.mp4", "hflip.mp4", "mpeg2_bf.mpg"}
+REFUSED: dict[str, set[str]] = {"pyav": set()}
+REFUSED["decord"] = {"av1.mp4", "h264.ts", "h264_10bit.mp4", "hflip.mp4", "mpeg2_bf.mpg"}
+REFUSED["torchcodec"] = REFUSED["decord"] - {"av1.mp4"} | {"mpeg4_nobf.avi", "mjpeg.avi"}
 CLIPS = {"openh264__LS_SVA_D.264": 68, "openh264__BA_MW_D.264": 4, "lpms__skip_1.ts": 5}
 """The first two have no times, in the third packets have those of others."""
 CUT_SHORT = {"bad_trunc50_faststart_g250.mp4", "bad_trunc95_faststart.mp4", "bad_trunc50.webm"}
@@ -47,10 +50,11 @@ def starts_of(times_s: list[float]) -> Iterator[float]:
         yield from (0.0, round(last / 2, 3), round(last - 0.94, 3))
 
 
-@pytest.mark.parametrize("name", ["pyav", "decord"])
+@pytest.mark.parametrize("name", ["pyav", "decord", "torchcodec"])
 def test_every_numbered_frame_is_the_right_one(name: str) -> None:
-    pytest.importorskip({"pyav": "av"}.get(name, name))
-    backend = get_backend(name)
+    with torchcodec_or_fake():
+        pytest.importorskip({"pyav": "av"}.get(name, name))
+        backend = get_backend(name)
     exact, refused = 0, set()
     starts = slice(3) if name == "pyav" else slice(1, 2)  # the other opens a file anew for each
     for file, facts in truth().items():
@@ -65,7 +69,7 @@ def test_every_numbered_frame_is_the_right_one(name: str) -> None:
                 shown_at(facts["times"], start + i / 16) for i in range(16)
             ], (file, start)
             exact += 1
-    assert refused == (REFUSED_BY_DECORD if name == "decord" else set())
+    assert refused == REFUSED[name]
     assert exact == len(range(3)[starts]) * (31 - len(refused))
 
 

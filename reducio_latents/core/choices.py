@@ -20,7 +20,7 @@ Label = Literal["none", "folder"]
 """`folder`: the folder that a video is in is its class."""
 Deinterlace = Literal["auto", "bwdif", "none"]
 Colours = Literal["auto", "exact", "swscale"]
-VideoBackendName = Literal["pyav", "decord"]
+VideoBackendName = Literal["pyav", "decord", "torchcodec"]
 TextValues = Literal["float16", "bfloat16", "int8"]
 """In the order of their numbers in a row of text vectors."""
 TextCleaning = Literal["none", "whitespace", "pixart"]

@@ -157,7 +157,8 @@ class EncodeOptions:
     workers: int = field(default_factory=usable_cores)
     """Decode processes, one for each core by default; those of all `gpus` together."""
     video_backend: VideoBackendName = "pyav"
-    """Library that reads videos; the frames are the same."""
+    """Library that reads videos; the frames are the same. torchcodec decodes on an NVIDIA GPU where
+    there is one, and pyav the most files."""
     clip_timeout_s: float = 120.0
     """A decoder that brings no clip for this long has hung."""
     retry_failed: bool = False

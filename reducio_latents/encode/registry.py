@@ -26,6 +26,7 @@ from reducio_latents.encode.fast_path import BATCH_SIZE, DEFAULT_BATCH, FLOAT32_
 from reducio_latents.encode.options import BUCKET_MULTIPLE, EncodeOptions
 from reducio_latents.errors import ConfigError
 from reducio_latents.store.meta import ColumnMeta
+from reducio_latents.video import decodes_on_gpu
 
 if TYPE_CHECKING:
     from reducio_latents.encode.conditioning_columns import SharedImageEncoder
@@ -225,6 +226,8 @@ def describe_column(
         meta = replace(meta, config={**meta.config, "deinterlace": "bwdif"})
     if options.exact_colours and encoder.needs & {FRAMES, CONTENT}:
         meta = replace(meta, config={**meta.config, "colours": "exact"})
+    elif decodes_on_gpu(options.video_backend) and encoder.needs & {FRAMES, CONTENT}:
+        meta = replace(meta, config={**meta.config, "colours": "nvdec"})
     if encoder.name == "motion":
         meta = replace(meta, weights=weights_place(options.model, options.weights))
     if encoder.name in options.zstd:

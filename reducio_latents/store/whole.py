@@ -23,7 +23,17 @@ from reducio_latents.store.writer import StoreWriter
 from reducio_latents.version import __version__
 
 ALL = "all"
-LIBRARIES = ("torch", "numpy", "pyarrow", "av", "decord", "pillow", "diffusers", "transformers")
+LIBRARIES = (
+    "torch",
+    "numpy",
+    "pyarrow",
+    "av",
+    "decord",
+    "torchcodec",
+    "pillow",
+    "diffusers",
+    "transformers",
+)
 """What the stored numbers depend on."""
 
 

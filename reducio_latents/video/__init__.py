@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Callable
 
 from reducio_latents.errors import ConfigError
@@ -32,8 +33,30 @@ def _decord(threads: int, deinterlace: bool, as_planes: bool) -> VideoBackend:
     return DecordBackend(threads=threads, deinterlace=deinterlace)
 
 
-BACKENDS: dict[str, Callable[[int, bool, bool], VideoBackend]] = {"pyav": _pyav, "decord": _decord}
-"""pyav: reads everything that FFmpeg does. decord: refuses what it cannot read exactly."""
+def _torchcodec(threads: int, deinterlace: bool, as_planes: bool) -> VideoBackend:
+    from reducio_latents.video.torchcodec import TorchcodecBackend
+
+    return TorchcodecBackend(threads=threads, deinterlace=deinterlace)
+
+
+BACKENDS: dict[str, Callable[[int, bool, bool], VideoBackend]] = {
+    "pyav": _pyav,
+    "decord": _decord,
+    "torchcodec": _torchcodec,
+}
+"""pyav: reads everything that FFmpeg does. The others refuse what they cannot read exactly;
+torchcodec decodes on a GPU where there is one."""
+
+
+def decodes_on_gpu(name: str) -> bool:
+    """Whether a backend's pictures are a GPU's, which round colours otherwise than a CPU's."""
+    import torch
+
+    return name == "torchcodec" and torch.cuda.is_available()
+
+
+EXTRAS = {"torchcodec": "torchcodec"}
+"""What to install for a backend; `encode` for others."""
 GIVE_PLANES = frozenset({"pyav"})
 """Backends that can hand frames over as planes of YUV; others give RGB alone."""
 
@@ -98,8 +121,10 @@ def get_backend(
         raise ConfigError(f"video decoder threads must be >= 1, got {threads}.")
     try:
         return BACKENDS[name](threads, deinterlace, as_planes)
-    except ImportError as err:
+    except (ImportError, OSError, RuntimeError) as err:  # torchcodec without FFmpeg's libraries
+        also = ", and FFmpeg 4 to 8 with its shared libraries" if name == "torchcodec" else ""
+        why = re.split(r"\n|\. ", str(err))[0]
         raise ConfigError(
-            f"the {name} video backend cannot be imported ({err}). "
-            "Install it: pip install 'reducio-latents[encode]'."
+            f"the {name} video backend cannot be imported ({why}). "
+            f"Install it: pip install 'reducio-latents[{EXTRAS.get(name, 'encode')}]'{also}."
         ) from err
