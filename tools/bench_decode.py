@@ -3,8 +3,9 @@
     python tools/bench_decode.py                              # 720p and 1080p, made by this script
     python tools/bench_decode.py --against ../before a.mp4    # also as another checkout reads them
 
-Each way to read runs in a process of its own, one after the other, again and again; of each the
-median is told, and the ratios of runs side by side. CPU seconds, as other processes may be at work.
+Each way to read has a process of its own; they read a video one after the other, again and again.
+Of each the median is told, and the ratios of passes side by side. CPU seconds, as other processes
+may be at work. `x, decode only` is what the ratio would be if all but the decoder cost nothing.
 """
 
 from __future__ import annotations
@@ -185,8 +186,9 @@ def watch(stages: Stages) -> None:
             setattr(module, name, stages.timed(stage, getattr(module, name)))
 
 
-def measure(videos: list[str], way: str) -> dict[str, Any]:
-    """Return CPU milliseconds a clip of each video, by stage unless `way` is `threads`."""
+def measure(way: str) -> None:
+    """Read each video whose path comes in; print CPU milliseconds a clip, by stage unless `way` is
+    `threads`."""
     import dataclasses
 
     import torch
@@ -196,12 +198,10 @@ def measure(videos: list[str], way: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     can = {f.name for f in dataclasses.fields(ClipRequest)}
     settings = {"exact_colours": way != "swscale"} if "exact_colours" in can else {}
-    found = {}
     stages = Stages()
     if way != "threads":
         watch(stages)
-    for path in videos:
-        read(path, None, settings)  # tables, caches, the file itself
+    for path in map(str.strip, sys.stdin):
         start = time.process_time()
         if way == "threads":
             counts: list[int] = []
@@ -219,21 +219,31 @@ def measure(videos: list[str], way: str) -> dict[str, Any]:
             stages.leave()
         total = time.process_time() - start
         by_stage = {stage: 1e3 * s / clips for stage, s in stages.seconds.items()}
-        found[path] = {"total": 1e3 * total / clips, **by_stage}
-    return found
+        print(json.dumps({"total": 1e3 * total / clips, **by_stage}), flush=True)
 
 
-def run(videos: list[str], way: str, checkout: Path) -> dict[str, Any]:
-    """Return what `measure` finds in a process of its own, by the code of a checkout."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--way", way, *videos],
-        env={**os.environ, "BENCH_DECODE_CHECKOUT": str(checkout), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+class Reader:
+    """A process that reads videos by the code of a checkout, when it is asked to."""
+
+    def __init__(self, way: str, checkout: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--way", way],
+            env={**os.environ, "BENCH_DECODE_CHECKOUT": str(checkout), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def read(self, path: str) -> dict[str, float]:
+        """Return what `measure` prints of one more pass over a video."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(path, file=self._process.stdin, flush=True)
+        found: dict[str, float] = json.loads(self._process.stdout.readline())
+        return found
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 def main() -> None:
@@ -245,7 +255,7 @@ def main() -> None:
     parser.add_argument("--way", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        print(json.dumps(measure(options.videos, options.way)))
+        measure(options.way)
         return
     with tempfile.TemporaryDirectory() as folder:
         videos: list[str] = options.videos
@@ -260,33 +270,36 @@ def main() -> None:
 
 
 def compare(videos: list[str], options: argparse.Namespace) -> None:
-    ways = {"now": ("now", ROOT), "now, 2 threads": ("threads", ROOT)}
-    ways["swscale"] = ("swscale", ROOT)
+    ways = {"now": ("now", ROOT)}
     if options.against:
         ways = {"before": ("now", options.against), **ways}
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
-    for _ in range(options.repeats):
-        for name, (way, checkout) in ways.items():
-            runs[name].append(run(videos, way, checkout))
+    else:
+        ways |= {"now, 2 threads": ("threads", ROOT), "swscale": ("swscale", ROOT)}
+    readers = {name: Reader(*way) for name, way in ways.items()}
     first = next(iter(ways))
     for path in videos:
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        for number in range(options.repeats + 1):
+            for name, reader in readers.items():
+                found = reader.read(path)
+                if number:  # else tables, caches, the file itself
+                    runs[name].append(found)
         print(f"\n{Path(path).name}: CPU ms a clip of 16 frames at 16 fps to 256 px; medians")
-        print(
-            f"{'':16}"
-            + "".join(f"{stage:>14}" for stage in ("total", *STAGES))
-            + f"{'x ' + first:>14}"
-        )
-        for name, found in runs.items():
-            of_stage = {
-                stage: statistics.median(one[path].get(stage, 0.0) for one in found)
+        print(f"{'':16}" + "".join(f"{stage:>14}" for stage in ("total", *STAGES)), end="")
+        print(f"{'x ' + first:>14}{'range':>14}{'x, decode only':>16}")
+        for name, passes in runs.items():
+            of_stage = [
+                statistics.median(one.get(stage, 0.0) for one in passes)
                 for stage in ("total", *STAGES)
-            }
-            pairs = zip(runs[first], found, strict=True)
-            ratios = [a[path]["total"] / b[path]["total"] for a, b in pairs]
-            numbers = "".join(f"{value:14.1f}" for value in of_stage.values())
-            print(f"{name:16}{numbers}{statistics.median(ratios):14.2f}")
-        low, high = min(ratios), max(ratios)
-        print(f"(ratios of {name} from {low:.2f} to {high:.2f})")
+            ]
+            pairs = list(zip(runs[first], passes, strict=True))
+            ratios = [a["total"] / b["total"] for a, b in pairs]
+            limits = [a["total"] / b["decode"] for a, b in pairs if "decode" in b]
+            print(f"{name:16}" + "".join(f"{value:14.1f}" for value in of_stage), end="")
+            print(f"{statistics.median(ratios):14.2f}{min(ratios):8.2f}-{max(ratios):.2f}", end="")
+            print(f"{statistics.median(limits):15.2f}" if limits else "")
+    for reader in readers.values():
+        reader.close()
 
 
 if __name__ == "__main__":
