@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -10,11 +11,12 @@ import socket
 import stat
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from reducio_latents.core.text import without_secrets
-from reducio_latents.corpus import CorpusVideo, list_corpus
+from reducio_latents.corpus import CorpusVideo, list_corpus, trees
 from reducio_latents.corpus.trees import MAX_TEXT_BYTES
 from reducio_latents.encode.engines.orders import Order
 from reducio_latents.errors import ConfigError, CorpusError, VideoError
@@ -85,6 +87,21 @@ def test_a_caption_that_is_no_file_costs_that_caption(
     if named == "folder":
         assert "1 texts beside videos are left out" in caplog.text
         assert "good.txt" in caplog.text
+
+
+@pytest.mark.parametrize("why", ["No such file", "Permission denied"])
+def test_a_caption_that_may_not_be_read_costs_that_caption(
+    corpus: Path, why: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why == "No such file":
+        (corpus / "good.txt").symlink_to("gone")
+    else:  # root may read everything
+        refusal = PermissionError(errno.EACCES, why)
+        (corpus / "good.txt").write_text("a dog")
+        monkeypatch.setattr(trees, "open_regular", Mock(side_effect=refusal))
+    assert [(v.video, v.captions) for v in list_corpus(corpus)] == [("good.mp4", ())]
+    assert "1 texts beside videos are left out" in caplog.text
+    assert f"it cannot be read: {why}" in caplog.text
 
 
 def test_a_caption_of_a_gigabyte_is_not_read(

@@ -171,7 +171,9 @@ def read_beside(
     names = [name for name in names if texts[name] is None]
     found: dict[str, tuple[str, bytes]] = {}
     for name, data in zip(names, tree.read_all(names), strict=True):
-        if len(data) > MAX_TEXT_BYTES:
+        if isinstance(data, OSError):
+            side.leave_out(_shown(tree, name), f"it cannot be read: {data.strerror}")
+        elif len(data) > MAX_TEXT_BYTES:
             side.leave_out(_shown(tree, name), TOO_LARGE)
         else:
             found[name] = (_shown(tree, name), data)

@@ -53,8 +53,9 @@ class Tree(Protocol):
         cannot be listed; of a sub-folder that cannot, yield the problem.
         """
 
-    def read_all(self, paths: Sequence[str]) -> list[bytes]:
-        """Return the contents of small files; of each one, no more than `MAX_TEXT_BYTES` and 1."""
+    def read_all(self, paths: Sequence[str]) -> list[bytes | OSError]:
+        """Return the contents of small files, or why one cannot be read; of each one, no more than
+        `MAX_TEXT_BYTES` and 1."""
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading and seeking."""
@@ -115,11 +116,14 @@ class LocalTree:
                     found.append(Found(f"{below}/" if is_folder else below, problem))
         return found, folders, (status.st_dev, status.st_ino)
 
-    def read_all(self, paths: Sequence[str]) -> list[bytes]:
-        found = []
+    def read_all(self, paths: Sequence[str]) -> list[bytes | OSError]:
+        found: list[bytes | OSError] = []
         for path in paths:
-            with self.open(path) as file:
-                found.append(file.read(MAX_TEXT_BYTES + 1))
+            try:
+                with self.open(path) as file:
+                    found.append(file.read(MAX_TEXT_BYTES + 1))
+            except (FileNotFoundError, PermissionError) as err:  # of this file, not of the disk
+                found.append(err)
         return found
 
     def open(self, path: str) -> BinaryIO:
@@ -185,7 +189,7 @@ class RemoteTree:
                 large = path.endswith(".txt") and (info.get("size") or 0) > MAX_TEXT_BYTES
                 yield Found(path, TOO_LARGE if large else None)
 
-    def read_all(self, paths: Sequence[str]) -> list[bytes]:
+    def read_all(self, paths: Sequence[str]) -> list[bytes | OSError]:
         if not paths:
             return []
         full = [self._full(path) for path in paths]
