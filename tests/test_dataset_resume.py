@@ -96,7 +96,8 @@ def test_epochs_follow_one_another_in_the_one_order(path: Path, name: str) -> No
 def test_a_new_process_goes_on_with_the_very_next_batch(path: Path, name: str) -> None:
     way = ALL[name]
     expected = [whole_epoch(path, epoch) for epoch in range(3)]
-    for stop in range(len(expected[0]) + len(expected[1]) + 1):
+    batches, every = len(expected[0]), 1 if name == "dataset" else 3
+    for stop in range(batches % every, batches + len(expected[1]) + 1, every):
         check_resume(path, way, expected, stop)
 
 

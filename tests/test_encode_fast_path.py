@@ -44,9 +44,13 @@ SMALL = Bucket(16, 32, 32)
 
 
 @pytest.mark.parametrize(
-    "layout", [torch.contiguous_format, torch.channels_last_3d], ids=["contiguous", "last"]
+    ("dtype", "layout", "loss_db"),
+    [
+        (torch.float32, torch.channels_last_3d, 0.001),
+        (torch.bfloat16, torch.contiguous_format, 0.05),
+        (torch.bfloat16, torch.channels_last_3d, 0.05),
+    ],
 )
-@pytest.mark.parametrize(("dtype", "loss_db"), [(torch.float32, 0.001), (torch.bfloat16, 0.05)])
 def test_what_is_stored_by_a_fast_path_stays_near_float32(
     dtype: torch.dtype, layout: torch.memory_format, loss_db: float
 ) -> None:
