@@ -8,7 +8,9 @@ import random
 import socket
 import time
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -18,7 +20,7 @@ from reducio_latents.corpus.entry import is_video_name
 from reducio_latents.errors import ConfigError, CorpusError, VideoError
 from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource, join_url, open_source
-from tests.object_storage import BUCKET, FaultyProxy, s3, s3_server
+from tests.object_storage import BUCKET, FaultyProxy, s3, s3_server, serving
 
 __all__ = ["s3", "s3_server"]  # fixtures
 
@@ -400,3 +402,19 @@ def test_whatever_ffmpeg_reads_by_its_ending_is_a_video(tmp_path: Path) -> None:
     endings = known.split()
     listed = list_corpus(fill(tmp_path, *(f"a.{ending}" for ending in endings), "a.txt"))
     assert len(listed) == len(endings)
+
+
+def test_a_table_of_a_web_server_that_gives_no_parts_is_one_line(tmp_path: Path) -> None:
+    row = '{"video": "a.mp4", "caption": "%s"}\n' % ("x" * 1000)
+    (tmp_path / "t.jsonl").write_text(row * 3000)
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with serving(Handler) as place, pytest.raises(CorpusError, match="no parts of files") as error:
+        list_corpus(f"http://{place}/t.jsonl")
+    assert "t.jsonl cannot be listed" in str(error.value)

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, cast
+from typing import Any, BinaryIO, Literal, Protocol
 
 from reducio_latents.core.regular import A_FOLDER, NotAFileError, file_kind, open_regular
 from reducio_latents.corpus.entry import is_utf8
 from reducio_latents.errors import ConfigError, CorpusError
 from reducio_latents.files.explained import reason
 from reducio_latents.files.remote import open_filesystem
-from reducio_latents.files.source import is_url, public_url
+from reducio_latents.files.source import is_url, public_url, remote_file
 
 MAX_TEXT_BYTES = 1 << 20
 """A larger text beside a video is no caption, whatever it is."""
@@ -199,5 +199,4 @@ class RemoteTree:
 
     def open(self, path: str) -> BinaryIO:
         with _reaching(self.root):
-            file = self._fs.open(self._full(path), "rb", block_size=TAR_BLOCK_BYTES)
-        return cast(BinaryIO, file)
+            return remote_file(self._fs, self._full(path), TAR_BLOCK_BYTES)

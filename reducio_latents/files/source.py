@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import posixpath
 import re
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
 from reducio_latents.core.regular import NotAFileError, open_regular
@@ -38,8 +39,14 @@ class VideoSource:
         return shown if self.offset is None else f"{shown}@{self.offset}"
 
 
+NO_PARTS = "the web server gives no parts of files (HTTP range requests). Copy the file here"
+
+
 class Slice(io.RawIOBase):
-    """A read-only window [offset, offset + length) on a seekable file, which it owns."""
+    """A read-only window [offset, offset + length) on a seekable file, which it owns.
+
+    Whatever its reading raises is an OSError: each kind of server has errors of its own.
+    """
 
     def __init__(self, file: BinaryIO, offset: int, length: int) -> None:
         self._file, self._offset, self._length = file, offset, length
@@ -61,8 +68,14 @@ class Slice(io.RawIOBase):
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         size = max(0, min(len(buffer), self._length - self._position))
-        self._file.seek(self._offset + self._position)
-        data = self._file.read(size)
+        try:
+            self._file.seek(self._offset + self._position)
+            data = self._file.read(size)
+        except OSError:
+            raise
+        except Exception as err:
+            why = NO_PARTS if "range requests" in str(err) else reason(str(err))
+            raise OSError(errno.EIO, why) from err
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -162,13 +175,22 @@ def _row(file: BinaryIO, source: VideoSource) -> bytes:
     return found
 
 
+def remote_file(filesystem: Any, path: str, block_bytes: int = 5 << 20) -> BinaryIO:
+    """Open a file that fsspec reaches; reading it raises OSError and nothing else."""
+    file = filesystem.open(path, "rb", block_size=block_bytes)
+    size = getattr(file, "size", None)
+    if size is None:  # a server that tells no length: read once, from its beginning
+        return cast(BinaryIO, file)
+    return cast(BinaryIO, io.BufferedReader(Slice(file, 0, size), 1 << 18))
+
+
 def _open_url(url: str) -> BinaryIO:
     try:
         filesystem, path = open_filesystem(url)
         kind = filesystem.info(path)["type"]  # obstore's files break at their end if not there
         if kind not in ("file", "link"):
             raise NotAFileError(public_url(url), f"a {kind}")
-        return cast(BinaryIO, filesystem.open(path, "rb"))
+        return remote_file(filesystem, path)
     except OSError:
         raise
     except ImportError as err:
