@@ -244,6 +244,21 @@ def test_an_upload_that_broke_off_goes_on(stub: HubStub, store: Path) -> None:
     assert verify(Store(open_files(URL))).ok
 
 
+def test_a_store_is_published_by_one_at_a_time(tmp_path: Path) -> None:
+    source = write_store(tmp_path / "a.latents", SPEC)
+    seen: list[str] = []
+
+    def again(what: str, _: int) -> None:
+        if not seen:
+            seen.append(what)
+            with pytest.raises(StoreError, match=r"is in use: publishing"):
+                publish_store(source, URL, dry_run=True)
+
+    report = publish_store(source, URL, dry_run=True, progress=again)
+    assert seen
+    assert verify(open_store(report.folder)).ok
+
+
 def test_a_store_without_pictures_is_shown_by_its_captions(stub: HubStub, tmp_path: Path) -> None:
     source = write_store(tmp_path / "a.latents", replace(SPEC, columns=("motion",)))
     report = publish_store(source, URL, dry_run=True)

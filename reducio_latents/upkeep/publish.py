@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from reducio_latents.core.libraries import first_line, import_library
 from reducio_latents.errors import ConfigError, StoreError
 from reducio_latents.files import LocalFiles
+from reducio_latents.files.lock import hold
 from reducio_latents.store import Store, index
 from reducio_latents.store.commit import Commit, Failure, commit_path, list_commits
 from reducio_latents.store.container import array_rows
@@ -33,7 +34,7 @@ from reducio_latents.store.writer import StoreWriter
 from reducio_latents.upkeep.card import CARD, PREVIEW, card, preview
 from reducio_latents.upkeep.verify import verify
 
-STAGED, STAGED_FILES = "staged.txt", "files"
+STAGED, STAGED_FILES, LOCK = "staged.txt", "files", "publishing.lock"
 """In the folder beside the store: what says that it is ours, and what is uploaded."""
 HUB_URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)/?", re.ASCII)
 LICENCE = re.compile(r"[A-Za-z0-9.+-]{1,60}")
@@ -87,39 +88,45 @@ def publish_store(
     api = None if dry_run else _client(match[1], private)  # before what takes time
     folder = source.files.root.absolute()
     folder = folder.with_name(f"{folder.name}.publish")
-    staged = _stage(source, folder, progress)
-    data, pictures = preview(staged)
-    staged.files.write(PREVIEW, data)
-    staged.files.write(CARD, card(staged, match[1], licence).encode())
-    proof = verify(staged, lambda done: progress("verify", done))
-    if not proof.ok:
-        raise StoreError(
-            f"{proof.damage[0]}; {len(proof.damage)} faults in all. Run `verify` on the store, and "
-            "mend it before it is published."
+    with hold(_home(source, folder), LOCK, "publishing"):
+        staged = _stage(source, folder, progress)
+        data, pictures = preview(staged)
+        staged.files.write(PREVIEW, data)
+        staged.files.write(CARD, card(staged, match[1], licence).encode())
+        proof = verify(staged, lambda done: progress("verify", done))
+        if not proof.ok:
+            raise StoreError(
+                f"{proof.damage[0]}; {len(proof.damage)} faults in all. Run `verify` on the store, "
+                "and mend it before it is published."
+            )
+        names = list(staged.files.list(""))
+        report = PublishReport(
+            repository=match[1],
+            folder=folder / STAGED_FILES,
+            files=len(names),
+            bytes=sum(staged.files.size(name) or 0 for name in names),
+            pictures=pictures,
         )
-    names = list(staged.files.list(""))
-    report = PublishReport(
-        repository=match[1],
-        folder=folder / STAGED_FILES,
-        files=len(names),
-        bytes=sum(staged.files.size(name) or 0 for name in names),
-        pictures=pictures,
-    )
-    if api is not None:
-        report = replace(report, deleted=_upload(api, report, names))
-        shutil.rmtree(folder)
+        if api is not None:
+            report = replace(report, deleted=_upload(api, report, names))
+            shutil.rmtree(folder)
     return report
 
 
 # What is published, in a folder of its own.
 
 
-def _stage(source: Store, folder: Path, progress: Callable[[str, int], None]) -> Store:
-    """Lay the store's files into `folder`, without what is local; return what lies there."""
+def _home(source: Store, folder: Path) -> LocalFiles:
+    """Return the files of `folder`; raise StoreError if it holds something else."""
     home = LocalFiles(folder)  # in which a killed run may have left nothing but a temporary file
     if home.size(STAGED) is None and next(iter(home.list("")), None) is not None:
         raise StoreError(f"{folder} is in the way of what is to be published. Move it away.")
     home.write(STAGED, f"{source.files.url}, as it is published. Delete it at will.\n".encode())
+    return home
+
+
+def _stage(source: Store, folder: Path, progress: Callable[[str, int], None]) -> Store:
+    """Lay the store's files into `folder`, without what is local; return what lies there."""
     staged = LocalFiles(folder / STAGED_FILES)
     staged.sweep()
     for name in list(staged.list("")):
