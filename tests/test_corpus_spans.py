@@ -320,6 +320,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "nested": {"segments": [{"timestamp": [1.5, 4.0]}]},
     "frame spans": {"frame_span": [37.5, 100]},
     "of another corpus": {"video_start_sec": 1.5, "video_end_sec": 4},
+    "a start and a length": {"start": 1.5, "duration": 2.5},
+    "both in milliseconds": {"start_ms": 1500, "clip_duration_ms": 2500},
+    "a transcript": {"segments": [{"start": "0:01.5", "duration": 2.5}]},
 }
 
 
@@ -328,6 +331,80 @@ def test_every_form_of_times_in_every_kind_of_table(tmp_path: Path, kind: str) -
     for name, cells in FORMS.items():
         table = write(tmp_path / f"{name}.{kind}", [{"path": "a.mp4", "cap": "c", **cells}])
         assert clips(planned(table)) == [("a.mp4", 1.5, 4, "c")], name
+
+
+TWO = {
+    "one list beside another": {
+        "info": {"year": "2016"},
+        "videos": [
+            {"video_id": A, "url": "https://x.org/", "start time": 1, "end time": 9, "id": 0},
+            {"video_id": B, "url": "https://x.org/", "start time": 2, "end time": 5, "id": 1},
+        ],
+        "sentences": [
+            {"caption": text, "video_id": name, "sen_id": i}
+            for i, (text, name) in enumerate([("a car", A), ("a dog", B), ("a red car", A)])
+        ],
+    },
+    "an object by name in an object": {
+        "version": "1.3", "taxonomy": [{"nodeName": "x", "nodeId": 1}],
+        "database": {
+            A: {"duration": 82.7, "annotations": [{"segment": [1, 9], "sentence": "a car"}]},
+            B: {"duration": 50, "annotations": [{"segment": [2, 5], "sentence": "a dog"}]},
+        },
+    },
+    "nothing but that": {
+        "database": {
+            A: {"annotations": [{"segment": [1, 9], "sentence": "a car"}]},
+            B: {"annotations": [{"segment": [2, 5], "sentence": "a dog"}]},
+        },
+    },
+    "an object by name": {
+        A: {"duration": 82.7, "timestamps": [[1, 9]], "sentences": ["a car"]},
+        B: {"duration": 50, "timestamps": [[2, 5]], "sentences": ["a dog"]},
+    },
+    "lists of starts and ends": {
+        A: {"start": [1], "end": [9], "text": ["a car"]},
+        B: {"start": [2], "end": [5], "text": ["a dog"]},
+    },
+}  # fmt: skip
+"""As MSR-VTT, ActivityNet, YouCook2, ActivityNet Captions and HowTo100M are published."""
+
+
+@pytest.mark.parametrize("form", TWO)
+def test_an_object_of_rows_is_read_whatever_is_around_them(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, f"{A}.mp4", f"{B}.mp4")
+    table = tmp_path / "t.json"
+    table.write_text(json.dumps(TWO[form]))
+    wanted = [(f"{A}.mp4", 1, 9, "a car"), (f"{B}.mp4", 2, 5, "a dog")]
+    plan = planned(table)
+    assert [clip[:4] for clip in clips(plan)] == wanted
+    both = ["a car", "a red car"] if form == "one list beside another" else ["a car"]
+    assert plan.clips["captions"][0].as_py() == both
+    monkeypatch.setattr(readers, "PIECE", 7)
+    assert planned(table).clips == plan.clips
+    monkeypatch.setattr(readers, "MAX_ROW", 70)  # too large to be looked at as a whole
+    if form in ("an object by name", "lists of starts and ends"):
+        assert clips(planned(table)) == wanted
+    else:
+        with pytest.raises(CorpusError, match=r"a row(.*)a line, as \.jsonl|one row a line"):
+            list_corpus(table)
+
+
+def test_lists_that_do_not_go_together_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    videos, table = [{"video_id": A}, {"video_id": B}], tmp_path / "t.json"
+    for others in ([{"image": A, "text": "x"}], [{"video_id": A}, {"no": 1}]):
+        table.write_text(json.dumps({"videos": [*videos, *videos], "others": others}))
+        with pytest.raises(CorpusError, match="holds 'videos', 'others', and it is not clear"):
+            list_corpus(table)
+    others = [{"video_id": "gone", "text": "x"}, {"video_id": A, "text": "y"}]
+    touch(tmp_path, f"{A}.mp4", f"{B}.mp4")
+    table.write_text(json.dumps({"videos": videos, "others": others}))
+    assert [video.captions for video in list_corpus(table)] == [("y",), ()]
+    assert "says something of 1 videos that it does not list" in caplog.text
 
 
 def test_missing_ends_are_those_of_the_video(tmp_path: Path) -> None:

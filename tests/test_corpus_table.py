@@ -15,9 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from reducio_latents.core.clips import ClipSpec
+from reducio_latents.core.geometry import square_bucket
 from reducio_latents.corpus import list_corpus
+from reducio_latents.corpus.build import plan_part
+from reducio_latents.corpus.probe import ProbeRecord
+from reducio_latents.dataset.conditions import parse_conditions, passing
 from reducio_latents.errors import ConfigError, CorpusError, VideoError
 from reducio_latents.files.source import VideoSource, open_source
+from reducio_latents.store.plan import Plan, PlanSpec
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -170,6 +176,25 @@ def test_equal_rows_count_once_and_different_ones_are_an_error(tmp_path: Path) -
         list_corpus(other)
 
 
+def test_a_column_without_a_value_is_known_and_takes_any_type_later(tmp_path: Path) -> None:
+    known = ProbeRecord(width=64, height=36, rate_fps=25.0, duration_s=50.0, bytes=1)
+    spec = PlanSpec(clip=ClipSpec(policy="centre"), buckets=(square_bucket(16, 256),))
+
+    def plan(text: str, previous: Plan | None) -> Plan:
+        videos = list_corpus(write(tmp_path / "t.csv", text))
+        part = plan_part(videos, {v.video: known for v in videos}, spec, previous)
+        return Plan.of(part) if previous is None else previous.extended(part)
+
+    first = plan("path,score,start,end\na.mp4,,1,5\n", None)
+    assert first.clip_schema.field("score").type == pa.null()
+    both = plan("path,score,start,end\na.mp4,,1,5\nb.mp4,7,1,5\n", first)
+    assert both.clip_columns(["score"])["score"] == pa.chunked_array([[None, 7]])
+    table = pa.table({"score": first.clips["score"]})
+    for value in (5, 2.5, "x", True):
+        for condition in ([("score", "!=", value)], [("score", "not in", [value])]):
+            assert not passing(parse_conditions(condition), table).any()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -183,6 +208,8 @@ def test_equal_rows_count_once_and_different_ones_are_an_error(tmp_path: Path) -
         ("t.csv", b'path,caption\na.mp4,"x" y\n', r"line 2"),
         ("t.csv", b"path,caf\xe9\na.mp4,x\n", r"not UTF-8: byte 0xe9 at"),
         ("t.csv", b"a.mp4,one\nb.mp4,two\n", r"write a first line"),
+        ("t.csv", b"-2kGPr1c9Dw,10,a dog\n-2kGPr1c9Dx,20,a cat\n", r"write a first line"),
+        ("t.csv.zst", b"(\xb5/\xfd", r"\.gz is read; unpack others"),
         ("t.csv", "path\na.mp4\n".encode("utf-16"), r"not UTF-8: byte 0xff at 0"),
         ("t.csv", b"path,n\n,1\n", r"line 2: path is '', not a path"),
         ("t.jsonl", b"", r"has no rows"),
@@ -192,6 +219,10 @@ def test_equal_rows_count_once_and_different_ones_are_an_error(tmp_path: Path) -
         ("t.json", b'[{"path": "a.mp4"}, {"path": ]', r"t.json is not JSON"),
         ("t.json", b'[{"path": "a.mp4"}', r"t.json is not JSON"),
         ("t.json", b"[3]", r"row 1 is not a JSON object"),
+        ("t.json", b"3", r"t.json is not a JSON object"),
+        ("t.json", b'{"path": "a.mp4", "path": "b.mp4"}', r"two values named 'path'"),
+        ("t.json", b'{"path": "a.mp4"', r"t.json is not JSON"),
+        ("t.json", b"{}", r"has no rows"),
         ("t.json", b'{"a": 1}', r"no column of paths"),
         ("t.txt", b"caf\xe9 1", r"line 1: path is 'caf"),
         ("t.jsonl", b'{"path": "a.mp4"}\n\n{"path": \n', r"line 3 is not JSON"),

@@ -28,7 +28,10 @@ VIDEO_EXTENSIONS = frozenset({
 # fmt: on
 """What makes a file in a folder or a tar a video. A table may name anything."""
 
-CAPTION_NAMES = ("caption", "captions", "cap", "text", "prompt", "description", "txt")
+CAPTION_NAMES = (
+    *("caption", "captions", "cap", "text", "prompt", "description", "txt"),
+    *("sentence", "sentences", "encap", "densecaption", "longcaption", "shortcaption"),
+)
 """Names of a column or JSON key that holds captions, the likeliest first; case does not matter."""
 NO_CAPTION = {"", "nan", "n/a", "#n/a", "<na>", "null", "none"}
 """What tables write where there is no caption; case does not matter."""

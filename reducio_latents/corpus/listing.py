@@ -220,7 +220,7 @@ def _locate(corpus: str | Path) -> _Location:
         raise CorpusError(
             f"{printable(public_url(str(corpus)))} is neither a folder, a table "
             f"({', '.join(TABLE_READERS)}), a tar nor a video, by its name. Give one of these, "
-            "or a pattern."
+            "or a pattern. Of packed tables .gz is read; unpack others."
         )
     if is_pattern(text):
         base, pattern = split_pattern(text)

@@ -146,7 +146,8 @@ def _without_shots(record: ProbeRecord | None, lost: str) -> ProbeRecord:
     if record is None:
         return failed_record(lost)
     by = "" if record.shots is None else record.shots.by
-    return replace(record, shots=VideoShots(by, problem=f"while shots were looked for, {lost}"))
+    why = lost.replace("the decoder", "the detector")
+    return replace(record, shots=VideoShots(by, problem=why))
 
 
 def _probe(task: tuple[str, VideoSource, Probing], channel: Channel) -> None:

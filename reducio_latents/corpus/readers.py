@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 
 MAX_FIELD = 1 << 24
 """Characters of one cell of CSV. More is a quote that is not closed."""
-MAX_ROW = 1 << 26
-"""Bytes of one row of JSON."""
+MAX_ROW, PIECE = 1 << 26, 1 << 20
+"""Bytes of one row of JSON, and how many are read at once."""
 BATCH, BATCH_BYTES = 1 << 14, 1 << 22
 """Rows that are in memory at once, and about how many bytes of them."""
 Numbered = Iterator[tuple[Any, dict[str, Any], int]]
@@ -237,7 +237,9 @@ def _require_utf8(text: str, where: str) -> None:
     for i in range(len(text)):
         if not is_utf8(text[i]):
             byte = f"byte {ord(text[i]) & 0xFF:#04x} at {i}"
-            raise CorpusError(f"{printable(where)} is not UTF-8: {byte}. Save it as UTF-8.")
+            raise CorpusError(
+                f"{printable(where)} is not UTF-8: {byte}. Save it as UTF-8 (iconv -t UTF-8)."
+            )
 
 
 def _lines(file: BinaryIO, where: str, begin: Place = BEGINNING) -> Iterator[tuple[int, str, int]]:
@@ -246,7 +248,7 @@ def _lines(file: BinaryIO, where: str, begin: Place = BEGINNING) -> Iterator[tup
     with file:
         file.seek(begin.end)
         while True:
-            piece = file.read(1 << 20)
+            piece = file.read(PIECE)
             *lines, rest = (rest + piece).split(b"\n") if piece else (rest, b"")
             for line in lines:
                 number += 1
@@ -287,80 +289,129 @@ def _object(row: Any, at: str) -> dict[str, Any]:
 
 
 def _json_rows(file: BinaryIO, where: str) -> Numbered:
-    """Read an array of objects, one by one; or an object: a row, or several by name or in a list.
+    """Read an array of objects, one by one; or an object, as `_rows_of` does.
 
-    An object of several rows is read whole, up to `MAX_ROW`.
+    Of an object that is larger than `MAX_ROW` each member is a row.
     """
+    found, size = dict[str, Any](), 0
     with file:
-        pieces = _values(file, where)
-        if next(pieces) == "[":
-            for number, item in enumerate(pieces, start=1):
-                yield number, _object(item, f"{where}, row {number}"), BATCH_BYTES >> 8
-            return
-        found = _object(next(pieces), where)
-    lists = [
-        value
-        for value in found.values()
-        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
-    ]
-    if len(lists) == 1 and not _names_a_video(found):
-        for number, item in enumerate(lists[0], start=1):
-            yield number, _object(item, where), 0
-    elif found and all(isinstance(value, dict) for value in found.values()):
-        for name, value in found.items():
-            yield repr(name), {"video_id": name, **_object(value, where)}, 0
-    else:
-        yield 1, found, 0
+        for number, (name, value, length) in enumerate(_members(file, where), start=1):
+            if name is None:
+                yield number, _object(value, f"{where}, row {number}"), length
+                continue
+            if name in found:
+                raise CorpusError(f"{where} has two values named {name!r}. Correct it.")
+            found[name], size = value, size + length
+            if size > MAX_ROW:
+                if (rows := _objects(found)) is None:
+                    raise CorpusError(
+                        f"{where} is larger than {MAX_ROW >> 20} MiB, and no object of rows by "
+                        "name. Write one row a line, as .jsonl."
+                    )
+                yield from ((at, row, length) for at, row in rows.items())
+                found = {}
+    if found:
+        yield from ((at, row, 0) for at, row in _rows_of(_object(found, where), where).items())
+
+
+def _objects(value: Any) -> dict[Any, dict[str, Any]] | None:
+    """Return the rows in a list of objects, or in an object of objects by the names of videos, with
+    where each stands; None for what is neither."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return dict(enumerate(value, start=1))
+    if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
+        return {repr(name): {"video_id": name, **row} for name, row in value.items()}
+    return None
+
+
+def _rows_of(found: dict[str, Any], where: str) -> dict[Any, dict[str, Any]]:
+    """Return the rows of an object: itself; its members; or those in one of them; or in several
+    that name videos: what others say of a video are lists in its row, as MSR-VTT's captions."""
+    whole, parts = _objects(found), {n: rows for n, v in found.items() if (rows := _objects(v))}
+    if whole and len(parts) < len(whole):
+        return whole
+    if _names_a_video(found) or not parts:
+        return {1: found}
+    columns = {name: file_columns(list(next(iter(rows.values())))) for name, rows in parts.items()}
+    naming = [rows for name, rows in parts.items() if columns[name] or len(parts) == 1]
+    for key in dict.fromkeys(chain.from_iterable(columns.values())) if len(naming) > 1 else ():
+        names = [[str(row.get(key)) for row in rows.values()] for rows in naming]
+        own = next((i for i, some in enumerate(names) if len({*some}) == len(some)), None)
+        if own is None or not all(key in row for rows in naming for row in rows.values()):
+            continue
+        told: dict[str, dict[str, list[Any]]] = {name: {} for name in names[own]}
+        for row in (row for rows in naming if rows is not naming[own] for row in rows.values()):
+            for column, cell in row.items():
+                told.setdefault(str(row[key]), {}).setdefault(column, []).append(cell)
+        if left := len(told) - len(names[own]):
+            log.warning("%s says something of %d videos that it does not list.", where, left)
+        return {at: {**told[str(row[key])], **row} for at, row in naming[own].items()}
+    if len(naming) == 1:
+        return naming[0]
+    raise CorpusError(
+        f"{where} holds {', '.join(map(repr, parts))}, and it is not clear how they go together. "
+        "Write one row a video, as .jsonl."
+    )
 
 
 def _names_a_video(row: dict[str, Any]) -> bool:
     return any(isinstance(row.get(name), str) for name in file_columns(list(row)))
 
 
-def _values(file: BinaryIO, where: str) -> Iterator[Any]:
-    """Yield "[" and then the items of an array, or "{" and the one object that a file holds."""
-    decoder, source = json.JSONDecoder(object_pairs_hook=once), _decoded(file, where)
-    text, at, array = "", 0, None
-    while True:
-        match = _BETWEEN.match(text, at)
-        at = match.end() if match else at
-        if array is None and at < len(text):
-            array = text[at] == "["
-            yield text[at]
-            at += array
-            continue
-        if array and text[at : at + 1] == "]":
-            return
-        err: Exception | None = None
-        try:
-            found, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as failed:
-            found, end, err = None, len(text), failed
-        if end == len(text) and end - at < MAX_ROW and (piece := next(source, "")):
-            text, at = text[at:] + piece, 0  # what was read may go on
-            continue
-        try:
-            if err is not None:
-                raise err
-            yield bounded(found)
-        except (ValueError, RecursionError) as failed:
-            what = str(failed).partition(": line")[0]
-            raise CorpusError(f"{where} is not JSON: {what}. Correct it.") from failed
-        if not array:
-            return
-        at = end
+def _members(file: BinaryIO, where: str) -> Iterator[tuple[str | None, Any, int]]:
+    """Yield the items of an array, or the members of an object with their names; and how many
+    characters each is."""
+    decoder = json.JSONDecoder(object_pairs_hook=once)
+    source = TextIOWrapper(file, "utf-8-sig", "surrogateescape")
+    text, at = source.read(PIECE), 0
+    _require_utf8(text[:2], where)
+
+    def has_more() -> bool:
+        nonlocal text, at
+        if piece := source.read(max(PIECE, len(text) - at)):  # little is parsed many times
+            text, at = text[at:] + piece, 0
+        return bool(piece)
+
+    def mark() -> str:
+        """Return the character with which the next value begins, or all ends."""
+        nonlocal at
+        while True:
+            match = _BETWEEN.match(text, at)
+            at = match.end() if match else at
+            if at < len(text) or not has_more():
+                return text[at : at + 1]
+
+    def value() -> tuple[Any, int]:
+        nonlocal at
+        mark()
+        while True:
+            err: Exception | None = None
+            try:
+                found, end = decoder.raw_decode(text, at)
+            except (ValueError, RecursionError) as failed:
+                found, end, err = None, len(text), failed
+            if end == len(text) and end - at < MAX_ROW and has_more():
+                continue  # what was read may go on
+            try:
+                if err is not None:
+                    raise err
+                begin, at = at, end
+                return bounded(found), end - begin
+            except (ValueError, RecursionError) as failed:
+                what = str(failed).partition(": line")[0]
+                by_line = ", or write a row a line, as .jsonl" if len(text) > MAX_ROW else ""
+                raise CorpusError(f"{where} is not JSON: {what}. Correct it{by_line}.") from failed
+
+    opening = mark()
+    if opening not in ("[", "{"):
+        _object(value()[0], where)
+    at += 1
+    while mark() != ("]" if opening == "[" else "}"):
+        name = value()[0] if opening == "{" else None
+        yield name, *value()
 
 
-_BETWEEN = re.compile(r"[ \t\r\n,]*")
-
-
-def _decoded(file: BinaryIO, where: str) -> Iterator[str]:
-    with TextIOWrapper(file, "utf-8-sig", "surrogateescape") as text:
-        piece = text.read(1 << 20)
-        _require_utf8(piece[:2], where)
-        while piece:
-            yield piece
-            piece = text.read(1 << 20)
+_BETWEEN = re.compile(r"[ \t\r\n,:]*")
 
 
 def _read_parquet(file: BinaryIO, where: str, begin: Place) -> Iterator[Batch]:

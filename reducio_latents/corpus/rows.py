@@ -239,6 +239,7 @@ class Gatherer:
         self._entries: list[Column] = []
         self._captions = Packed()
         self._carried: list[tuple[int, dict[str, pa.Array]]] = []
+        self._empty: dict[str, pa.DataType] = {}
 
     def add(self, entries: Column, captions: pa.Array, carried: Mapping[str, pa.Array]) -> None:
         """Take rows in: of `ENTRY`, lists of texts, and columns, all of one length."""
@@ -246,8 +247,9 @@ class Gatherer:
         if len(entries):
             self._entries.append(entries)
             self._captions.append(captions)
-            there = {k: column for k, column in carried.items() if column.null_count < len(column)}
-            self._carried.append((len(entries), there))
+            empty = {k for k, column in carried.items() if column.null_count == len(column)}
+            self._empty |= dict.fromkeys(empty, pa.null())
+            self._carried.append((len(entries), {k: carried[k] for k in carried.keys() - empty}))
 
     def finish(
         self,
@@ -271,6 +273,7 @@ class Gatherer:
         entries["owner"] = rank[entries["owner"]]
         captions, carried = self._captions, self._carried
         del self._captions, self._carried
+        known = {**self._empty, **known}
         columns = joined_columns(carried, untyped=untyped, known=known).columns
         order = ("owner",) if conflict else ORDER
         if not _in_order(entries, (*order, "number")):

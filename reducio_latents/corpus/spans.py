@@ -53,7 +53,7 @@ _OF = ("clip", "segment", "seg", "span", "shot", "scene", "video", "window", "in
 _LISTS = (
     "durationspan", "span", "spans", "timestamp", "timestamps", "timespan", "timerange", "segment",
     "segments", "interval", "intervals", "clip", "clips", "cuts", "times", "windows", "shots",
-    "scenes", "moments", "framespan", "framespans",
+    "scenes", "moments", "framespan", "framespans", "annotations",
 )  # fmt: skip
 """Names of a column that holds starts and ends together, the likeliest first."""
 _TIMELIKE = {
@@ -145,6 +145,8 @@ class Times:
     windows: str | None = None
     """Column of parts of these spans, counted from their start."""
     unit: float = 1.0
+    lasts: bool = False
+    """Whether `end` says how long a span is."""
 
     def of(self, row: dict[str, Any]) -> Iterable[RowSpan]:
         """Take the spans out of a row; raise CorpusError, with a reason, if it lists none right."""
@@ -152,16 +154,20 @@ class Times:
             start = as_list(row.pop(self.start, None)) if self.start is not None else None
             end = as_list(row.pop(self.end, None)) if self.end is not None else None
             if not isinstance(start, list) and not isinstance(end, list):
-                return [RowSpan(start, end, {}, self.unit)]
+                return [self._span(start, end)]
             if not isinstance(start, list) or not isinstance(end, list) or len(start) != len(end):
                 raise CorpusError(NOT_PAIRED)
-            return _shared(
-                row, [RowSpan(a, b, {}, self.unit) for a, b in zip(start, end, strict=True)]
-            )
+            return _shared(row, list(map(self._span, start, end)))
         parts, listed = _parts(as_list(row.pop(self.both, None)), self.unit)
         if self.windows is not None and len(parts) == 1 and not listed:
             return _windows(parts[0], as_list(row.pop(self.windows, None)))
         return _shared(row, parts) if listed else parts
+
+    def _span(self, start: Any, end: Any) -> RowSpan:
+        begins = 0.0 if _is_missing(start) else as_time(start)
+        if self.lasts and begins is not None and (length := as_time(end)) is not None:
+            end = begins + length
+        return RowSpan(start, end, {}, self.unit)
 
     def columns(self, cells: dict[str, Cells], rows: int) -> tuple[Column, Column]:
         """Take the spans out of columns: rows of `ENTRY`, and which are plain, one span of two
@@ -172,10 +178,11 @@ class Times:
             both = [cells.pop(name or "", nothing) for name in (self.start, self.end)]
         else:
             *both, plain = plain_pairs(cells.pop(self.both, nothing))
-        for name, missing, column in zip(("start", "end"), (0.0, NO_END), both, strict=True):
-            times, are_times = plain_times(column)
+        (start, is_start), (end, is_end) = map(plain_times, both)
+        plain = plain & is_start & is_end
+        end = end + np.nan_to_num(start) if self.lasts else end
+        for name, missing, times in (("start", 0.0, start), ("end", NO_END, end)):
             entries[name] = np.where(np.isnan(times), missing, times * (self.unit or 1.0))
-            plain = plain & are_times
         entries["in_frames"] = self.unit == 0
         return entries, plain if self.windows is None else np.zeros(rows, bool)
 
@@ -364,6 +371,13 @@ def times_by_name(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> 
             windows = by_name.get("windows") if form != "windows" else None
             unit = 0.0 if form.startswith("frame") or form == "windows" else 1.0
             return Times(both=name, windows=windows, unit=unit)
+    for rest, pair in pairs.items():
+        for name in columns if set(pair) == {0} else ():
+            words = _words(name)
+            counted = _unit_of(word for word in words if word != "duration")
+            fits = "duration" in words and counted is not None and counted == _unit_of(rest)
+            if fits and all(_any(rows, n, _is_time_or_list) for n in (pair[0], name)):
+                return Times(pair[0], name, unit=counted or 0.0, lasts=True)
     return None
 
 

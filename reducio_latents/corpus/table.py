@@ -227,7 +227,8 @@ class _Table:
             if path == match_name(ID_NAMES, columns):
                 self.kind = "identity"
         if path is None:
-            no_header = "" if not any(map(is_video_name, columns)) else "write a first line, or "
+            is_data = any(is_video_name(name) or name.isdecimal() for name in columns)
+            no_header = "write a first line, or " if is_data else ""
             raise CorpusError(
                 f"{where} has no column of paths by name; it has {', '.join(columns)}. "
                 f"Name it ({no_header}--path-column)."

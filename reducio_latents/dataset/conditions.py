@@ -152,6 +152,8 @@ def _holds(condition: Condition, column: pa.ChunkedArray) -> NDArray[np.bool_]:
     name, op, value = condition
     values = value if isinstance(value, tuple) else (value,)
     wants_text = bool(values) and isinstance(values[0], str)
+    if pa.types.is_null(column.type):  # of the corpus' table, which has nothing in it
+        return np.zeros(len(column), np.bool_)
     if is_text(column) and not wants_text and values:
         column = numbers_in(column)
         if column.null_count == len(column) > 0:

@@ -222,7 +222,8 @@ def fact_types(store: Store, facts: Mapping[str, Fact]) -> dict[str, str]:
             lacks = may_lack and store.plan.clip_columns([fact.name])[fact.name].null_count
             kinds[name] = "float64" if lacks else whole
         else:
-            kinds[name] = "float64" if pa.types.is_floating(kind) else "text"
+            is_number = pa.types.is_floating(kind) or pa.types.is_null(kind)
+            kinds[name] = "float64" if is_number else "text"
     return kinds
 
 

@@ -176,6 +176,7 @@ def concat_parts(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def common_type(kinds: Sequence[pa.DataType]) -> pa.DataType:
+    kinds = [kind for kind in kinds if kind != pa.null()] or [pa.null()]
     if len(kinds) == 1:
         return kinds[0]
     return pa.float64() if set(kinds) == {pa.int64(), pa.float64()} else pa.string()
