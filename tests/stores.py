@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from reducio_latents.core.clips import ClipSpec
 from reducio_latents.core.geometry import Bucket
 from reducio_latents.files import Files
-from reducio_latents.store.commit import Commit, Failure, ShardKey, commit_path
+from reducio_latents.store.commit import Commit, Failure, ShardKey, commit_path, list_commits
 from reducio_latents.store.container import array_rows
 from reducio_latents.store.index import build_index, write_index
 from reducio_latents.store.meta import ROOT, ColumnMeta, StoreMeta
 from reducio_latents.store.plan import PlanPart, PlanSpec, read_plan, write_part
 from reducio_latents.store.plan.parts import ShardRange
 from reducio_latents.store.plan.tables import CLIP_SCHEMA, VIDEO_SCHEMA
+from reducio_latents.store.reports import Reports
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.writer import ColumnRows, Row, StoreWriter
 
@@ -182,6 +183,12 @@ def put_meta(files: Files, meta: StoreMeta) -> None:
 def finish(writer: StoreWriter) -> None:
     """Write what an encode run writes last."""
     write_index(writer.files, build_index(writer.files, use_cache=False))
+    plan, reports = read_plan(writer.files), Reports()
+    assert plan is not None
+    for column, key in list_commits(writer.files):
+        reports.add(Commit.read(writer.files, key, column))
+    for name, data in reports.files(plan).items():
+        writer.files.write(name, data)
     clips = {"found": 7, "encoded": 6, "skipped": 0, "failed": 1}
     writer.meta = replace(writer.meta, counts={"clips": clips}, versions={"numpy": "1"})
     put_meta(writer.files, writer.meta)
@@ -247,6 +254,9 @@ class MemoryFiles:
 
     def size(self, path: str) -> int | None:
         return len(self.data[path]) if path in self.data else None
+
+    def sizes(self, paths: Any) -> dict[str, int]:
+        return {path: len(data) for path, data in self.data.items()}
 
     def list(self, prefix: str) -> Any:
         return iter(sorted(p for p in self.data if not prefix or p.startswith(f"{prefix}/")))

@@ -386,8 +386,15 @@ def test_an_error_of_the_operating_system_is_one_line(
     assert len(result.output.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("words", [["verify"], ["convert"], ["encode-corpus"]], ids=str)
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        *((["verify"], name) for name in ("SIGTERM", "SIGINT", "SIGHUP")),
+        *((["convert"], name) for name in ("SIGTERM", "SIGINT")),
+        *((["encode-corpus"], name) for name in ("SIGTERM", "SIGINT", "SIGHUP")),
+    ],
+    ids=str,
+)
 def test_a_signal_ends_any_command_with_one_line_and_its_number(
     words: list[str], name: str, store: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -405,6 +412,7 @@ def test_a_signal_ends_any_command_with_one_line_and_its_number(
         "upkeep.verify.verify = upkeep.convert.convert_store = wait\n"
         "encode.job.make_plan = wait\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "cli.main(sys.argv[1:])\n"
     )
     arguments: dict[str, list[str | Path]] = {

@@ -17,6 +17,7 @@ import pytest
 
 from reducio_latents.corpus import CorpusVideo, corpus_root, list_corpus
 from reducio_latents.corpus.entry import is_video_name
+from reducio_latents.corpus.trees import MAX_TEXT_BYTES
 from reducio_latents.errors import ConfigError, CorpusError, VideoError
 from reducio_latents.files import open_files
 from reducio_latents.files.source import VideoSource, join_url, open_source
@@ -330,6 +331,26 @@ def test_a_remote_folder_is_listed_like_a_local_one(tmp_path: Path, memory: str)
     assert names(list_corpus(f"{memory}/**/*.m{{p4,kv}}")) == ["a/z.mkv", "b.mp4"]
     with open_source(ours[0].source) as file:
         assert file.read() == b"a/z.mkv"
+
+
+def test_of_remote_json_beside_a_video_no_more_is_read_than_it_may_have(
+    memory: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    system = fsspec.filesystem("memory")
+    for name, data in {"a.mp4": b"1", "a.json": b" " * (3 << 20), "b.json": b"{}"}.items():
+        system.pipe(f"/corpus/{name}", data)
+    read: list[int] = []
+    cat_file = type(system).cat_file
+
+    def spied(*args: object, **more: object) -> bytes:
+        data: bytes = cat_file(*args, **more)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(type(system), "cat_file", spied)
+    assert [video.captions for video in list_corpus(memory)] == [()]
+    assert "larger than 1 MiB" in caplog.text
+    assert max(read) == MAX_TEXT_BYTES + 1
 
 
 def test_a_remote_corpus_that_cannot_be_had_is_one_clear_error(memory: str) -> None:

@@ -27,6 +27,7 @@ from reducio_latents.errors import StoreError
 from reducio_latents.files import LocalFiles, local, open_files
 from reducio_latents.files.protocol import Buffer
 from reducio_latents.store.commit import ShardKey
+from reducio_latents.train.progress import stop_signal
 from reducio_latents.upkeep.verify import verify
 from tests.corpora import write_corpus, write_video
 from tests.forked import Python
@@ -232,6 +233,38 @@ def test_a_signal_while_videos_are_probed_ends_the_run_at_once_and_loses_nothing
     assert report.clips.found == 0
     assert not list(store.glob("plan/part-*"))
     assert encode(corpus, store).shards_left == 0
+    assert files_of(store) == expected
+
+
+def test_a_terminal_that_closes_asks_for_an_end_once_and_not_of_who_does_not_listen() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with stop_on_signals() as stop:
+            for _ in range(2):  # the shell says so, and then the kernel
+                os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal == signal.SIGHUP
+        with stop_signal() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert asked.is_set()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_rows_that_are_gone_or_cut_off_are_made_again(
+    corpus: Path, expected: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store"
+    encode(corpus, store)
+    gone, short = (path for path in store.glob("*/motion/c/*/0/0/0/0") if path.is_file())
+    gone.unlink()
+    short.write_bytes(short.read_bytes()[:-1])
+    report = encode(corpus, store)
+    assert "motion: the files of 2 shards are gone" in caplog.text
+    assert report.clips.encoded
     assert files_of(store) == expected
 
 

@@ -304,7 +304,7 @@ def test_shards_of_other_clips_count_as_not_done_when_a_run_goes_on(tmp_path: Pa
     store = write_store(tmp_path, SPEC)
     of_other_clips(store.files, "caption")
     assert ("caption", KEY) not in same_clips(store.files)
-    StoreWriter(store.files, store.meta).drop_other_clips()
+    StoreWriter(store.files, store.meta).drop_bad_commits(store.plan, [])
     assert not (tmp_path / commit_path(KEY, "caption")).exists()
     assert (tmp_path / commit_path(KEY, "motion")).exists()
     assert not (tmp_path / PATH).exists()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from reducio_latents.errors import StoreError
+from reducio_latents.files import LocalFiles
 from reducio_latents.store import Store
-from reducio_latents.store.commit import Commit, ShardKey, commit_path, list_commits
-from reducio_latents.store.plan import read_plan
+from reducio_latents.store.commit import ClipQuality, Commit, ShardKey, commit_path, list_commits
+from reducio_latents.store.plan import read_plan, write_part
 from reducio_latents.store.seal import seal, unseal
 from reducio_latents.store.writer import ColumnRows
 from reducio_latents.upkeep.verify import VerifyReport, verify
@@ -24,6 +27,7 @@ from tests.stores import (
     MemoryFiles,
     clip_ids,
     column_rows,
+    finish,
     make_meta,
     make_store,
     motion_row,
@@ -156,6 +160,41 @@ def test_a_missing_file_costs_its_clips() -> None:
     files.delete(f"{BUCKET}/content_image/c/1/0")
     [damage] = report_of(files).damage
     assert (damage.what, damage.clips) == ("the file is missing", tuple(clip_ids(7)[4:]))
+
+
+def test_what_cannot_be_opened_at_all_hides_no_other_damage(tmp_path: Path) -> None:
+    files = LocalFiles(tmp_path)
+    make_store(files)
+    pipes = [
+        f"{BUCKET}/motion/zarr.json", f"{BUCKET}/clip_id/c/0", f"{BUCKET}/caption/c/0/0",
+        "errors.parquet", "listing.txt",
+    ]  # fmt: skip
+    for path in pipes:
+        (tmp_path / path).unlink()
+        os.mkfifo(tmp_path / path)
+    last = f"{BUCKET}/motion/c/1/0/0/0/0"
+    (tmp_path / last).unlink()
+    shown = [str(damage) for damage in verify(Store(files)).damage]
+    for path in pipes:
+        assert any(f"{path}: it is a pipe" in line for line in shown), (path, shown)
+    assert f"{tmp_path}/{last}: the file is missing" in shown
+
+
+def test_reports_that_must_be_there_are_missed() -> None:
+    files = MemoryFiles()
+    part = plan_part(7, 4)
+    write_part(files, 0, replace(part, spec=replace(part.spec, shots="told")))
+    writer = open_writer(files, make_meta(columns=SMALL), 7)
+    commits = write_shards(writer, tuple(SMALL), {0: [1]})
+    quality = ClipQuality(row=0, clip_id=clip_ids(1)[0], psnr=30.0, psnr_frames=(30.0,))
+    put_commit(files, replace(commits[0], quality=(quality,)))
+    finish(writer)
+    assert report_of(files).ok
+    for name in ("errors.parquet", "quality.parquet", "shots.parquet"):
+        data = files.data.pop(name)
+        [damage] = report_of(files).damage
+        assert str(damage).startswith(f"memory/{name}: the file is missing; run the encode")
+        files.data[name] = data
 
 
 def test_a_missing_tar_costs_the_clips_of_all_its_columns() -> None:

@@ -8,11 +8,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from reducio_latents.core.signals import handling
 from reducio_latents.core.text import print_logs_safely, printable, without_secrets
 from reducio_latents.errors import LatentsError, TrainingError
 
@@ -150,11 +151,11 @@ class InterruptedBySignal(BaseException):
 def one_line() -> Iterator[None]:
     """Turn whatever ends the block into one line on stderr and an exit code, without a traceback.
 
-    SIGTERM ends it as Ctrl-C does, unless the block listens to it itself.
+    SIGTERM and SIGHUP end it as Ctrl-C does, unless the block listens to it itself.
     """
     print_logs_safely()
     try:
-        with _sigterm_raises():
+        with _signals_raise():
             yield
     except LatentsError as err:
         if not isinstance(err, TrainingError) or not err.signal:
@@ -176,23 +177,23 @@ def one_line() -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _signals_raise() -> Iterator[None]:
     def end(number: int, _: FrameType | None) -> NoReturn:
+        if number == signal.SIGHUP:  # the shell may say the same
+            signal.signal(number, signal.SIG_IGN)
         raise InterruptedBySignal(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
+    with handling(end, [signal.SIGTERM, signal.SIGHUP]):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def say_stopped(number: int) -> None:
     name = signal.Signals(number).name
-    click.echo(f"stopped by {name}; run the same command again to go on", err=True)
+    with suppress(OSError):  # the terminal may be gone
+        click.echo(f"stopped by {name}; run the same command again to go on", err=True)
 
 
 def _end(number: int) -> NoReturn:

@@ -165,6 +165,8 @@ class RemoteTree:
         with _reaching(root):
             self._fs, top = open_filesystem(root)
         self._top = top.rstrip("/")
+        self._large = set[str]()
+        """JSON that may be a table, and is no text beside a video."""
 
     def _full(self, path: str) -> str:
         return f"{self._top}/{path}" if path else self._top
@@ -186,16 +188,20 @@ class RemoteTree:
             path = full.removeprefix(self._top).lstrip("/")
             below = path.removeprefix(folder).lstrip("/")
             if not any(part.startswith(".") for part in below.split("/")):
-                large = path.endswith(".txt") and (info.get("size") or 0) > MAX_TEXT_BYTES
-                yield Found(path, TOO_LARGE if large else None)
+                large = (info.get("size") or 0) > MAX_TEXT_BYTES
+                if large and path.endswith(".json"):
+                    self._large.add(path)
+                yield Found(path, TOO_LARGE if large and path.endswith(".txt") else None)
 
     def read_all(self, paths: Sequence[str]) -> list[bytes | OSError]:
-        if not paths:
-            return []
-        full = [self._full(path) for path in paths]
+        contents: dict[str, bytes] = {}
+        large = [self._full(path) for path in paths if path in self._large]
         with _reaching(self.root):
-            contents: dict[str, bytes] = self._fs.cat(full)
-        return [contents[path] for path in full]
+            if small := [self._full(path) for path in paths if path not in self._large]:
+                contents |= self._fs.cat(small)
+            for path in large:
+                contents[path] = self._fs.cat_file(path, start=0, end=MAX_TEXT_BYTES + 1)
+        return [contents[self._full(path)] for path in paths]
 
     def open(self, path: str) -> BinaryIO:
         with _reaching(self.root):

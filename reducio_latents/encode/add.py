@@ -74,6 +74,7 @@ def add_column(
                 drop_column(opened.files, opened.meta, name)
         shards = [(s.bucket, s.shard, s.rows) for s in opened.plan.shards()]
         writer = StoreWriter.open(opened.files, meta, array_rows(shards, meta.shard_rows))
+        writer.drop_bad_commits(opened.plan, names)
         find = videos.get if needs_videos else partial(opened.plan.source, corpus_root="")
         planned, told = Planned(find, opened.plan), progress or Progress()
         return run_job(Job(chosen, planned, encoders, writer, progress=told), ledger)

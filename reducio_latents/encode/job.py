@@ -187,7 +187,7 @@ def plan_job(request: RunRequest, columns: Mapping[str, ColumnMeta]) -> Job:
     with request.stop.at_once():
         planned = make_plan(corpus, files, options, buckets, request.progress.probed)
     writer = StoreWriter.open(files, meta, array_rows(planned.plan.shards(), options.shard_rows))
-    writer.drop_other_clips()
+    writer.drop_bad_commits(planned.plan, options.columns)
     if options.update_captions and planned.captions:
         planned = take_captions(writer, planned, options.columns, request.run)
     if options.retry_failed:

@@ -1,5 +1,5 @@
-"""Ending a run early on SIGTERM or SIGINT: the shard in hand is finished, if that does not take
-too long, and no other is begun. Spot machines give half a minute."""
+"""Ending a run early on SIGTERM, SIGHUP or SIGINT: the shard in hand is finished, if that does not
+take too long, and no other is begun. Spot machines give half a minute."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from reducio_latents.core.signals import handling
+
 GRACE_S = 20.0
 """How long the shard in hand may take after the first signal."""
 LAST_S = 10.0
 """How long giving it up may take after that; then the process ends as if it were killed."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StoppedError(BaseException):
@@ -60,14 +61,17 @@ class Stop:
 def stop_on_signals(
     grace_s: float = GRACE_S, on_stop: Callable[[float], None] = lambda _: None
 ) -> Iterator[Stop]:
-    """Turn the first SIGTERM or SIGINT into a request to stop, the second into an end at once.
+    """Turn the first of these signals into a request to stop, the second into an end at once,
+    unless it is a SIGHUP: terminals and shells say so one after the other.
 
     `on_stop` is told the seconds that are left, from the signal handler. When they are over,
     `StoppedError` is raised in the main thread, where this must be called.
     """
-    stop = Stop()
+    stop, running = Stop(), list[threading.Timer]()
 
     def ask(number: int, _: FrameType | None) -> None:
+        if stop.requested and number == signal.SIGHUP:
+            return
         if stop.requested:
             os._exit(128 + number)  # workers end with their parent; files are whole or not there
         stop.request(number)  # which may raise StoppedError
@@ -76,16 +80,16 @@ def stop_on_signals(
         last = threading.Timer(grace_s + LAST_S, os._exit, [128 + number])
         last.daemon = True
         last.start()
+        running.append(last)
         on_stop(grace_s)
 
     def give_up(*_: object) -> None:
         raise StoppedError
 
-    before = {number: signal.signal(number, ask) for number in SIGNALS}
-    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, give_up)
-    try:
-        yield stop
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handling(ask), handling(give_up, [signal.SIGALRM]):
+        try:
+            yield stop
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for last in running:  # else it would end a process that goes on
+                last.cancel()

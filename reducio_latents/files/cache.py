@@ -86,7 +86,7 @@ class CachedFiles:
         """`sha256` holds the checksums of files, as far as they are known."""
         self.origin, self.url = origin, origin.url
         self.read, self.read_range = origin.read, origin.read_range
-        self.size, self.list = origin.size, origin.list
+        self.size, self.sizes, self.list = origin.size, origin.sizes, origin.list
         self.folder = folder if folder is not None else cache_folder()
         self.max_bytes = max_bytes if max_bytes is not None else cache_bytes()
         self.sha256 = dict(sha256 or {})

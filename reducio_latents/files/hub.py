@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -93,6 +93,9 @@ class HubFiles:
         if info is None:
             return None
         return f"{info.get('blob_id') or info.get('created') or ''}-{info['size']}"
+
+    def sizes(self, paths: Collection[str]) -> dict[str, int]:
+        return {path: size for path in paths if (size := self.size(path)) is not None}
 
     def list(self, prefix: str) -> Iterator[str]:
         found = []

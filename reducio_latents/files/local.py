@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
@@ -16,7 +16,7 @@ from typing import BinaryIO
 from reducio_latents.core.regular import NotAFileError, file_kind, open_regular
 from reducio_latents.core.text import printable
 from reducio_latents.errors import StoreError
-from reducio_latents.files.inside import place_inside
+from reducio_latents.files.inside import place_inside, require_inside
 from reducio_latents.files.protocol import Buffer, joined, require_readable
 
 PARTIAL = ".partial"
@@ -169,6 +169,15 @@ class LocalFiles:
             except (FileNotFoundError, NotADirectoryError):
                 return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def sizes(self, paths: Collection[str]) -> dict[str, int]:
+        found = {}
+        with _explained("look up", self.root):
+            for path in paths:
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    place = f"{self.root}/{require_inside(path, self.url)}"
+                    found[path] = Path(place).stat().st_size
+        return found
 
     def list(self, prefix: str) -> Iterator[str]:
         found = []

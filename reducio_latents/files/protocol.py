@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -77,6 +77,12 @@ class Files(Protocol):
 
     def size(self, path: str) -> int | None:
         """Return the size in bytes, or None if there is no such file."""
+
+    def sizes(self, paths: Collection[str]) -> dict[str, int]:
+        """Return the size in bytes of those of these files that are there, and maybe of others.
+
+        What takes a request a file is asked for by listing folders.
+        """
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the path of every file below the folder `prefix` ("" for all), sorted."""

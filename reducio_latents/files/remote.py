@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import chain
@@ -280,12 +280,23 @@ class ObjectFiles:
             self._store_pid = os.getpid()
         return obstore, self._store
 
-    def list(self, prefix: str) -> Iterator[str]:
-        def collect(obstore: Any, store: Any) -> Sequence[str]:
-            pages = obstore.list(store, prefix or None, chunk_size=LIST_PAGE)
-            return sorted(entry["path"] for entry in chain.from_iterable(pages))
+    def sizes(self, paths: Collection[str]) -> dict[str, int]:
+        if self.read_only:
+            return {path: size for path in paths if (size := self.size(path)) is not None}
+        found: dict[str, int] = {}
+        for folder in {require_inside(path, self._url).partition("/")[0] for path in paths}:
+            found |= self._listed(folder)
+        return found
 
-        yield from self._listing(prefix) if self.read_only else self._call("list", prefix, collect)
+    def list(self, prefix: str) -> Iterator[str]:
+        yield from self._listing(prefix) if self.read_only else sorted(self._listed(prefix))
+
+    def _listed(self, prefix: str) -> dict[str, int]:
+        def collect(obstore: Any, store: Any) -> dict[str, int]:
+            pages = obstore.list(store, prefix or None, chunk_size=LIST_PAGE)
+            return {entry["path"]: entry["size"] for entry in chain.from_iterable(pages)}
+
+        return self._call("list", prefix, collect)
 
 
 def _persist(obstore: Any, request: Callable[[], AnswerT], retries: int) -> AnswerT:

@@ -124,21 +124,27 @@ def require_same_clips(files: Files, commit: Commit, sums: ShardSums) -> None:
         )
 
 
-def same_clips(files: Files) -> set[tuple[str, ShardKey]]:
-    """Return the commits that there are, but for those of other clips than the plan's."""
+def same_clips(files: Files, *, with_rows: bool = False) -> set[tuple[str, ShardKey]]:
+    """Return the commits that there are, but for those of other clips than the plan's; `with_rows`,
+    also but for those whose file is gone or has another size."""
     sums = ShardSums(files)
 
     def said_by(item: tuple[str, ShardKey]) -> Any:
         column, key = item
         try:
-            return unseal(files.read(commit_path(key, column))).get("clips_sha256")
+            said = unseal(files.read(commit_path(key, column)))
+            return [said.get(name) for name in ("clips_sha256", "file", "file_bytes")]
         except (FileNotFoundError, ValueError):
-            return sums  # who reads it says what is wrong
+            return None  # who reads it says what is wrong
 
     present = list(list_commits(files))
     with ThreadPoolExecutor(READERS) as pool:
-        pairs = zip(present, pool.map(said_by, present), strict=True)
-        return {item for item, said in pairs if said is sums or sums.of(*item[1]) in (None, said)}
+        told = dict(zip(present, pool.map(said_by, present), strict=True))
+    same = {i for i, said in told.items() if not said or sums.of(*i[1]) in (None, said[0])}
+    if not with_rows:
+        return same
+    sizes = files.sizes({said[1] for said in told.values() if said and said[1]})
+    return {i for i in same if not told[i] or sizes.get(told[i][1], 0) == told[i][2]}
 
 
 def write_index(files: Files, index: Index) -> None:

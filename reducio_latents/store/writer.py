@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -25,14 +27,16 @@ from reducio_latents.store.commit import (
 from reducio_latents.store.container import LAYOUTS, Layout, array_nodes, array_rows
 from reducio_latents.store.drop import sweep_lock
 from reducio_latents.store.index import PATH as INDEX
-from reducio_latents.store.index import same_clips
+from reducio_latents.store.index import require_same_clips, same_clips
 from reducio_latents.store.meta import ROOT, Nodes, StoreMeta, require_same
-from reducio_latents.store.plan import Plan, complete_parts, read_plan
+from reducio_latents.store.plan import Plan, ShardSums, complete_parts, read_plan
 from reducio_latents.store.reports import SHOTS
 from reducio_latents.store.row_kinds import Row as Row
 from reducio_latents.store.row_kinds import row_kind
 from reducio_latents.store.statistics import ChannelStatistics
 from reducio_latents.store.turns import AT_WORK
+
+log = logging.getLogger(__name__)
 
 PROBED_FOLDER = "probed"
 """Of what a run that has no plan yet has found out."""
@@ -236,10 +240,32 @@ class StoreWriter:
         columns = dict(sorted({**stored, **self.meta.columns}.items()))
         self.meta = replace(self.meta, columns=columns)
 
-    def drop_other_clips(self) -> None:
-        """Make shards whose commits are of other clips than the plan's count as not done."""
-        for column, key in sorted(set(list_commits(self.files)) - same_clips(self.files)):
-            self.drop_commit(key, column)
+    def drop_bad_commits(self, plan: Plan, columns: Collection[str]) -> None:
+        """Make shards count as not done whose commits are of other clips than the plan's; in these
+        columns also those whose file is gone or has another size."""
+        lost, sums = Counter[str](), ShardSums(self.files)
+        sound = same_clips(self.files, with_rows=True)
+        for column, key in sorted(set(list_commits(self.files)) - sound):
+            try:
+                commit = Commit.read(self.files, key, column)
+                require_same_clips(self.files, commit, sums)
+            except StoreError:
+                self.drop_commit(key, column)
+                continue
+            if commit.removed != plan.removed.get(key, frozenset()):
+                continue  # a removal was killed, and the next one knows what it had done
+            if self.files.size(commit.file) != commit.file_bytes:  # nor was it made again meanwhile
+                lost[column] += 1
+                if column in columns:
+                    self.drop_commit(key, column)
+        for column, number in sorted(lost.items()):
+            mend = f"add-column {self.files.url} {column} makes them again"
+            log.warning(
+                "%s: the files of %d shards are gone, or not as long as their commits say; %s.",
+                column,
+                number,
+                "they are made again" if column in columns else mend,
+            )
 
     def drop_commit(self, key: ShardKey, column: str) -> None:
         """Make a shard count as not done. Its rows stay until they are written anew."""

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Never
+from typing import Never
 
 from tqdm import tqdm
 
+from reducio_latents.core.signals import ECHO_S, handling
+
 LOG_EVERY_S = 30.0
 """How often a bar is drawn into a file."""
-ECHO_S = 2.0
 """A signal that comes again so soon is the same one: torchrun passes on what ranks got as well."""
 
 
@@ -87,7 +88,8 @@ class StopAsked(threading.Event):
 
 @contextmanager
 def stop_signal() -> Iterator[StopAsked]:
-    """Have SIGTERM, which job managers send before they kill, or Ctrl-C ask for a last checkpoint.
+    """Have SIGTERM, which job managers send before they kill, SIGHUP or Ctrl-C ask for a last
+    checkpoint.
 
     A second one, a while later, ends the process as it does elsewhere.
     """
@@ -95,12 +97,7 @@ def stop_signal() -> Iterator[StopAsked]:
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before: dict[int, Any] = {}
     asked_s = 0.0
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     def ask(number: int, _: object) -> None:
         nonlocal asked_s
@@ -111,9 +108,5 @@ def stop_signal() -> Iterator[StopAsked]:
             restore()
             signal.raise_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before[number] = signal.signal(number, ask)
-    try:
+    with handling(ask) as restore:
         yield asked
-    finally:
-        restore()

@@ -15,12 +15,13 @@ from reducio_latents.store.container import LAYOUTS, array_rows
 from reducio_latents.store.index import build_index, write_index
 from reducio_latents.store.meta import FORMAT_VERSION, StoreMeta
 from reducio_latents.store.plan.parts import PENDING
+from reducio_latents.store.reports import ERRORS, QUALITY, SHOTS
 from reducio_latents.store.store import Store
 from reducio_latents.store.turns import at_work
 from reducio_latents.store.writer import ColumnRows, StoreWriter, read_meta_if_any, row_checksum
 
 PLAN = "plan"
-REPORTS = ("quality.parquet", "errors.parquet")
+REPORTS = (QUALITY, ERRORS, SHOTS)
 """Files beside the rows that say something about them."""
 COMPARED = (
     "rows",
@@ -93,6 +94,7 @@ def convert_store(
         meta = replace(source.meta, container=container, format_version=FORMAT_VERSION)
         writer = StoreWriter.open(target, meta, rows)
         commits = _commits_by_shard(source)
+        writer.drop_bad_commits(source.plan, meta.columns)
         there = set(list_commits(target))
         written: list[Commit] = []
         for number, (key, shard) in enumerate(commits.items()):

@@ -29,6 +29,9 @@ FOLDERS_BESIDE = ("preview/", ".cache/")
 """Files, and folders, that whoever publishes a store, or fetches one, lays beside it."""
 
 
+MISSING = "the file is missing"
+
+
 @dataclass(frozen=True)
 class Damage:
     """One thing that is wrong, and which clips it costs."""
@@ -38,7 +41,7 @@ class Damage:
     clips: tuple[str, ...] = ()
 
     def __str__(self) -> str:  # an error's own text may say where
-        return self.what if self.what.startswith(self.where) else f"{self.where}: {self.what}"
+        return self.what if self.where in self.what else f"{self.where}: {self.what}"
 
 
 @dataclass
@@ -78,13 +81,13 @@ def verify(store: Store, progress: Callable[[int], None] = lambda _: None) -> Ve
     report.damage += _verify_arrays(store, described)
     proof = _CommitProof(store, shards, report)
     # Shard by shard: columns that share a file come one after another.
-    for column, key in sorted(list_commits(store.files), key=lambda item: (item[1], item[0])):
+    for column, key in _listed_commits(store, report):
         report.damage += proof.of(column, key)
         report.commits += 1
         progress(report.commits)
     stored = _stored_index(store, report)
     report.damage += _verify_index(store, stored, proof.sound)
-    report.damage += _verify_listing(store)
+    report.damage += _noted(store, LISTING, _verify_listing(store))
     is_finished = stored is not None and stored.entries.keys() == proof.sound.keys() == proof.seen
     report.damage += _verify_reports(store, proof.sound if is_finished else None)
     for column in store.columns:
@@ -93,8 +96,34 @@ def verify(store: Store, progress: Callable[[int], None] = lambda _: None) -> Ve
     known = set[str]()
     is_whole = is_finished and not report.missing
     report.damage += _verify_coordinates(store, known, is_finished=is_whole)
-    report.damage += _unknown_files(store, shards, proof, known)
+    report.damage += _noted(store, "", _unknown_files(store, shards, proof, known))
     return report
+
+
+def _content(store: Store, path: str) -> tuple[bytes | None, str]:
+    """Return what a file holds, or why that cannot be known."""
+    try:
+        return store.files.read(path), ""
+    except (FileNotFoundError, NotADirectoryError):
+        return None, MISSING
+    except StoreError as err:
+        return None, str(err).rstrip(".")
+
+
+def _noted(store: Store, path: str, damage: Iterator[Damage]) -> Iterator[Damage]:
+    """Yield damage; what cannot be looked at is some, too."""
+    try:
+        yield from damage
+    except StoreError as err:
+        yield Damage(f"{store.files.url}/{path}".rstrip("/"), str(err))
+
+
+def _listed_commits(store: Store, report: VerifyReport) -> list[tuple[str, ShardKey]]:
+    try:
+        return sorted(list_commits(store.files), key=lambda item: (item[1], item[0]))
+    except StoreError as err:
+        report.damage.append(Damage(f"{store.files.url}/commits", str(err)))
+        return []
 
 
 def _verify_description(
@@ -124,9 +153,10 @@ def _verify_arrays(store: Store, described: Mapping[str, bytes]) -> Iterator[Dam
     for path, data in described.items():
         where = f"{store.files.url}/{path}"
         mend = "run the encode command again to write it anew"
-        if store.files.size(path) is None:
-            yield Damage(where, f"the file is missing; {mend}")
-        elif store.files.read(path) != data:
+        found, why = _content(store, path)
+        if found is None:
+            yield Damage(where, f"{why}; {mend}")
+        elif found != data:
             yield Damage(where, f"it does not say what the store's description says; {mend}")
 
 
@@ -163,12 +193,17 @@ def _verify_reports(
     for _, commit in by_path:
         reports.add(commit)
     expected = reports.files(store.plan)
+    # An import makes no report of what failed, and keeps no versions.
+    fails = bool(reports.errors or len(store.plan.failed_videos())) and store.meta.versions
     for name in (ERRORS, QUALITY, SHOTS):
         where = f"{store.files.url}/{name}"
-        if store.files.size(name) is None:
-            continue
         wanted = None if commits is None else expected.get(name, b"")
-        if why := report_damage(store.files.read(name), wanted, store.meta.versions):
+        data, why = _content(store, name)
+        if data is not None:
+            why = report_damage(data, wanted, store.meta.versions)
+        elif why == MISSING and (not wanted or (name == ERRORS and not fails)):
+            continue
+        if why:
             yield Damage(where, f"{why}; run the encode command again to write it anew")
 
 
@@ -176,9 +211,10 @@ def _verify_coordinates(store: Store, seen: set[str], *, is_finished: bool) -> I
     """Prove which clip each row is said to be of, once a run has said so of all; note the files."""
     for path, data in store.layout.coordinates(store.meta, store.plan):
         seen.add(path)
-        if is_finished and (store.files.size(path) is None or store.files.read(path) != data):
-            what = "it does not say what the plan says; run the encode command again"
-            yield Damage(f"{store.files.url}/{path}", what)
+        found, why = _content(store, path) if is_finished else (data, "")
+        if found != data:
+            what = why or "it does not say what the plan says"
+            yield Damage(f"{store.files.url}/{path}", f"{what}; run the encode command again")
 
 
 def _unknown_files(
@@ -204,9 +240,11 @@ def _unknown_files(
 
 def _verify_listing(store: Store) -> Iterator[Damage]:
     """Prove that the listing for web servers names only what exists."""
-    if store.files.size(LISTING) is None:
+    data, why = _content(store, LISTING)
+    if data is None:
+        if why != MISSING:
+            yield Damage(f"{store.files.url}/{LISTING}", why)
         return
-    data = store.files.read(LISTING)
     there = {*store.files.list("commits"), *store.files.list("plan")}
     names = data.decode(errors="replace").split("\n")[:-1]
     if not there.issuperset(names) or data != "".join(f"{n}\n" for n in sorted({*names})).encode():
@@ -222,7 +260,7 @@ class _CommitProof:
         self._store = store
         self._shards = shards
         self._report = report
-        self._file = ("", b"", "")
+        self._file: tuple[str, bytes | None, str] = ("", None, "")
         self.sound: dict[tuple[str, ShardKey], Commit] = {}
         """The commits that can be read, whatever became of their rows; without what is told of
         each row."""
@@ -257,10 +295,9 @@ class _CommitProof:
 
     def _verify_file(self, commit: Commit, clip_ids: tuple[str, ...]) -> Iterator[Damage]:
         where = f"{self._store.files.url}/{commit.file}"
-        try:
-            data, sha256 = self._read(commit.file)
-        except (FileNotFoundError, NotADirectoryError):
-            yield Damage(where, "the file is missing", clip_ids)
+        data, sha256 = self._read(commit.file)
+        if data is None:
+            yield Damage(where, sha256, clip_ids)
             return
         bad, why = _damaged_rows(self._store, commit, data, clip_ids)
         self._report.rows += commit.done
@@ -270,11 +307,12 @@ class _CommitProof:
             why = f"the file has {len(data)} bytes, the commit says {commit.file_bytes}"
         yield Damage(where, why or "bytes outside the rows differ from the commit", bad)
 
-    def _read(self, path: str) -> tuple[bytes, str]:
+    def _read(self, path: str) -> tuple[bytes | None, str]:
+        """Return a file and its sha256, or why it cannot be read."""
         if self._file[0] != path:
-            data = self._store.files.read(path)
-            self._file = (path, data, hashlib.sha256(data).hexdigest())
-            self._report.bytes += len(data)
+            data, why = _content(self._store, path)
+            self._file = (path, data, why if data is None else hashlib.sha256(data).hexdigest())
+            self._report.bytes += len(data or b"")
         return self._file[1:]
 
 

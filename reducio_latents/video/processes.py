@@ -24,6 +24,7 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reducio_latents.core.signals import ENDING
 from reducio_latents.errors import ConfigError, LatentsError
 
 PRELOAD = [
@@ -396,9 +397,8 @@ def _main(
     target: Target, pipe: Connection, memory_name: str | None, slots: int, main_pid: int
 ) -> None:
     end_with(main_pid)
-    # Both may reach the whole group; the parent decides what happens to its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in ENDING:  # of the whole group; the parent decides what happens to its workers
+        signal.signal(number, signal.SIG_IGN)
     memory = SharedMemory(memory_name) if memory_name is not None else None
     channel = Channel(pipe, memory, slots)
     pipe.send(("ready", None, None))

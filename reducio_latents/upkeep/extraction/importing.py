@@ -221,6 +221,7 @@ class _Import:
     text: Path | None
 
     def shards(self, progress: Callable[[int, int], None]) -> ConvertReport:
+        self.writer.drop_bad_commits(self.plan, self.writer.meta.columns)
         there = set(list_commits(self.writer.files))
         planned = self.plan.shards()
         commits: list[Commit] = []
