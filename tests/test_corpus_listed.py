@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -176,7 +177,23 @@ def test_what_was_listed_is_not_believed_where_it_may_be_wrong(
     for damaged in (good[:-9], b"", good[:40] + b"x" + good[41:], b"x" * 99):
         kept.write_bytes(damaged)
         plan(path, store)
-    assert (read, kept.read_bytes()) == ([60] * 5, good)
+    table = pq.read_table(pa.BufferReader(good[32:]))
+    lies: Sequence[dict[str, Any]] = (
+        {"types": {"videos": {"score": "nothing"}}},
+        {"types": 3},
+        {"blocks": [["t.csv", [-5, 0], "", False]]},
+        {"blocks": []},
+        {"stamps": 3},
+        {"plan": 3},
+    )
+    for lie in lies:
+        about = json.loads(table.schema.metadata[b"reducio_latents"]) | lie
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({"reducio_latents": json.dumps(about)}), sink)
+        data = sink.getvalue().to_pybytes()
+        kept.write_bytes(hashlib.sha256(data).digest() + data)
+        plan(path, store)
+    assert (read, kept.read_bytes()) == ([60] * 11, good)
     text = path.read_text()
     path.write_text(text[:-1])  # a last line without an end
     plan(path, store)

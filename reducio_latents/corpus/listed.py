@@ -53,7 +53,7 @@ class EarlierListing:
     settings: str = ""
     blocks: Sequence[Block] = ()
     stamps: Mapping[str, str] = field(default_factory=dict)
-    types: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    types: Mapping[str, Mapping[str, pa.DataType]] = field(default_factory=dict)
     """Of the columns that are carried."""
     videos: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
     first: Column = field(default_factory=lambda: np.zeros(0, np.int32))
@@ -124,10 +124,7 @@ def list_tables(
             break
         same = again if same == len(before.blocks) else 0
     if same:
-        rows.types = {
-            kind: {name: pa.type_for_alias(alias) for name, alias in types.items()}
-            for kind, types in before.types.items()
-        }
+        rows.types = {kind: {**types} for kind, types in before.types.items()}
 
     def record() -> EarlierListing | None:
         sizes = {name: _size(tree, name) for name in names if not is_url(tree.root)}
@@ -152,7 +149,7 @@ def list_tables(
             settings,
             blocks,
             stamps,
-            {kind: {name: str(t) for name, t in of.items()} for kind, of in rows.types.items()},
+            rows.types,
             pa.concat_arrays([kept.videos, pa.array(list(rows.names), pa.string())]),
             np.concatenate([kept.first, number.astype(np.int32)]),
         )
@@ -214,11 +211,23 @@ def read_listed(files: Files) -> EarlierListing:
         plan = about.pop("plan")
         if hashlib.sha256(data[32:]).digest() != data[:32] or plan != plan_sums(files)[: len(plan)]:
             return EarlierListing()
-        blocks = [Block(t, Place(*place), *rest) for t, place, *rest in about.pop("blocks")]
-        columns = (table[name].combine_chunks() for name in _SCHEMA.names)
-        videos, first = columns
-        return EarlierListing(**about, blocks=blocks, videos=videos, first=first.to_numpy())
-    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException):
+        blocks = [
+            Block(table_name, Place(int(end), int(number)), sha256, at_end)
+            for table_name, (end, number), sha256, at_end in about.pop("blocks")
+        ]
+        types = {
+            kind: {name: pa.type_for_alias(alias) for name, alias in of.items()}
+            for kind, of in about.pop("types").items()
+        }
+        videos, first = (table[field.name].combine_chunks().cast(field.type) for field in _SCHEMA)
+        at = first.to_numpy()
+        if min([block.place.end for block in blocks], default=0) < 0 or not (
+            ((at >= 0) & (at < len(blocks))).all()
+        ):
+            return EarlierListing()
+        stamps = {**about.pop("stamps")}
+        return EarlierListing(about.pop("settings"), blocks, stamps, types, videos, at)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException):
         return EarlierListing()
 
 
@@ -231,7 +240,10 @@ def write_listed(files: Files, listed: EarlierListing | None) -> None:
     about = {
         "settings": listed.settings,
         "stamps": listed.stamps,
-        "types": listed.types,
+        "types": {
+            kind: {name: str(found) for name, found in of.items()}
+            for kind, of in listed.types.items()
+        },
         "blocks": listed.blocks,
         "plan": plan_sums(files),
     }
