@@ -14,7 +14,6 @@ from reducio_latents.corpus.entry import CorpusVideo
 from reducio_latents.corpus.probe import (
     ProbeRecord,
     Probing,
-    failed_record,
     probe_video,
     probe_videos,
 )
@@ -103,10 +102,6 @@ def test_packets_that_demux_but_decode_to_nothing_are_found_out(tmp_path: Path) 
     data[start:end] = bytes(i * 37 % 256 for i in range(end - start))
     path.write_bytes(data)
     assert "none of its pictures can be decoded" in str(probe(path).error)
-
-
-def test_a_failed_record_holds_its_reason_only() -> None:
-    assert failed_record("why") == ProbeRecord(error="why")
 
 
 def test_what_a_user_should_know_of_a_video_is_told_by_its_name(

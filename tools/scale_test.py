@@ -184,6 +184,7 @@ def measure(form: str, clips: int, shard_rows: int) -> dict[str, Measured]:
         step("imports", int)
         step("list", corpus.list)
         step("list, plan, write the plan", corpus.plan)
+        step("the same again", corpus.plan)
         step("what is to do, of a new store", corpus.todo)
         in_a_process(corpus.commit)
         step("what is to do, when all is done", corpus.scan)

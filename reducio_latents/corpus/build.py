@@ -19,7 +19,8 @@ from reducio_latents.corpus import CorpusVideo
 from reducio_latents.corpus.cells import Column
 from reducio_latents.corpus.fate import Decided, Fate, decide
 from reducio_latents.corpus.place import Placed, Rows, place
-from reducio_latents.corpus.rows import said_of_spans
+from reducio_latents.corpus.probe import PROBED, ProbeRecord
+from reducio_latents.corpus.rows import said_of_spans, taken
 from reducio_latents.errors import CorpusError
 from reducio_latents.store.plan.parts import ROW_GROUP, PlanPart
 from reducio_latents.store.plan.plan import Plan
@@ -36,14 +37,12 @@ from reducio_latents.store.plan.tables import (
 )
 
 if TYPE_CHECKING:
-    from reducio_latents.corpus.probe import ProbeRecord
     from reducio_latents.corpus.shots import VideoShots
 
 log = logging.getLogger(__name__)
 
 ID_DIGITS = 16
 TIME_DIGITS = 9
-PROBED = ("codec", "width", "height", "rotation", "rate_fps", "duration_s", "frames")
 
 
 def plan_part(
@@ -188,13 +187,13 @@ def _clip_table(planned: Decided, placed: Placed, spec: PlanSpec, ids: Sequence[
     status[placed.own :] = 1
     columns = {
         "clip_id": _clip_ids(ids, rows),
-        "video": _spread(names, rows.video),
+        "video": taken(names, rows.video, ROW_GROUP),
         "start_s": pa.array(rows.start_s),
-        "bucket": _spread(pa.array([b.name for b in spec.buckets]), rows.bucket),
+        "bucket": taken(pa.array([b.name for b in spec.buckets]), rows.bucket, ROW_GROUP),
         "shard": pa.array(rows.shard.astype(np.int32)),
         "row": pa.array(rows.row.astype(np.int32)),
-        "status": _spread(pa.array(CLIP_STATUS), status),
-        "captions": _spread(said.captions, said.rows[rows.entry]),
+        "status": taken(pa.array(CLIP_STATUS), status, ROW_GROUP),
+        "captions": taken(said.captions, said.rows[rows.entry], ROW_GROUP),
     }
     schema = CLIP_SCHEMA
     if any(video.spans for video in planned.videos):
@@ -203,17 +202,9 @@ def _clip_table(planned: Decided, placed: Placed, spec: PlanSpec, ids: Sequence[
             columns[name] = pa.array(times, from_pandas=True)
     for key, name in carried_names(said.columns).items():
         column = said.columns[key]
-        columns[name] = _spread(column, said.rows[rows.entry])
+        columns[name] = taken(column, said.rows[rows.entry], ROW_GROUP)
         schema = schema.append(pa.field(name, column.type))
     return pa.table(columns, schema=schema)
-
-
-def _spread(values: pa.Array | pa.ChunkedArray, index: Column) -> pa.ChunkedArray:
-    """Return values[index] in chunks: one array of texts cannot hold 2 GiB."""
-    chunks = [values.take(index[i : i + ROW_GROUP]) for i in range(0, len(index), ROW_GROUP)]
-    return pa.chunked_array(
-        [piece for c in chunks for piece in getattr(c, "chunks", [c])], values.type
-    )
 
 
 def clip_prefix(video: str) -> str:

@@ -63,7 +63,11 @@ def changes_of(listed: Sequence[CorpusVideo], plan: Plan) -> Changes:
         first, count = begins[here] - begins[low], counts[here]
         times, why, _ = within(listed[here], lasts[here], rates[here], count)
         times[why > 0] = np.nan
-        spans = _spans_of(clips)
+        bounds = (
+            [None] * len(clips) if n not in clips.schema.names else clips[n].to_numpy()
+            for n in SPAN_SCHEMA.names
+        )
+        spans = np.stack([np.asarray(bound, np.float64) for bound in bounds], 1)
         entry = _found_in(times, np.repeat(np.arange(high - low), count), spans, at)
         seen[begins[low] + entry[entry >= 0]] = True
         alone = count[at] == 1
@@ -103,15 +107,6 @@ def changes_of(listed: Sequence[CorpusVideo], plan: Plan) -> Changes:
             if listed[i].spans:
                 new[listed[i].video] = frozenset(number[of == i].tolist())
     return Changes(found, new, lost)
-
-
-def _spans_of(clips: pa.Table) -> Column:
-    """Return start and end of each clip's span, (N, 2); NaN of a whole video's."""
-    columns = [
-        clips[name].to_numpy() if name in clips.schema.names else np.full(len(clips), np.nan)
-        for name in SPAN_SCHEMA.names
-    ]
-    return np.stack(columns, 1).astype(np.float64)
 
 
 def _found_in(times: Column, owner: Column, spans: Column, at: Column) -> Column:

@@ -233,7 +233,8 @@ def decide(
     for i, (at, video) in enumerate(zip(of.tolist(), good, strict=True)):
         fate = fates[at] = Fate("planned", without_clips=without.get(i, {}))
         if not has_cuts[i]:
-            reason = _none_of(fate.without_clips) if video.spans else sizes.too_short
+            why_none = f"none of its spans has a clip: {'; '.join(sorted(fate.without_clips))}"
+            reason = why_none if video.spans else sizes.too_short
             if not video.spans and bounds[i + 1] - bounds[i] > 1:
                 reason = f"each of its shots is {sizes.too_short}"
             fate.status, fate.reason = "too_short", reason
@@ -310,10 +311,6 @@ def _pieces(
 
 def _at(name: Callable[[int], str], index: Column, i: int) -> str:
     return name(int(index[i]))
-
-
-def _none_of(reasons: Mapping[str, int]) -> str:
-    return f"none of its spans has a clip: {'; '.join(sorted(reasons))}"
 
 
 def _why_unusable(video: CorpusVideo, record: ProbeRecord) -> str | None:

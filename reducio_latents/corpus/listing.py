@@ -57,7 +57,6 @@ TAR_READERS = 8
 """Tars whose headers are read at once; what they wait for is the disk or the network."""
 
 
-NOTHING = Described()
 _METAS = re.compile(r"((?:.*/)?)metas/v\d+/[^/]+\.json")
 _NO_CLIPS = ("filtered_clips", "previews")
 _NO_TABLES = ("metas", "processed_videos", "processed_clip_chunks", "iv2_embd", "ce1_embd")
@@ -262,12 +261,14 @@ def _list_files(tree: Tree, found: _Sorted, caption_key: str | None) -> list[Cor
     items = [item for item in found.found.values() if item.path not in in_tars]
     curators = {match[1] for name in found.texts if (match := _METAS.fullmatch(name))}
     items = _without_rejects(items, curators)
-    videos = [_file_entry(tree, item) for item in items]
+    videos = [
+        CorpusVideo(storable(i.path), VideoSource(join_url(tree.root, i.path)), problem=i.problem)
+        for i in items
+    ]
     names = [video.video for video in videos]
     of = side_files(names, found.texts)
-    beside = read_beside(tree, names, of, found.texts, side)
-    for number, said in enumerate(beside):
-        if said != NOTHING:
+    for number, said in enumerate(read_beside(tree, names, of, found.texts, side)):
+        if said != Described():
             videos[number] = replace(
                 videos[number], captions=said.captions, extra=said.extra, spans=said.spans
             )
@@ -276,7 +277,8 @@ def _list_files(tree: Tree, found: _Sorted, caption_key: str | None) -> list[Cor
             "caption_column is for tables and tars; beside videos, captions are .txt files. "
             "Leave it out."
         )
-    videos += _list_tars(tree, tars, side)
+    with ThreadPoolExecutor(TAR_READERS) as pool:
+        videos += chain.from_iterable(pool.map(lambda name: list_tar(tree, name, side), tars))
     side.finish()
     known = {*of.values()}
     its_own = tuple(f"{folder}{name}" for folder in curators for name in _NO_TABLES)
@@ -398,17 +400,6 @@ def _search(tree: Tree, patterns: Iterable[str]) -> _Sorted:
         found.keep(tree.walk("", deepest), [compile_glob(pattern) for pattern in globs])
     found.tables.sort()
     return found
-
-
-def _file_entry(tree: Tree, item: Found) -> CorpusVideo:
-    source = VideoSource(join_url(tree.root, item.path))
-    return CorpusVideo(storable(item.path), source, problem=item.problem)
-
-
-def _list_tars(tree: Tree, names: list[str], side: SideFiles) -> Iterable[CorpusVideo]:
-    with ThreadPoolExecutor(TAR_READERS) as pool:
-        for videos in pool.map(lambda name: list_tar(tree, name, side), names):
-            yield from videos
 
 
 def _checked(videos: Iterable[CorpusVideo], corpus: str, whole: bool) -> list[CorpusVideo]:

@@ -12,11 +12,18 @@ import pyarrow.compute as pc
 
 from reducio_latents.core.clips import ClipSpec, TimeSpan, parse_policy
 from reducio_latents.core.text import printable
-from reducio_latents.corpus.build import PROBED, gone, names_of, not_planned, plan_some
+from reducio_latents.corpus.build import gone, names_of, not_planned, plan_some
 from reducio_latents.corpus.changes import Changes, changes_of
 from reducio_latents.corpus.entry import CorpusVideo
 from reducio_latents.corpus.fate import MAX_DURATION_S, Sizes
-from reducio_latents.corpus.probe import OnProbe, OnRecord, ProbeRecord, Probing, probe_videos
+from reducio_latents.corpus.probe import (
+    PROBED,
+    OnProbe,
+    OnRecord,
+    ProbeRecord,
+    Probing,
+    probe_videos,
+)
 from reducio_latents.corpus.shots import ShotTable, VideoShots
 from reducio_latents.errors import StoreError
 from reducio_latents.store.plan import (

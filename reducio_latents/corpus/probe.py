@@ -67,9 +67,7 @@ class ProbeRecord:
     """See `stamp_of`, before the bytes were hashed. Known in the run that probed, and not kept."""
 
 
-def failed_record(error: str, *, bytes: int = 0, sha256: str = "") -> ProbeRecord:
-    """Return the record of a video that cannot be used."""
-    return ProbeRecord(error=error, bytes=bytes, sha256=sha256)
+PROBED = ("codec", "width", "height", "rotation", "rate_fps", "duration_s", "frames")
 
 
 def probe_video(
@@ -85,20 +83,9 @@ def probe_video(
         size, digest = size_and_sha256(source, alive)
         info = backend.probe(source, alive=alive)
     except VideoError as err:
-        return failed_record(str(err), bytes=size, sha256=digest)
-    return ProbeRecord(
-        codec=info.codec,
-        width=info.width,
-        height=info.height,
-        rotation=info.rotation,
-        rate_fps=info.rate_fps,
-        duration_s=info.duration_s,
-        frames=info.frames,
-        bytes=size,
-        sha256=digest,
-        note=info.note,
-        stamp=stamp,
-    )
+        return ProbeRecord(error=str(err), bytes=size, sha256=digest)
+    known = {name: getattr(info, name) for name in (*PROBED, "note")}
+    return ProbeRecord(bytes=size, sha256=digest, stamp=stamp, **known)
 
 
 def probe_videos(
@@ -111,7 +98,7 @@ def probe_videos(
     """
     good = sum(video.problem is None for video in videos)
     if not good:
-        yield from (failed_record(video.problem or "") for video in videos)
+        yield from (ProbeRecord(error=video.problem or "") for video in videos)
         return
     on_probe(len(videos) - good, len(videos))
     with ProcessPool(
@@ -126,7 +113,7 @@ def probe_videos(
         done = len(videos) - good
         for video in videos:
             if video.problem is not None:
-                yield failed_record(video.problem)
+                yield ProbeRecord(error=video.problem)
                 continue
             _, record, lost = next(found)
             if lost is not None:
@@ -144,7 +131,7 @@ def probe_videos(
 def _without_shots(record: ProbeRecord | None, lost: str) -> ProbeRecord:
     """Return what is known of a video whose prober was lost: all but the shots, if any."""
     if record is None:
-        return failed_record(lost)
+        return ProbeRecord(error=lost)
     by = "" if record.shots is None else record.shots.by
     why = lost.replace("the decoder", "the detector")
     return replace(record, shots=VideoShots(by, problem=why))

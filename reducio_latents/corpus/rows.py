@@ -104,10 +104,13 @@ def _typed(column: pa.ChunkedArray, known: pa.DataType | None) -> pa.ChunkedArra
     return column
 
 
-def taken(column: pa.ChunkedArray, index: Column) -> pa.ChunkedArray:
+def taken(
+    column: pa.Array | pa.ChunkedArray | Packed, index: Column, some: int = CHUNK
+) -> pa.ChunkedArray:
     """Return column[index] in chunks: one array of texts cannot hold 2 GiB."""
-    pieces = [column.take(index[i : i + CHUNK]) for i in range(0, len(index), CHUNK)]
-    return pa.chunked_array([chunk for piece in pieces for chunk in piece.chunks], column.type)
+    pieces = [column.take(index[i : i + some]) for i in range(0, len(index), some)]
+    chunks = [chunk for piece in pieces for chunk in getattr(piece, "chunks", [piece])]
+    return pa.chunked_array(chunks, column.type)
 
 
 class Packed:

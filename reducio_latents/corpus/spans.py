@@ -343,8 +343,9 @@ def find_times(
     if found is not None:
         return found
     strange = [name for name in columns if _looks_like_times(name, columns, rows)]
-    strange = strange or _pair_without_times(columns, rows)
-    if strange:
+    filled = [name for name in columns if _any(rows, name, lambda _: True)]
+    pairs = (list(pair.values()) for _, pair in _pairs(filled) if len(pair) == 2)
+    if strange := strange or next(pairs, []):
         raise CorpusError(
             f"{where}: {', '.join(map(repr, strange[:4]))} look like times of clips, but it is not "
             f"clear how to use them. Name them (--start-column, --end-column), or say "
@@ -355,40 +356,33 @@ def find_times(
 
 def times_by_name(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Times | None:
     """Return the columns whose names say that they are times, and whose first cells are."""
-    pairs: dict[tuple[str, ...], dict[int, str]] = {}
-    for name in columns:
-        if role := _role(name):
-            pairs.setdefault(role[1], {}).setdefault(role[0], name)
-    units = {rest: _unit_of(rest) for rest, pair in pairs.items() if len(pair) == 2}
-    known = [(unit, rest) for rest, unit in units.items() if unit is not None]
-    for unit, rest in sorted(known, key=lambda pair: -pair[0]):  # seconds before frames
-        first, last = pairs[rest][0], pairs[rest][1]
-        if _any(rows, first, _is_time_or_list) and _any(rows, last, _is_time_or_list):
-            return Times(first, last, unit=unit)
+    pairs = _pairs(columns)
+    for unit, pair in sorted(pairs, key=lambda found: -found[0]):  # seconds before frames
+        if len(pair) == 2 and all(_any(rows, name, _is_time_or_list) for name in pair.values()):
+            return Times(pair[0], pair[1], unit=unit)
     by_name = {squashed(name): name for name in reversed(columns)}
     for form in _LISTS:
         if form in by_name and _any(rows, name := by_name[form], _is_span_cell):
             windows = by_name.get("windows") if form != "windows" else None
             unit = 0.0 if form.startswith("frame") or form == "windows" else 1.0
             return Times(both=name, windows=windows, unit=unit)
-    for rest, pair in pairs.items():
+    for unit, pair in pairs:
         for name in columns if set(pair) == {0} else ():
             words = _words(name)
-            counted = _unit_of(word for word in words if word != "duration")
-            fits = "duration" in words and counted is not None and counted == _unit_of(rest)
+            fits = "duration" in words and unit == _unit_of(w for w in words if w != "duration")
             if fits and all(_any(rows, n, _is_time_or_list) for n in (pair[0], name)):
-                return Times(pair[0], name, unit=counted or 0.0, lasts=True)
+                return Times(pair[0], name, unit=unit, lasts=True)
     return None
 
 
-def _pair_without_times(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a start and an end, by their names, in whose first cells there is something else."""
+def _pairs(columns: Sequence[str]) -> list[tuple[float, dict[int, str]]]:
+    """Return the columns whose names say that they are a start (0) or an end (1), those together
+    whose names are else the same, with their unit."""
     pairs: dict[tuple[str, ...], dict[int, str]] = {}
     for name in columns:
-        role = _role(name)
-        if role and _unit_of(role[1]) is not None and _any(rows, name, lambda _: True):
-            pairs.setdefault(role[1], {})[role[0]] = name
-    return next(([pair[0], pair[1]] for pair in pairs.values() if len(pair) == 2), [])
+        if role := _role(name):
+            pairs.setdefault(role[1], {}).setdefault(role[0], name)
+    return [(unit, pair) for rest, pair in pairs.items() if (unit := _unit_of(rest)) is not None]
 
 
 def _any(rows: Iterable[Mapping[str, Any]], name: str, fits: Callable[[Any], bool]) -> bool:
@@ -396,17 +390,13 @@ def _any(rows: Iterable[Mapping[str, Any]], name: str, fits: Callable[[Any], boo
     return any(fits(cell) for row in rows if (cell := row.get(name)) not in (None, ""))
 
 
-def _is_list(cell: Any) -> bool:
-    try:
-        return isinstance(as_list(cell), list | dict)
-    except CorpusError:
-        return True
-
-
 def _is_time_or_list(cell: Any) -> bool:
-    return as_time(cell) is not None or (
-        _is_list(cell) and all(as_time(item) is not None for item in as_list(cell))
-    )
+    try:
+        found = as_list(cell)
+    except CorpusError:  # it costs its row
+        return True
+    items = found if isinstance(found, list | dict) else [found]
+    return all(as_time(item) is not None for item in items)
 
 
 def _is_span_cell(cell: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 from reducio_latents.core.regular import A_FOLDER, NotAFileError, file_kind, open_regular
 from reducio_latents.corpus.entry import is_utf8
@@ -35,38 +35,9 @@ class Found:
     """Why it is of no use, if that is known."""
 
 
-class Tree(Protocol):
-    """What a listing asks of the place the corpus is in. Paths are relative to `root`."""
-
-    @property
-    def root(self) -> str:
-        """The folder all paths are relative to: an absolute local path, or a URL."""
-
-    def kind(self, path: str) -> Literal["file", "folder"] | None:
-        """Return what the path is; None if there is nothing. Raise NotAFileError for a pipe, a
-        socket or a device, which a listing never opens."""
-
-    def walk(self, folder: str, max_depth: int | None) -> Iterator[Found]:
-        """Yield everything below `folder` that is not hidden, in any order.
-
-        A `max_depth` of 1 means the folder's own files only. Raise OSError if `folder` itself
-        cannot be listed; of a sub-folder that cannot, yield the problem.
-        """
-
-    def read_all(self, paths: Sequence[str]) -> list[bytes | OSError]:
-        """Return the contents of small files, or why one cannot be read; of each one, no more than
-        `MAX_TEXT_BYTES` and 1."""
-
-    def open(self, path: str) -> BinaryIO:
-        """Open a file for reading and seeking."""
-
-
-def open_tree(root: str) -> Tree:
-    """Return the tree at an absolute local path or a URL."""
-    return RemoteTree(root) if is_url(root) else LocalTree(root)
-
-
 class LocalTree:
+    """What a listing asks of the place the corpus is in. All paths are relative to `root`."""
+
     def __init__(self, root: str) -> None:
         self.root = root
 
@@ -74,6 +45,8 @@ class LocalTree:
         return os.path.join(self.root, path) if path else self.root  # noqa: PTH118
 
     def kind(self, path: str) -> Literal["file", "folder"] | None:
+        """Return what the path is; None if there is nothing. Raise NotAFileError for a pipe, a
+        socket or a device, which a listing never opens."""
         full = Path(self._full(path))
         try:
             kind = file_kind(full.stat().st_mode)
@@ -84,6 +57,11 @@ class LocalTree:
         return "folder" if kind == A_FOLDER else "file"
 
     def walk(self, folder: str, max_depth: int | None) -> Iterator[Found]:
+        """Yield everything below `folder` that is not hidden, in any order.
+
+        A `max_depth` of 1 means the folder's own files only. Raise OSError if `folder` itself
+        cannot be listed; of a sub-folder that cannot, yield the problem.
+        """
         stack: list[tuple[str, int, frozenset[tuple[int, int]]]] = [(folder, 1, frozenset())]
         while stack:
             path, depth, ancestors = stack.pop()
@@ -117,6 +95,8 @@ class LocalTree:
         return found, folders, (status.st_dev, status.st_ino)
 
     def read_all(self, paths: Sequence[str]) -> list[bytes | OSError]:
+        """Return the contents of small files, or why one cannot be read; of each one, no more than
+        `MAX_TEXT_BYTES` and 1."""
         found: list[bytes | OSError] = []
         for path in paths:
             try:
@@ -127,6 +107,7 @@ class LocalTree:
         return found
 
     def open(self, path: str) -> BinaryIO:
+        """Open a file for reading and seeking."""
         return open_regular(self._full(path))
 
 
@@ -160,6 +141,8 @@ def _reaching(url: str) -> Iterator[None]:
 
 
 class RemoteTree:
+    """The same of a URL."""
+
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
         with _reaching(root):
@@ -206,3 +189,11 @@ class RemoteTree:
     def open(self, path: str) -> BinaryIO:
         with _reaching(self.root):
             return remote_file(self._fs, self._full(path), TAR_BLOCK_BYTES)
+
+
+Tree: TypeAlias = LocalTree | RemoteTree
+
+
+def open_tree(root: str) -> Tree:
+    """Return the tree at an absolute local path or a URL."""
+    return RemoteTree(root) if is_url(root) else LocalTree(root)
