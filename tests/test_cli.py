@@ -430,6 +430,28 @@ def test_a_signal_ends_any_command_with_one_line_and_its_number(
     assert "Traceback" not in shown
 
 
+def test_a_terminal_that_closes_ends_a_command_with_its_number() -> None:
+    code = (
+        "import os, pty, signal\n"
+        "import click\n"
+        "from reducio_latents.cli.show import one_line\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "pid, terminal = pty.fork()\n"
+        "if pid == 0:\n"
+        "    with one_line():\n"
+        "        try:\n"
+        "            click.echo('ready')\n"
+        "            signal.pause()\n"
+        "        finally:\n"
+        "            click.echo('what is still said')\n"
+        "os.read(terminal, 1)\n"
+        "os.close(terminal)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    printed, errors = Python(["-c", code]).communicate()
+    assert printed.strip() == str(128 + signal.SIGHUP), errors
+
+
 @pytest.mark.parametrize(
     ("option", "says"),
     [

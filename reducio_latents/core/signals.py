@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -28,10 +30,24 @@ def handling(
         for number, old in before.items():
             signal.signal(number, old)
 
+    def heard(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
+        handler(number, frame)
+
     for number in numbers:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            before[number] = signal.signal(number, handler)
+            before[number] = signal.signal(number, heard)
     try:
         yield restore
     finally:
         restore()
+
+
+def _leave_closed_terminal() -> None:
+    """Let what is still printed go nowhere: a terminal that is gone answers with errors."""
+    for file in (1, 2):
+        if stat.S_ISCHR(os.fstat(file).st_mode) and not os.isatty(file):
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, file)
+            os.close(nothing)
