@@ -39,7 +39,7 @@ from tests.corpora import write_video
 from tests.half_precision import SLACK, rounding
 from tests.test_encode_flow import encode, files_of
 
-MODEL = "reducio-random:16"
+MODEL = "reducio-random:8"
 SMALL = Bucket(16, 32, 32)
 
 

@@ -25,7 +25,7 @@ NAME = "reducio_latents.vae.triton_norm"
 def test_its_numbers_and_gradients_are_right() -> None:
     tests = Path(__file__).with_name("norm_interpreted.py")
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(tests)],
+        [sys.executable, "-m", "pytest", "-xqp", "no:cacheprovider", "--noconftest", tests],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -57,8 +57,8 @@ from tests.stores import plan_part as some_plan
 __all__ = ["s3", "s3_server"]
 
 SPEC: PlanSpec = some_plan(1, 4).spec
-ONE = [f"one/{n}.mp4" for n in range(6)]
-OTHER = [f"other/{n}.mp4" for n in range(5)]
+ONE = [f"one/{n}.mp4" for n in range(5)]  # a full shard, and one that is not
+OTHER = [f"other/{n}.mp4" for n in range(2)]
 CHANGES = ("write", "create", "swap", "delete")
 
 
