@@ -195,3 +195,15 @@ def test_the_command_prints_what_it_did(tmp_path: Path) -> None:
     missing = CliRunner().invoke(main, ["convert", f"{tmp_path}/no", f"{tmp_path}/c"])
     assert missing.exit_code == 1
     assert "is not a latent store" in missing.output
+
+
+@pytest.mark.parametrize("container", ["zarr", "webdataset"])
+def test_a_file_of_the_new_store_that_is_gone_is_written_again(container: Container) -> None:
+    source, target = MemoryFiles("a"), MemoryFiles("b")
+    make_store(source, "webdataset" if container == "zarr" else "zarr")
+    convert_store(Store(source), target, container)
+    whole = dict(target.data)
+    lost = next(p for p in target.data if p.endswith(".tar") or "/motion/c/" in p)
+    del target.data[lost]
+    convert_store(Store(source), target, container)
+    assert target.data == whole
