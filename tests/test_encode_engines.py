@@ -280,6 +280,9 @@ def test_ray_actors_make_the_same_bytes_though_one_is_killed(
         return done
 
     monkeypatch.setattr(engine.Fleet, "_take", take_and_kill)
+    # No Python process before an actor needs one.
+    monkeypatch.setenv("RAY_prestart_worker_first_driver", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's sockets lie in its folder, and their paths may have 107 bytes.
     with TemporaryDirectory(prefix="ray", dir="/tmp") as short:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=short)
